@@ -1,0 +1,135 @@
+"""Models on disk: a folder with ``model.safetensors``, ``config.json`` and a model card (README.md)."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from .ao import OrbitalTemplate
+from .errors import CheckpointError
+
+if TYPE_CHECKING:
+    from .nn.deqh import DEQH, SolverSettings
+    from .nn.so2net import SO2NetConfig
+
+DEFAULT_MODEL = "b3lyp-def2svp"
+_FORMAT = 1
+_WEIGHTS, _CONFIG = "model.safetensors", "config.json"
+
+
+@dataclass(frozen=True)
+class ModelSpec:
+    """All that is needed to build a model around its weights."""
+
+    basis: str
+    template: OrbitalTemplate
+    backbone: SO2NetConfig
+    solver: SolverSettings
+
+    @property
+    def reference(self) -> str:
+        return self.backbone.reference
+
+
+def models_folder() -> Path:
+    """Where the bundled models lie: beside the package in a checkout, inside it in a wheel."""
+    inside = Path(__file__).parent / "models"
+    return inside if inside.is_dir() else Path(__file__).parent.parent / "models"
+
+
+def list_models() -> list[str]:
+    """Names of the bundled models."""
+    folder = models_folder()
+    return sorted(p.parent.name for p in folder.glob(f"*/{_CONFIG}")) if folder.is_dir() else []
+
+
+def _sha256(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def save_model(model: DEQH, spec: ModelSpec, folder: str | Path) -> None:
+    """Write weights and configuration. The configuration carries the hash of the weights."""
+    from safetensors.torch import save_file
+
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    state = {k: v.detach().cpu().contiguous() for k, v in model.backbone.state_dict().items()}
+    save_file(state, folder / _WEIGHTS)
+    config = {
+        "format": _FORMAT,
+        "basis": spec.basis,
+        "template": spec.template.to_config(),
+        "backbone": {"kind": "so2net"} | spec.backbone.to_config(),
+        "solver": spec.solver.to_config(),
+        "sha256": _sha256(folder / _WEIGHTS),
+    }
+    (folder / _CONFIG).write_text(json.dumps(config, indent=2) + "\n")
+
+
+def _read_config(folder: Path) -> dict[str, Any]:
+    try:
+        config = json.loads((folder / _CONFIG).read_text())
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"cannot read {folder / _CONFIG}: {error}") from error
+    if config.get("format") != _FORMAT:
+        raise CheckpointError(
+            f"{folder} has format {config.get('format')!r}, this version reads {_FORMAT}"
+        )
+    return config
+
+
+def resolve_model(name: str | Path) -> Path:
+    """Folder of a bundled model's name, or of a path.
+
+    Raises:
+        CheckpointError: neither a bundled model nor a folder with a model.
+    """
+    for folder in (models_folder() / str(name), Path(name)):
+        if (folder / _CONFIG).is_file():
+            return folder
+    raise CheckpointError(
+        f"no model {str(name)!r}; bundled: {', '.join(list_models()) or 'none'}. "
+        "A folder made by 'python -m pyscf_deqh.train export' will do as well"
+    )
+
+
+def load_model(name: str | Path = DEFAULT_MODEL, device: str = "cpu") -> tuple[DEQH, ModelSpec]:
+    """Load a bundled model by name, or any exported model by its folder.
+
+    Returns:
+        The model in evaluation mode, float32, on ``device``; and its specification.
+
+    Raises:
+        CheckpointError: not found, of another format, truncated or altered.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    from .nn.deqh import DEQH, SolverSettings
+    from .nn.so2net import SO2Net, SO2NetConfig
+
+    folder = resolve_model(name)
+    config = _read_config(folder)
+    weights = folder / _WEIGHTS
+    try:
+        if _sha256(weights) != config["sha256"]:
+            raise CheckpointError(
+                f"{weights} is not the file that {_CONFIG} describes (truncated or altered); "
+                "install the package again or export the model again"
+            )
+        backbone = dict(config["backbone"])
+        backbone.pop("kind")
+        spec = ModelSpec(
+            basis=config["basis"],
+            template=OrbitalTemplate.from_config(config["template"]),
+            backbone=SO2NetConfig(**backbone),
+            solver=SolverSettings(**config["solver"]),
+        )
+        model = DEQH(SO2Net(spec.template, spec.backbone), spec.solver)
+        model.backbone.load_state_dict(load_file(weights))
+    except (OSError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
+        raise CheckpointError(f"cannot load the model in {folder}: {error}") from error
+    return model.eval().requires_grad_(False).to(device), spec

@@ -1,0 +1,1 @@
+"""Molecular data: geometries, the QH9 format, labels, graphs and splits."""

@@ -1,0 +1,105 @@
+"""``python -m pyscf_deqh.data``: make and inspect labelled data."""
+
+from __future__ import annotations
+
+import argparse
+import random
+import sys
+from dataclasses import fields
+from pathlib import Path
+
+from ..errors import DEQHError
+from .geometry import read_geometries
+from .label import LabelSettings, label
+from .qh9 import QH9Database
+from .splits import SPLITS, split_of
+
+
+def _add_label(commands) -> None:
+    parser = commands.add_parser(
+        "label",
+        help="compute Kohn-Sham matrices with PySCF; run the same command again to resume",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    parser.add_argument("geometries", type=Path, help="xyz/extxyz file (also .gz), folder, or .db")
+    parser.add_argument("--out", type=Path, required=True, help="database to make or to resume")
+    parser.add_argument("--qm9-ids", type=int, nargs="+", help="only molecules with these qm9_id")
+    parser.add_argument("--split", choices=SPLITS, help="only molecules of this split")
+    parser.add_argument("--heavy", type=int, nargs=2, metavar=("MIN", "MAX"),
+                        help="only molecules with that many heavy atoms")  # fmt: skip
+    parser.add_argument("--exclude", type=Path, nargs="*", default=[],
+                        help="databases whose ids are skipped")  # fmt: skip
+    parser.add_argument("--n", type=int, help="a random selection of this many molecules")
+    parser.add_argument("--seed", type=int, default=0, help="seed of that selection")
+    parser.add_argument("--workers", type=int, help="processes (default: all cores)")
+    parser.add_argument("--retry-failed", action="store_true")
+    for item in fields(LabelSettings):
+        name = "--" + item.name.replace("_", "-")
+        if isinstance(item.default, bool):
+            parser.add_argument(name, action="store_true", help="faster, a little less exact")
+        else:
+            parser.add_argument(name, type=type(item.default), default=item.default)
+    parser.set_defaults(run=_run_label)
+
+
+def _run_label(args: argparse.Namespace) -> int:
+    geometries = read_geometries(args.geometries)
+    if args.qm9_ids:
+        wanted = {str(i) for i in args.qm9_ids}
+        geometries = [g for g in geometries if g.info.get("qm9_id") in wanted]
+    if args.split:
+        geometries = [g for g in geometries if split_of(int(g.info["qm9_id"])) == args.split]
+    if args.heavy:
+        geometries = [g for g in geometries if args.heavy[0] <= g.n_heavy <= args.heavy[1]]
+    taken: set[str] = set()
+    for path in args.exclude:
+        with QH9Database(path) as database:
+            taken |= {str(database.meta(i).get("qm9_id", i)) for i in database.ids()}
+    geometries = [g for g in geometries if g.info.get("qm9_id", g.info.get("id")) not in taken]
+    if args.n is not None:
+        random.Random(args.seed).shuffle(geometries)
+        geometries = geometries[: args.n]
+    settings = LabelSettings(**{f.name: getattr(args, f.name) for f in fields(LabelSettings)})
+    written, failures = label(
+        geometries, args.out, settings, args.workers, retry_failed=args.retry_failed
+    )
+    print(f"{args.out}: {written} molecules labelled now, {len(failures)} failed")
+    for row_id, reason in failures.items():
+        print(f"  id {row_id}: {reason}")
+    return 1 if failures else 0
+
+
+def _add_info(commands) -> None:
+    parser = commands.add_parser("info", help="what a database holds")
+    parser.add_argument("database", type=Path)
+    parser.set_defaults(run=_run_info)
+
+
+def _run_info(args: argparse.Namespace) -> int:
+    with QH9Database(args.database) as database:
+        print(f"{args.database}: {len(database)} molecules, {len(database.failures())} failures")
+        for key, value in database.settings().items():
+            print(f"  {key}: {value}")
+        for row_id, reason in database.failures().items():
+            print(f"  failed, id {row_id}: {reason}")
+    return 0
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m pyscf_deqh.data", description=__doc__)
+    commands = parser.add_subparsers(required=True)
+    _add_label(commands)
+    _add_info(commands)
+    args = parser.parse_args(argv)
+    try:
+        return args.run(args)
+    except DEQHError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("interrupted; run the same command again to go on", file=sys.stderr)
+        return 130
+
+
+if __name__ == "__main__":
+    sys.exit(main())

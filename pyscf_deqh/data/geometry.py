@@ -1,0 +1,112 @@
+"""Molecular geometries from xyz and extended-xyz files, plain or gzipped."""
+
+from __future__ import annotations
+
+import gzip
+import re
+import shlex
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+from pyscf.data import elements
+
+from ..errors import DatasetError
+
+
+@dataclass
+class Geometry:
+    """One molecule: atomic numbers (N,), positions (N, 3) in angstrom, and its comment's entries."""
+
+    numbers: np.ndarray
+    positions: np.ndarray
+    info: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def n_heavy(self) -> int:
+        return int((self.numbers > 1).sum())
+
+    def atom(self) -> list[tuple[int, tuple[float, float, float]]]:
+        """The geometry in the form that ``pyscf.gto.Mole.atom`` takes (angstrom)."""
+        return [
+            (int(z), (float(r[0]), float(r[1]), float(r[2])))
+            for z, r in zip(self.numbers, self.positions, strict=True)
+        ]
+
+
+def _parse_comment(comment: str) -> dict[str, str]:
+    try:
+        words = shlex.split(comment)
+    except ValueError:  # an apostrophe in free text
+        words = comment.split()
+    return dict(word.split("=", 1) for word in words if re.match(r"[A-Za-z_]\w*=", word))
+
+
+def _position_column(info: dict[str, str]) -> tuple[int, int]:
+    """Columns of species and positions, from extended xyz's ``Properties`` where given."""
+    species, position, column = 0, 1, 0
+    fields = info.get("Properties", "species:S:1:pos:R:3").split(":")
+    for name, width in zip(fields[0::3], fields[2::3], strict=False):
+        if name == "species":
+            species = column
+        elif name == "pos":
+            position = column
+        column += int(width)
+    return species, position
+
+
+def read_xyz(path: str | Path) -> Iterator[Geometry]:
+    """Yield every frame of an xyz or extended-xyz file (``.xyz``, ``.extxyz``, also ``.gz``).
+
+    Raises:
+        DatasetError: the file is missing, empty or malformed; the message names the line.
+    """
+    path = Path(path)
+    opener = gzip.open if path.suffix == ".gz" else open
+    try:
+        with opener(path, "rt", encoding="utf-8") as handle:
+            lines = handle.read().splitlines()
+    except (OSError, EOFError, UnicodeDecodeError) as error:
+        raise DatasetError(f"cannot read {path}: {error}") from error
+    at = 0
+    found = False
+    while at < len(lines):
+        if not lines[at].strip():
+            at += 1
+            continue
+        try:
+            n_atoms = int(lines[at])
+            info = _parse_comment(lines[at + 1])
+            species, position = _position_column(info)
+            rows = [line.split() for line in lines[at + 2 : at + 2 + n_atoms]]
+            if len(rows) != n_atoms:
+                raise ValueError(f"{n_atoms} atoms announced, {len(rows)} found")
+            numbers = np.array([elements.charge(row[species]) for row in rows], dtype=np.int32)
+            positions = np.array(
+                [[float(x) for x in row[position : position + 3]] for row in rows]
+            ).reshape(n_atoms, 3)
+        except (ValueError, IndexError, KeyError, RuntimeError) as error:
+            raise DatasetError(f"{path}, frame that starts at line {at + 1}: {error}") from error
+        found = True
+        yield Geometry(numbers, positions, info)
+        at += 2 + n_atoms
+    if not found:
+        raise DatasetError(f"{path} holds no molecule")
+
+
+def read_geometries(path: str | Path) -> list[Geometry]:
+    """All geometries of an xyz file, of every xyz file in a folder, or of a QH9 database."""
+    path = Path(path)
+    if path.suffix == ".db":
+        from .qh9 import QH9Database
+
+        with QH9Database(path) as database:
+            return [record.geometry() for record in database]
+    if path.is_dir():
+        files = sorted(p for p in path.iterdir() if re.search(r"\.(ext)?xyz(\.gz)?$", p.name))
+        if not files:
+            raise DatasetError(f"no .xyz or .extxyz file in {path}")
+    else:
+        files = [path]
+    return [geometry for file in files for geometry in read_xyz(file)]

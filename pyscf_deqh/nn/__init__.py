@@ -1,0 +1,1 @@
+"""Equivariant networks and the deep-equilibrium framework. Nothing here imports PySCF."""

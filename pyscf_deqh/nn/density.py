@@ -1,0 +1,57 @@
+"""Density matrices of batched Hamiltonians, differentiable through occupied-virtual rotations."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+# Smallest orbital-energy difference (hartree) that a gradient is divided by.
+_SMALLEST_GAP = 0.02
+# Energy (hartree) of the orbitals that pad small molecules of a batch: above all real ones.
+_PADDING_ENERGY = 100.0
+
+
+class _DensityMatrix(torch.autograd.Function):
+    """D(H) = 2 C_occ C_occ^T.
+
+    Only occupied-virtual rotations change D. Its derivative divides by e_v - e_o alone, so it
+    exists wherever there is a gap; autograd through eigh divides by all eigenvalue differences.
+    """
+
+    @staticmethod
+    def forward(ctx, hamiltonian, basis_vectors, occupied, empty):
+        h = basis_vectors.mT @ hamiltonian @ basis_vectors
+        h = h + torch.diag_embed(empty.to(h.dtype) * _PADDING_ENERGY)
+        energies, rotation = torch.linalg.eigh(h)
+        orbitals = basis_vectors @ rotation
+        filled = orbitals * occupied[:, None]
+        ctx.save_for_backward(energies, orbitals, occupied)
+        return 2 * filled @ filled.mT
+
+    @staticmethod
+    def backward(ctx, grad):
+        energies, orbitals, occupied = ctx.saved_tensors
+        grad = (grad + grad.mT) / 2
+        gap = energies[:, None, :] - energies[:, :, None]
+        coupled = occupied[:, :, None] & ~occupied[:, None, :]
+        response = -4 * (orbitals.mT @ grad @ orbitals) / gap.clamp_min(_SMALLEST_GAP)
+        response = torch.where(coupled, response, torch.zeros_like(response))
+        response = orbitals @ response @ orbitals.mT
+        return (response + response.mT) / 2, None, None, None
+
+
+def density_matrix(hamiltonian: Tensor, basis_vectors: Tensor, n_occupied: Tensor) -> Tensor:
+    """Closed-shell density matrices of Hamiltonians.
+
+    Args:
+        hamiltonian: (B, n, n), zero padded.
+        basis_vectors: (B, n, n) orthonormal vectors X, X^T S X = 1, zero columns where padded.
+        n_occupied: (B,) doubly occupied orbitals.
+
+    Returns:
+        (B, n, n).
+    """
+    n = hamiltonian.shape[-1]
+    occupied = torch.arange(n, device=hamiltonian.device) < n_occupied[:, None]
+    empty = (basis_vectors == 0).all(dim=1)
+    return _DensityMatrix.apply(hamiltonian, basis_vectors, occupied, empty)

@@ -1,0 +1,137 @@
+"""The DEQH framework: Hamiltonians as fixed points H* = f(H*; Z, R, S) (Wang et al., Sec. 4 and A.7).
+
+A backbone splits f into what does not depend on H (:meth:`Backbone.injection`, computed once per
+molecule) and what does (:meth:`Backbone.filter`, once per iteration). What f reads of H is the
+backbone's *state*: the whole matrix, or the on-site blocks alone for a backbone that sees H only
+through the diagonal reduction. The fixed point is solved over the state, and everything else of H is
+computed once, from the solution (:meth:`Backbone.hamiltonian`). Both savings are exact.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from ..errors import ConfigError
+from ..graph import GraphBatch
+
+SOLVERS = ("fixed_point_iter", "anderson", "broyden")
+STARTS = ("identity", "reference")
+
+
+class Backbone(Protocol):
+    """What a network offers to be solved for its fixed point. B molecules, n orbitals."""
+
+    def injection(self, graph: GraphBatch) -> Any:
+        """Everything that does not depend on H."""
+
+    def state(self, hamiltonian: Tensor, injected: Any) -> Tensor:
+        """What f reads of a Hamiltonian (B, n, n): a tensor (B, ...)."""
+
+    def filter(self, state: Tensor, injected: Any) -> Tensor:
+        """One application of f: the next state."""
+
+    def hamiltonian(self, state: Tensor, injected: Any) -> Tensor:
+        """The Hermitian matrices (B, n, n) that belong to a converged state."""
+
+
+@dataclass(frozen=True)
+class SolverSettings:
+    """How the fixed point and its implicit gradient are solved.
+
+    Attributes:
+        forward: ``fixed_point_iter``, ``anderson`` or ``broyden``.
+        forward_max_iterations: limit of the forward solver.
+        forward_tolerance: stop at ||f(x) - x|| / ||f(x)|| below this, over all molecules of a batch.
+        backward, backward_max_iterations, backward_tolerance: the same for the linear fixed point
+            of the gradient (Eq. 44); 0 iterations take the gradient of the last application of f
+            alone.
+        start: ``identity`` (the paper) or ``reference``. A Hamiltonian given to the call
+            (PySCF's own guess, say) overrides it.
+    """
+
+    forward: str = "fixed_point_iter"
+    forward_max_iterations: int = 8
+    forward_tolerance: float = 1e-5
+    backward: str = "fixed_point_iter"
+    backward_max_iterations: int = 3
+    backward_tolerance: float = 1e-4
+    start: str = "reference"
+
+    def __post_init__(self):
+        for name, value, known in (
+            ("forward", self.forward, SOLVERS),
+            ("backward", self.backward, SOLVERS),
+            ("start", self.start, STARTS),
+        ):
+            if value not in known:
+                raise ConfigError(f"solver.{name}: {value!r} is not one of {', '.join(known)}")
+        if self.forward_max_iterations < 1 or self.backward_max_iterations < 0:
+            raise ConfigError("solver: at least one forward and zero backward iterations")
+
+    def to_config(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+@dataclass
+class Solution:
+    """A solved Hamiltonian (B, n, n) in hartree; iterations and relative residual (B,) of each."""
+
+    hamiltonian: Tensor
+    iterations: Tensor
+    residual: Tensor
+
+
+class DEQH(nn.Module):
+    """Solves a backbone's fixed point with torchdeq."""
+
+    def __init__(self, backbone: nn.Module, settings: SolverSettings | None = None):
+        super().__init__()
+        self.backbone = backbone
+        self.configure(settings or SolverSettings())
+
+    def configure(self, settings: SolverSettings) -> None:
+        """Change the solvers, for example for inference after training."""
+        from torchdeq import get_deq
+
+        implicit = settings.backward_max_iterations > 0
+        self.settings = settings
+        self._deq = get_deq(
+            f_solver=settings.forward,
+            f_max_iter=settings.forward_max_iterations,
+            f_tol=settings.forward_tolerance,
+            f_stop_mode="rel",
+            b_solver=settings.backward,
+            b_max_iter=settings.backward_max_iterations,
+            b_tol=settings.backward_tolerance,
+            b_stop_mode="rel",
+            ift=implicit,
+            grad=1,
+            kwargs={},
+        )
+
+    def initial_hamiltonian(self, graph: GraphBatch) -> Tensor:
+        """H^0 (B, n, n): the identity (to preserve Hermiticity, Sec. 4.2) or the reference."""
+        if self.settings.start == "reference":
+            return graph.reference
+        return torch.diag_embed(graph.orbital_mask.to(graph.overlap.dtype))
+
+    def forward(self, graph: GraphBatch, initial: Tensor | None = None) -> Solution:
+        """Solve for the Hamiltonians of a batch.
+
+        Args:
+            graph: the batch.
+            initial: (B, n, n) Hamiltonians to start from instead of ``settings.start``.
+        """
+        injected = self.backbone.injection(graph)
+        start = self.initial_hamiltonian(graph) if initial is None else initial
+        state = self.backbone.state(start, injected)
+        solved, info = self._deq(lambda x: self.backbone.filter(x, injected), state)
+        return Solution(
+            self.backbone.hamiltonian(solved[-1], injected),
+            info["nstep"].to(torch.long),
+            info["rel_lowest"],
+        )

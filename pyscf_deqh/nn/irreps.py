@@ -1,0 +1,231 @@
+"""Equivariant features: layout, per-degree linear maps, normalization, and the coupling of blocks.
+
+A feature tensor has shape (n, (lmax + 1)^2, C), components in the order of e3nn's spherical
+harmonics. The last ``pseudo`` of its C channels have unnatural parity: under inversion a component
+of degree l gains (-1)^(l+1), the others gain (-1)^l. Natural and pseudo channels never mix in a
+linear map, which makes every network built from these parts equivariant to reflections as well.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from e3nn import o3
+from torch import Tensor, nn
+
+from ..ao import OrbitalTemplate
+from ..errors import ConfigError
+
+
+@dataclass(frozen=True)
+class Channels:
+    """Number of channels of natural and of unnatural parity."""
+
+    natural: int
+    pseudo: int
+
+    @property
+    def total(self) -> int:
+        return self.natural + self.pseudo
+
+
+def degree_slices(lmax: int) -> list[slice]:
+    """Components of each degree l in a feature tensor."""
+    return [slice(l * l, (l + 1) * (l + 1)) for l in range(lmax + 1)]
+
+
+def random_weight(fan_in: int, *shape: int) -> nn.Parameter:
+    """Normal weights with variance 1 / fan_in."""
+    return nn.Parameter(torch.randn(*shape) / math.sqrt(max(fan_in, 1)))
+
+
+class DegreeLinear(nn.Module):
+    """One linear map per degree l and parity, the same for all components m; bias on l = 0."""
+
+    def __init__(self, lmax: int, inputs: Channels, outputs: Channels):
+        super().__init__()
+        self.inputs, self.outputs = inputs, outputs
+        self.register_buffer(
+            "degree",
+            torch.tensor([l for l in range(lmax + 1) for _ in range(2 * l + 1)]),
+            persistent=False,
+        )
+        self.natural = random_weight(inputs.natural, lmax + 1, inputs.natural, outputs.natural)
+        self.pseudo = random_weight(inputs.pseudo, lmax + 1, inputs.pseudo, outputs.pseudo)
+        self.bias = nn.Parameter(torch.zeros(outputs.natural))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(n, (lmax + 1)^2, inputs.total) -> (n, (lmax + 1)^2, outputs.total)."""
+        cut = self.inputs.natural
+        by_component = x.transpose(0, 1)
+        natural = torch.bmm(by_component[..., :cut], self.natural[self.degree])
+        natural = torch.cat([natural[:1] + self.bias, natural[1:]])
+        pseudo = torch.bmm(by_component[..., cut:], self.pseudo[self.degree])
+        return torch.cat([natural, pseudo], dim=-1).transpose(0, 1)
+
+
+def rms_normalize(x: Tensor, eps: float = 1e-6) -> Tensor:
+    """Divide each row's features by their root mean square over all components and channels."""
+    return x * torch.rsqrt(x.square().mean(dim=(-2, -1), keepdim=True) + eps)
+
+
+class NodeNonlinearity(nn.Module):
+    """Linear, gate, linear: scalars by SiLU, all else multiplied by gates made from the scalars."""
+
+    def __init__(self, lmax: int, channels: Channels):
+        super().__init__()
+        self.lmax, self.channels = lmax, channels
+        self.linear_in = DegreeLinear(lmax, channels, channels)
+        self.gates = nn.Linear(channels.natural, (lmax + 1) * channels.total)
+        self.linear_out = DegreeLinear(lmax, channels, channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.linear_in(rms_normalize(x))
+        gates = torch.sigmoid(self.gates(y[:, 0, : self.channels.natural]))
+        gates = gates.view(-1, self.lmax + 1, self.channels.total)
+        # SiLU(x) = x sigmoid(x) is the gate of the natural scalars.
+        return self.linear_out(y * gates.index_select(1, self.linear_in.degree))
+
+
+@dataclass(frozen=True)
+class _Group:
+    """Coupled components of one degree and parity: ``count`` paths of 2l + 1 components each."""
+
+    degree: int
+    pseudo: bool
+    count: int
+    start: int
+
+    @property
+    def stop(self) -> int:
+        return self.start + self.count * (2 * self.degree + 1)
+
+
+class BlockCoupling(nn.Module):
+    """Orthogonal change of basis between template blocks (T, T) and irreducible components.
+
+    The product of shells l1 and l2 couples to degrees L = |l1 - l2| … l1 + l2 with Clebsch-Gordan
+    coefficients (Eq. 14 is the way back). Components are grouped by (L, parity), m outermost.
+
+    Raises:
+        ConfigError: ``lmax`` is below twice the largest angular momentum of the basis set.
+    """
+
+    def __init__(self, template: OrbitalTemplate, lmax: int):
+        super().__init__()
+        shells, size = template.template_shells, template.size
+        if lmax < 2 * max(shells):
+            raise ConfigError(
+                f"lmax = {lmax} cannot represent blocks of shells up to l = {max(shells)}; "
+                f"use lmax >= {2 * max(shells)}"
+            )
+        starts = [sum(2 * k + 1 for k in shells[:i]) for i in range(len(shells))]
+        paths: dict[tuple[int, bool], list[Tensor]] = {}
+        for start1, l1 in zip(starts, shells, strict=True):
+            for start2, l2 in zip(starts, shells, strict=True):
+                for degree in range(abs(l1 - l2), l1 + l2 + 1):
+                    coefficients = o3.wigner_3j(l1, l2, degree, dtype=torch.float64)
+                    matrix = torch.zeros(size, size, 2 * degree + 1, dtype=torch.float64)
+                    matrix[
+                        start1 : start1 + 2 * l1 + 1, start2 : start2 + 2 * l2 + 1
+                    ] = coefficients * math.sqrt(2 * degree + 1)
+                    parity = bool((l1 + l2 + degree) % 2)
+                    paths.setdefault((degree, parity), []).append(matrix)
+        self.size = size
+        self.groups: list[_Group] = []
+        columns, at = [], 0
+        for (degree, pseudo), matrices in sorted(paths.items()):
+            self.groups.append(_Group(degree, pseudo, len(matrices), at))
+            at = self.groups[-1].stop
+            columns.append(torch.stack(matrices, dim=-1).reshape(size * size, -1))
+        # In float64 whatever the network's precision; it is cast where it is used.
+        self.register_buffer("matrix", torch.cat(columns, dim=1), persistent=False)
+        path_of = torch.cat(
+            [
+                torch.arange(g.count).repeat(2 * g.degree + 1) + offset
+                for g, offset in zip(self.groups, self._path_offsets(), strict=True)
+            ]
+        )
+        self.register_buffer("path", path_of, persistent=False)
+
+    def _path_offsets(self) -> list[int]:
+        return [sum(g.count for g in self.groups[:i]) for i in range(len(self.groups))]
+
+    @property
+    def n_paths(self) -> int:
+        return sum(g.count for g in self.groups)
+
+    @property
+    def is_scalar(self) -> Tensor:
+        """(T T,), True for components of degree 0."""
+        scalar = torch.zeros(len(self.path), dtype=torch.bool)
+        scalar[: self.groups[0].stop] = True  # groups are sorted, degree 0 comes first
+        return scalar
+
+    def couple(self, blocks: Tensor) -> Tensor:
+        """(n, T T, K) -> (n, T T coupled components, K)."""
+        return torch.einsum("npk,pc->nck", blocks, self.matrix.to(blocks))
+
+    def uncouple(self, components: Tensor) -> Tensor:
+        """(n, T T coupled components) -> (n, T, T)."""
+        return (components @ self.matrix.T.to(components)).view(-1, self.size, self.size)
+
+
+class BlockEmbedding(nn.Module):
+    """Coupled components of K matrices -> features: one linear map per degree and parity."""
+
+    def __init__(self, coupling: BlockCoupling, lmax: int, n_matrices: int, channels: Channels):
+        super().__init__()
+        self.groups, self.n_matrices = coupling.groups, n_matrices
+        self.lmax, self.channels = lmax, channels
+        self.weights = nn.ParameterList(
+            random_weight(
+                n_matrices * g.count,
+                n_matrices * g.count,
+                channels.pseudo if g.pseudo else channels.natural,
+            )
+            for g in self.groups
+        )
+
+    def forward(self, components: Tensor) -> Tensor:
+        """(n, T T, K) -> (n, (lmax + 1)^2, channels.total)."""
+        n = len(components)
+        out = components.new_zeros(n, (self.lmax + 1) ** 2, self.channels.total)
+        slices = degree_slices(self.lmax)
+        for group, weight in zip(self.groups, self.weights, strict=True):
+            part = components[:, group.start : group.stop]
+            part = part.reshape(n, 2 * group.degree + 1, group.count * self.n_matrices)
+            cut = self.channels.natural
+            channels = slice(cut, None) if group.pseudo else slice(cut)
+            out[:, slices[group.degree], channels] = part @ weight
+        return out
+
+
+class BlockReadout(nn.Module):
+    """Features -> coupled components: the way back of :class:`BlockEmbedding`.
+
+    Starts small, so that an untrained network predicts almost no change and its fixed-point
+    iteration contracts.
+    """
+
+    def __init__(self, coupling: BlockCoupling, lmax: int, channels: Channels):
+        super().__init__()
+        self.groups, self.slices, self.cut = coupling.groups, degree_slices(lmax), channels.natural
+        self.weights = nn.ParameterList(
+            random_weight(
+                100 * (c := channels.pseudo if g.pseudo else channels.natural),
+                c,
+                g.count,
+            )
+            for g in self.groups
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(n, (lmax + 1)^2, channels.total) -> (n, T T)."""
+        parts = []
+        for group, weight in zip(self.groups, self.weights, strict=True):
+            channels = slice(self.cut, None) if group.pseudo else slice(self.cut)
+            parts.append((x[:, self.slices[group.degree], channels] @ weight).flatten(1))
+        return torch.cat(parts, dim=1)

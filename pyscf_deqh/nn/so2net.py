@@ -1,0 +1,337 @@
+"""SO2Net: a backbone with SO(2) convolutions in edge frames that sees matrices as its input.
+
+Atoms and pairs start from the blocks of the overlap, the reference Hamiltonian and its density,
+coupled to irreps; that, and the first layers, are the injection. The filter adds the blocks of H^k
+and of its density D[H^k] (so that one application of f is a solver step) and predicts the next
+difference to the reference.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..ao import OrbitalTemplate
+from ..errors import ConfigError
+from ..graph import BOHR, GraphBatch
+from ..reference import REFERENCES
+from .density import density_matrix
+from .irreps import (
+    BlockCoupling,
+    BlockEmbedding,
+    BlockReadout,
+    Channels,
+    DegreeLinear,
+    NodeNonlinearity,
+    rms_normalize,
+)
+from .so2 import EdgeFeatures, EdgeFrames, EdgeGate, SO2Linear, edge_rms_normalize
+
+_NEIGHBOURS = 16.0  # typical number of atoms within the cutoff, for the scale of message sums
+
+
+@dataclass(frozen=True)
+class SO2NetConfig:
+    """Hyperparameters.
+
+    Attributes:
+        reference: ``sad`` (learn the difference to it) or ``none``.
+        lmax: largest degree of features; at least twice the basis set's largest l.
+        natural_channels, pseudo_channels: channels by parity.
+        injection_layers, filter_layers: layers that run once, and in every iteration.
+        cutoff: in angstrom; pairs beyond keep the reference's block (or zero).
+        radial_functions: exponential Gaussians of the distance.
+        invariants: width of the pair embedding made of distance and elements.
+    """
+
+    reference: str = "sad"
+    lmax: int = 4
+    natural_channels: int = 32
+    pseudo_channels: int = 8
+    injection_layers: int = 2
+    filter_layers: int = 2
+    cutoff: float = 8.0
+    radial_functions: int = 32
+    invariants: int = 64
+
+    def __post_init__(self):
+        if self.reference not in REFERENCES:
+            raise ConfigError(
+                f"reference: {self.reference!r} is not one of {', '.join(REFERENCES)}"
+            )
+        if self.filter_layers < 1 or self.injection_layers < 0:
+            raise ConfigError("SO2Net needs at least one filter layer")
+
+    def to_config(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+class PairInvariants(nn.Module):
+    """Embedding of a pair's distance and elements, and the cutoff envelope."""
+
+    def __init__(self, n_elements: int, n_radial: int, width: int, cutoff: float):
+        super().__init__()
+        self.cutoff = cutoff
+        # Gaussians of exp(-r / 2 bohr), denser where bonds are (Unke & Meuwly, 2019).
+        centres = torch.linspace(math.exp(-cutoff / 2.0), 1.0, n_radial)
+        self.register_buffer("centres", centres, persistent=False)
+        self.sharpness = (2 / n_radial * (1 - math.exp(-cutoff / 2.0))) ** -2
+        self.elements = nn.Embedding(n_elements, width // 2)
+        self.mlp = nn.Sequential(
+            nn.Linear(n_radial + 2 * (width // 2), width), nn.SiLU(), nn.Linear(width, width)
+        )
+
+    def forward(self, graph: GraphBatch) -> tuple[Tensor, Tensor]:
+        """Invariants (E, width) and envelope (E,), which vanishes smoothly at the cutoff."""
+        distance = graph.edge_vector.norm(dim=-1)
+        radial = torch.exp(
+            -self.sharpness * (torch.exp(-distance[:, None] / 2.0) - self.centres) ** 2
+        )
+        kinds = self.elements(graph.element[graph.edge_index]).transpose(0, 1).flatten(1)
+        u = (distance / self.cutoff).clamp(max=1.0)
+        envelope = 1 - 28 * u**6 + 48 * u**7 - 21 * u**8
+        return self.mlp(torch.cat([radial, kinds], dim=-1)), envelope
+
+
+@dataclass
+class Injected:
+    """What SO2Net's filter needs besides H."""
+
+    graph: GraphBatch
+    frames: EdgeFrames
+    invariants: Tensor
+    envelope: Tensor
+    atoms: Tensor
+    pairs: EdgeFeatures
+    density: Tensor  # of the reference's orbitals; zero without a reference
+
+
+class SO2Layer(nn.Module):
+    """(x_i, x_j, e_ij) -> SO(2) linear, gate, SO(2) linear; added to e_ij, summed over j onto x_i."""
+
+    def __init__(self, config: SO2NetConfig, channels: Channels):
+        super().__init__()
+        lmax, width = config.lmax, config.invariants
+        self.linear_in = SO2Linear(lmax, [channels] * 3, channels)
+        self.gate = EdgeGate(lmax, channels, width)
+        self.linear_out = SO2Linear(lmax, [channels], channels)
+        self.message_weight = nn.Linear(width, channels.total)
+        self.message_linear = DegreeLinear(lmax, channels, channels)
+        self.update = NodeNonlinearity(lmax, channels)
+
+    def forward(self, x: Tensor, e: EdgeFeatures, env: Injected) -> tuple[Tensor, EdgeFeatures]:
+        i, j = env.graph.edge_index
+        normal = rms_normalize(x)
+        inputs = (env.frames.into(normal[i]), env.frames.into(normal[j]), edge_rms_normalize(e))
+        y = self.linear_out(self.gate(self.linear_in(*inputs), env.invariants))
+        e = [a + b for a, b in zip(e, y, strict=True)]
+        weight = self.message_weight(env.invariants) * env.envelope[:, None]
+        messages = env.frames.out_of(y) * weight[:, None]
+        total = torch.zeros_like(x).index_add(0, i, messages) / math.sqrt(_NEIGHBOURS)
+        x = x + self.message_linear(total)
+        return x + self.update(x), e
+
+
+class SO2Net(nn.Module):
+    """A :class:`~pyscf_deqh.nn.deqh.Backbone` for any elements and basis set."""
+
+    def __init__(self, template: OrbitalTemplate, config: SO2NetConfig | None = None):
+        super().__init__()
+        self.config = config = config or SO2NetConfig()
+        self.template = template
+        channels = Channels(config.natural_channels, config.pseudo_channels)
+        self.channels = channels
+        n_elements = len(template.numbers)
+        self.invariants = PairInvariants(
+            n_elements, config.radial_functions, config.invariants, self.cutoff
+        )
+        self.coupling = BlockCoupling(template, config.lmax)
+        self.element_embedding = nn.Embedding(n_elements, channels.natural)
+        self.pair_embedding = nn.Linear(config.invariants, (config.lmax + 1) * channels.natural)
+        n_static = 1 if config.reference == "none" else 4
+        args = (self.coupling, config.lmax)
+        self.static_atoms = BlockEmbedding(*args, n_static, channels)
+        self.static_pairs = BlockEmbedding(*args, n_static, channels)
+        self.state_atoms = BlockEmbedding(*args, 2, channels)
+        self.state_pairs = BlockEmbedding(*args, 2, channels)
+        self.injection_layers = nn.ModuleList(
+            SO2Layer(config, channels) for _ in range(config.injection_layers)
+        )
+        self.filter_layers = nn.ModuleList(
+            SO2Layer(config, channels) for _ in range(config.filter_layers)
+        )
+        self.atom_output = NodeNonlinearity(config.lmax, channels)
+        self.pair_linear = SO2Linear(config.lmax, [channels], channels)
+        self.pair_gate = EdgeGate(config.lmax, channels, config.invariants)
+        self.atom_readout = BlockReadout(*args, channels)
+        self.pair_readout = BlockReadout(*args, channels)
+        self._register_standards(n_elements, n_static)
+
+    @property
+    def cutoff(self) -> float:
+        """Cutoff of atom pairs in bohr."""
+        return self.config.cutoff / BOHR
+
+    def _register_standards(self, n_elements: int, n_static: int) -> None:
+        t2, paths = self.template.size**2, self.coupling.n_paths
+        for name, n_matrices in (("static", n_static), ("state", 2)):
+            self.register_buffer(f"{name}_shift", torch.zeros(n_elements, t2, n_matrices))
+            self.register_buffer(f"{name}_atom_scale", torch.ones(paths, n_matrices))
+            self.register_buffer(f"{name}_pair_scale", torch.ones(paths, n_matrices))
+        self.register_buffer("output_shift", torch.zeros(n_elements, t2))
+        self.output_atom_scale = nn.Parameter(torch.ones(n_elements, paths))
+        self.output_pair_scale = nn.Parameter(torch.ones(n_elements, n_elements, paths))
+
+    # The fixed-point problem, see Backbone in deqh.py.
+
+    def state(self, hamiltonian: Tensor, injected: Injected) -> Tensor:
+        """The difference to the reference: residuals are then relative to what is predicted."""
+        return hamiltonian - injected.graph.reference
+
+    def hamiltonian(self, state: Tensor, injected: Injected) -> Tensor:
+        return injected.graph.reference + state
+
+    def _static_matrices(self, graph: GraphBatch) -> tuple[Tensor, list[Tensor]]:
+        """Density of the reference's orbitals, and the matrices that do not depend on H."""
+        if self.config.reference == "none":
+            return torch.zeros_like(graph.overlap), [graph.overlap]
+        n = graph.overlap.shape[-1]
+        occupied = torch.arange(n, device=graph.nao.device) < graph.n_occupied[:, None]
+        filled = graph.basis_vectors * occupied[:, None]
+        density = 2 * filled @ filled.mT
+        return density, [graph.overlap, graph.reference, density, density - graph.atomic_density]
+
+    def _state_matrices(self, graph: GraphBatch, state: Tensor, density: Tensor) -> list[Tensor]:
+        h = graph.reference + state
+        return [state, density_matrix(h, graph.basis_vectors, graph.n_occupied) - density]
+
+    def _components(self, graph: GraphBatch, matrices: list[Tensor]) -> tuple[Tensor, Tensor]:
+        atoms, pairs = graph.blocks(*matrices)
+        return self.coupling.couple(atoms), self.coupling.couple(pairs)
+
+    def _standardized(self, name: str, graph: GraphBatch, matrices: list[Tensor]):
+        atoms, pairs = self._components(graph, matrices)
+        shift = getattr(self, f"{name}_shift")[graph.element]
+        path = self.coupling.path
+        atoms = (atoms - shift) / getattr(self, f"{name}_atom_scale")[path]
+        return atoms, pairs / getattr(self, f"{name}_pair_scale")[path]
+
+    def injection(self, graph: GraphBatch) -> Injected:
+        density, matrices = self._static_matrices(graph)
+        atoms, pairs = self._standardized("static", graph, matrices)
+        x = self.static_atoms(atoms)
+        # Out of place on a slice of its own, so that autograd keeps the embedding's output.
+        scalars = x[:, :1, : self.channels.natural] + self.element_embedding(graph.element)[:, None]
+        x = torch.cat(
+            [torch.cat([scalars, x[:, :1, self.channels.natural :]], dim=-1), x[:, 1:]], dim=1
+        )
+        invariants, envelope = self.invariants(graph)
+        frames = EdgeFrames(graph.edge_vector, self.config.lmax, self.channels)
+        e = frames.into(self.static_pairs(pairs))
+        e[0] = e[0] + self.pair_embedding(invariants)
+        env = Injected(graph, frames, invariants, envelope, x, e, density)
+        for layer in self.injection_layers:
+            env.atoms, env.pairs = layer(env.atoms, env.pairs, env)
+        return env
+
+    def filter(self, state: Tensor, injected: Injected) -> Tensor:
+        graph = injected.graph
+        matrices = self._state_matrices(graph, state, injected.density)
+        atoms, pairs = self._standardized("state", graph, matrices)
+        x = injected.atoms + self.state_atoms(atoms)
+        update = injected.frames.into(self.state_pairs(pairs))
+        e = [a + b for a, b in zip(injected.pairs, update, strict=True)]
+        for layer in self.filter_layers:
+            x, e = layer(x, e, injected)
+        return self._read(x, e, injected)
+
+    def _read(self, x: Tensor, e: EdgeFeatures, env: Injected) -> Tensor:
+        graph, path = env.graph, self.coupling.path
+        i, j = graph.element[graph.edge_index]
+        atoms = self.atom_readout(self.atom_output(x)) * self.output_atom_scale[graph.element][:, path]
+        atoms = self.coupling.uncouple(atoms + self.output_shift[graph.element])
+        e = self.pair_gate(self.pair_linear(edge_rms_normalize(e)), env.invariants)
+        scale = self.output_pair_scale[i, j] * env.envelope[:, None]
+        pairs = self.pair_readout(env.frames.out_of(e)) * scale[:, path]
+        pairs = self.coupling.uncouple(pairs)
+        # Hermitian by construction: each block is the mean of (i, j) and the transposed (j, i).
+        return graph.matrix((atoms + atoms.mT) / 2, (pairs + pairs[graph.reverse].mT) / 2)
+
+    @torch.no_grad()
+    def standardize(self, batches: Iterable[GraphBatch]) -> None:
+        """Set input shifts and scales and initial output scales from labelled batches."""
+        sums = _Moments(self)
+        for graph in batches:
+            density, matrices = self._static_matrices(graph)
+            sums.add("static", graph, self._components(graph, matrices))
+            target = graph.hamiltonian - graph.reference
+            matrices = self._state_matrices(graph, target, density)
+            sums.add("state", graph, self._components(graph, matrices))
+        for name in ("static", "state"):
+            shift, atom_scale, pair_scale = sums.result(name)
+            getattr(self, f"{name}_shift").copy_(shift)
+            getattr(self, f"{name}_atom_scale").copy_(atom_scale)
+            getattr(self, f"{name}_pair_scale").copy_(pair_scale)
+        by_element, by_pair = sums.target_scales()
+        self.output_shift.copy_(self.state_shift[..., 0])
+        self.output_atom_scale.copy_(by_element)
+        self.output_pair_scale.copy_(by_pair)
+
+
+class _Moments:
+    """Means of scalar components by element, and root mean squares by path."""
+
+    def __init__(self, net: SO2Net):
+        self.net = net
+        self.parts: dict[str, list[tuple[Tensor, Tensor, Tensor, Tensor]]] = {}
+
+    def add(self, name: str, graph: GraphBatch, components: tuple[Tensor, Tensor]) -> None:
+        self.parts.setdefault(name, []).append(
+            (graph.element, graph.element[graph.edge_index], *components)
+        )
+
+    def _joined(self, name: str) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        element, pair, atoms, pairs = zip(*self.parts[name], strict=True)
+        return torch.cat(element), torch.cat(pair, dim=1), torch.cat(atoms), torch.cat(pairs)
+
+    def _by_path(self, mean_square: Tensor) -> Tensor:
+        """RMS over the components of each path; 1 where a path never occurs."""
+        path = self.net.coupling.path
+        shape = (self.net.coupling.n_paths, *mean_square.shape[1:])
+        count = torch.bincount(path).view(-1, *[1] * (mean_square.dim() - 1))
+        rms = (mean_square.new_zeros(shape).index_add(0, path, mean_square) / count).sqrt()
+        return torch.where(rms > 1e-8, rms, torch.ones_like(rms))
+
+    def result(self, name: str) -> tuple[Tensor, Tensor, Tensor]:
+        element, _, atoms, pairs = self._joined(name)
+        shift = torch.zeros_like(getattr(self.net, f"{name}_shift"))
+        for z in range(len(shift)):
+            if (element == z).any():
+                shift[z] = atoms[element == z].mean(0)
+        shift *= self.net.coupling.is_scalar.to(shift)[:, None]
+        centred = (atoms - shift[element]).square().mean(0)
+        return shift, self._by_path(centred), self._by_path(pairs.square().mean(0))
+
+    def target_scales(self) -> tuple[Tensor, Tensor]:
+        element, pair, atoms, pairs = self._joined("state")
+        atoms = atoms[..., 0] - self.net.state_shift[element][..., 0]
+        pairs = pairs[..., 0]
+        n, paths = len(self.net.state_shift), self.net.coupling.n_paths
+        by_element, by_pair = atoms.new_zeros(n, paths), atoms.new_zeros(n, n, paths)
+        for z in range(n):
+            if (element == z).any():
+                by_element[z] = self._scale(atoms[element == z])
+            for w in range(n):
+                chosen = (pair[0] == z) & (pair[1] == w)
+                if chosen.any():
+                    by_pair[z, w] = self._scale(pairs[chosen])
+        return by_element, by_pair
+
+    def _scale(self, components: Tensor) -> Tensor:
+        scale = self._by_path(components.square().mean(0))
+        return torch.where(scale == 1.0, torch.zeros_like(scale), scale)

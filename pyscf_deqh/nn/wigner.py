@@ -1,0 +1,49 @@
+"""Rotation matrices of real spherical harmonics for many directions at once.
+
+e3nn 0.6 exponentiates generators that it keeps in single precision: slow for one matrix per atom
+pair, and off by 1e-7 in double precision. Here a rotation about the polar axis is written down, and
+one about the second axis is the first between two constant matrices.
+"""
+
+from __future__ import annotations
+
+import functools
+
+import torch
+from e3nn import o3
+from torch import Tensor
+
+
+@functools.cache
+def _axis_exchange(l: int) -> Tensor:
+    """Representation (2l+1, 2l+1) of the rotation of e3nn's y axis onto its x axis, in float64."""
+    rotation = torch.tensor([[0.0, 1.0, 0.0], [-1.0, 0.0, 0.0], [0.0, 0.0, 1.0]], dtype=torch.float64)
+    generator = torch.Generator().manual_seed(0)
+    points = torch.randn(8 * (2 * l + 1), 3, dtype=torch.float64, generator=generator)
+    before = o3.spherical_harmonics(l, points, normalize=True)
+    after = o3.spherical_harmonics(l, points @ rotation.T, normalize=True)
+    return torch.linalg.lstsq(before, after).solution.T
+
+
+def _polar_rotation(l: int, angle: Tensor) -> Tensor:
+    """Rotation about e3nn's y axis (the physical z axis), (E, 2l+1, 2l+1)."""
+    m = torch.arange(-l, l + 1, device=angle.device)
+    phase = angle[:, None] * m
+    out = torch.diag_embed(torch.cos(phase))
+    antidiagonal = torch.arange(2 * l + 1, device=angle.device)
+    # Y_m -> Y_m cos(m a) - Y_-m sin(m a), for cosine (m > 0) and sine (m < 0) functions alike.
+    out[:, antidiagonal, 2 * l - antidiagonal] -= torch.sin(phase)
+    return out
+
+
+def wigner_d(l: int, direction: Tensor) -> Tensor:
+    """Representation (E, 2l+1, 2l+1) of a rotation that takes the polar axis onto each direction.
+
+    Args:
+        l: degree.
+        direction: (E, 3) physical vectors, not zero; the polar axis is the physical z axis.
+    """
+    x, y, z = direction.unbind(-1)
+    exchange = _axis_exchange(l).to(direction)
+    tilt = exchange @ _polar_rotation(l, torch.atan2(torch.hypot(x, y), z)) @ exchange.T
+    return _polar_rotation(l, torch.atan2(y, x)) @ tilt

@@ -1,0 +1,100 @@
+"""Configuration of a training run; every field can be set in YAML and on the command line."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from ..nn.deqh import SolverSettings
+from ..nn.so2net import SO2NetConfig
+
+
+@dataclass
+class DataConfig:
+    """Which molecules to train on.
+
+    Attributes:
+        databases: QH9 files; split by molecule (``qm9_id % 10``: 7 test, 3 validation, else train).
+        basis: basis set of the labels.
+        elements: atomic numbers that the model shall know.
+        cache: folder of the graphs that are made from the databases.
+        max_molecules: limit of the training set (learning curves); 0 for all.
+        max_validation: limit of the validation set; 0 for all.
+        workers: processes that make graphs (0: all cores).
+        loaders: processes that load batches beside the training.
+    """
+
+    databases: list[Path] = field(default_factory=list)
+    basis: str = "def2-svp"
+    elements: list[int] = field(default_factory=lambda: [1, 6, 7, 8, 9])
+    cache: Path = Path("data/cache")
+    max_molecules: int = 0
+    max_validation: int = 0
+    workers: int = 0
+    loaders: int = 0
+
+
+@dataclass
+class OptimizerConfig:
+    """AdamW with linear warm-up and cosine decay.
+
+    Attributes:
+        learning_rate: after warm-up.
+        final_fraction: of the learning rate, at the end.
+        warmup_steps: steps of linear growth.
+        weight_decay: AdamW's.
+        clip: largest gradient norm.
+        ema_decay: of the exponential moving average of the weights, which is what is validated
+            and exported; 0 turns it off.
+        rotation_weight: weight of the orbital rotation in the loss, in mEh (0: Eq. 45 alone).
+    """
+
+    learning_rate: float = 2e-3
+    final_fraction: float = 0.01
+    warmup_steps: int = 200
+    weight_decay: float = 1e-3
+    clip: float = 5.0
+    ema_decay: float = 0.998
+    rotation_weight: float = 10.0
+
+
+@dataclass
+class RunConfig:
+    """Length, place and precision of a run.
+
+    Attributes:
+        folder: checkpoints and logs.
+        max_epochs: end of the run and of the learning-rate schedule.
+        max_minutes: wall-clock limit, resumed time included (0: none). The learning rate follows
+            the clock where that is ahead of the epochs, so that a limited run ends annealed.
+        batch_size: molecules per step.
+        batches_per_epoch: length of an epoch; 0 for one pass over the data.
+        validate_every: epochs between validations.
+        seed: of weights and order of the data.
+        threads: of PyTorch on the CPU; 0 leaves its default.
+        accelerator, precision: as in Lightning.
+    """
+
+    folder: Path = Path("runs/default")
+    max_epochs: int = 100
+    max_minutes: float = 0.0
+    batch_size: int = 8
+    batches_per_epoch: int = 0
+    validate_every: int = 1
+    seed: int = 0
+    threads: int = 0
+    accelerator: str = "auto"
+    precision: str = "32-true"
+
+
+@dataclass
+class TrainConfig:
+    """A whole training run."""
+
+    data: DataConfig = field(default_factory=DataConfig)
+    model: SO2NetConfig = field(default_factory=SO2NetConfig)
+    solver: SolverSettings = field(
+        default_factory=lambda: SolverSettings(forward_max_iterations=3, backward_max_iterations=3)
+    )
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    run: RunConfig = field(default_factory=RunConfig)

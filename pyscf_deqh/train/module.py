@@ -1,0 +1,181 @@
+"""Lightning modules: what is optimized, and the data it is optimized on."""
+
+from __future__ import annotations
+
+import math
+import time
+from functools import partial
+
+import lightning as L
+import numpy as np
+import torch
+from torch.utils.data import DataLoader, RandomSampler
+
+from ..ao import OrbitalTemplate
+from ..data.dataset import GraphStore, HamiltonianDataset
+from ..graph import GraphBatch, collate
+from ..metrics import hamiltonian_errors
+from ..nn.deqh import DEQH
+from ..nn.so2net import SO2Net
+from .config import TrainConfig
+from .loss import hamiltonian_loss
+
+
+def build_model(config: TrainConfig) -> DEQH:
+    """An untrained model for the elements and basis of ``config``."""
+    template = OrbitalTemplate.from_basis(config.data.basis, tuple(config.data.elements))
+    return DEQH(SO2Net(template, config.model), config.solver)
+
+
+class EpochSampler(RandomSampler):
+    """A random order that depends on seed and epoch alone, so that resumed runs repeat it."""
+
+    def __init__(self, data, seed: int):
+        super().__init__(data)
+        self.seed = seed
+        self.set_epoch(0)
+
+    def set_epoch(self, epoch: int) -> None:
+        self.generator = torch.Generator().manual_seed(1_000_003 * self.seed + epoch)
+
+
+class HamiltonianData(L.LightningDataModule):
+    """Training and validation molecules."""
+
+    def __init__(self, config: TrainConfig, template: OrbitalTemplate, cutoff: float):
+        super().__init__()
+        self.config = config
+        self._collate = partial(collate, template=template, cutoff=cutoff)
+
+    def setup(self, stage: str | None = None) -> None:
+        data = self.config.data
+        store = GraphStore(data.cache, self.config.model.reference, data.basis)
+        limits = {"train": data.max_molecules, "valid": data.max_validation}
+        self.parts = {
+            split: HamiltonianDataset(
+                data.databases, split, store, limit or None, data.workers or None
+            )
+            for split, limit in limits.items()
+        }
+
+    def _loader(self, split: str, **options) -> DataLoader:
+        return DataLoader(
+            self.parts[split],
+            self.config.run.batch_size,
+            collate_fn=self._collate,
+            num_workers=self.config.data.loaders,
+            persistent_workers=self.config.data.loaders > 0,
+            **options,
+        )
+
+    def train_dataloader(self) -> DataLoader:
+        train = self.parts["train"]
+        # Incomplete batches would get a larger weight per molecule.
+        full = len(train) >= self.config.run.batch_size
+        return self._loader(
+            "train", sampler=EpochSampler(train, self.config.run.seed), drop_last=full
+        )
+
+    def val_dataloader(self) -> DataLoader:
+        return self._loader("valid")
+
+
+class HamiltonianModule(L.LightningModule):
+    """Solves, compares, and steps."""
+
+    def __init__(self, model: DEQH, config: TrainConfig):
+        super().__init__()
+        self.model = model
+        self.config = config
+        self.save_hyperparameters(ignore=["model", "config"])
+        self._started = time.monotonic()
+        self._seconds_before = 0.0
+
+    @property
+    def seconds(self) -> float:
+        """Wall-clock time of the run so far, earlier parts of a resumed run included."""
+        return self._seconds_before + time.monotonic() - self._started
+
+    def on_save_checkpoint(self, checkpoint) -> None:
+        checkpoint["seconds"] = self.seconds
+
+    def on_load_checkpoint(self, checkpoint) -> None:
+        self._seconds_before = checkpoint.get("seconds", 0.0)
+
+    def on_train_start(self) -> None:
+        self._started = time.monotonic()
+
+    def transfer_batch_to_device(self, batch: GraphBatch, device, dataloader_idx) -> GraphBatch:
+        return batch.to(device)
+
+    def progress(self) -> float:
+        """Part of the run that is done, 0 to 1, by epochs or by the clock, whichever is ahead."""
+        done = self.global_step / max(self.trainer.estimated_stepping_batches, 1)
+        if self.config.run.max_minutes:
+            done = max(done, self.seconds / (60 * self.config.run.max_minutes))
+        return min(done, 1.0)
+
+    def learning_rate_factor(self) -> float:
+        options = self.config.optimizer
+        warmup = min(1.0, (self.global_step + 1) / max(options.warmup_steps, 1))
+        cosine = 0.5 * (1 + math.cos(math.pi * self.progress()))
+        return warmup * (options.final_fraction + (1 - options.final_fraction) * cosine)
+
+    def configure_optimizers(self):
+        options = self.config.optimizer
+        return torch.optim.AdamW(
+            self.parameters(), lr=options.learning_rate, weight_decay=options.weight_decay
+        )
+
+    def on_train_batch_start(self, batch, batch_idx) -> None:
+        rate = self.config.optimizer.learning_rate * self.learning_rate_factor()
+        for group in self.optimizers().param_groups:
+            group["lr"] = rate
+
+    def training_step(self, batch: GraphBatch, batch_idx: int):
+        solution = self.model(batch)
+        parts = hamiltonian_loss(
+            solution.hamiltonian, batch, self.config.optimizer.rotation_weight
+        )
+        n = batch.n_molecules
+        for name, value in parts.items():
+            self.log(f"train/{name}", value, prog_bar=True, batch_size=n)
+        self.log("train/iterations", solution.iterations.float().mean(), batch_size=n)
+        self.log("train/residual", solution.residual.mean(), batch_size=n)
+        self.log("learning_rate", self.optimizers().param_groups[0]["lr"], batch_size=n)
+        return parts["loss"]
+
+    def validation_step(self, batch: GraphBatch, batch_idx: int) -> None:
+        solution = self.model(batch)
+        n = batch.n_molecules
+        weight = self.config.optimizer.rotation_weight
+        loss = hamiltonian_loss(solution.hamiltonian, batch, weight)["loss"]
+        self.log("valid/loss", loss, prog_bar=True, batch_size=n)
+        errors = self._errors(batch, solution.hamiltonian)
+        for name in errors[0]:
+            values = [e[name] for e in errors]
+            self.log(
+                f"valid/{name}", float(np.mean(values)), prog_bar=name in _SHOWN, batch_size=n
+            )
+        self.log("valid/iterations", solution.iterations.float().mean(), batch_size=n)
+        self.log("valid/residual", solution.residual.mean(), batch_size=n)
+
+    def _errors(self, batch: GraphBatch, predicted: torch.Tensor) -> list[dict[str, float]]:
+        template = self.model.backbone.template
+        sizes = np.array([len(template.slots(z)) for z in template.numbers])
+        errors = []
+        for b, nao in enumerate(batch.nao.tolist()):
+            elements = batch.element[batch.molecule == b].cpu().numpy()
+            errors.append(
+                hamiltonian_errors(
+                    predicted[b, :nao, :nao].double().cpu().numpy(),
+                    batch.hamiltonian[b, :nao, :nao].cpu().numpy(),
+                    batch.overlap[b, :nao, :nao].cpu().numpy(),
+                    int(batch.n_occupied[b]),
+                    sizes[elements],
+                ).to_dict()
+            )
+        return errors
+
+
+_SHOWN = ("mae", "orbital_rotation")

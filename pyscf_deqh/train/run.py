@@ -1,0 +1,172 @@
+"""A training run from configuration to checkpoint, and from checkpoint to model."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+import yaml
+from lightning.pytorch.callbacks import (
+    EMAWeightAveraging,
+    LearningRateMonitor,
+    ModelCheckpoint,
+    TQDMProgressBar,
+)
+from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
+
+from ..checkpoint import ModelSpec, save_model
+from ..errors import CheckpointError, ConfigError
+from ..nn.deqh import SolverSettings
+from ..nn.so2net import SO2NetConfig
+from .config import DataConfig, OptimizerConfig, RunConfig, TrainConfig
+from .module import HamiltonianData, HamiltonianModule, build_model
+
+# Batches that the scales of inputs and outputs are measured on.
+_STANDARDIZATION_BATCHES = 25
+
+
+class _WallClock(L.Callback):
+    """Ends a run at the end of the epoch in which its wall-clock limit passes."""
+
+    def on_train_epoch_end(self, trainer, pl_module) -> None:
+        limit = pl_module.config.run.max_minutes
+        if limit and pl_module.seconds >= 60 * limit:
+            trainer.should_stop = True
+
+
+def _to_plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {k: _to_plain(v) for k, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_to_plain(v) for v in value]
+    return str(value) if isinstance(value, Path) else value
+
+
+def write_config(config: TrainConfig, path: Path) -> None:
+    path.write_text(yaml.safe_dump(_to_plain(asdict(config)), sort_keys=False))
+
+
+def read_config(path: Path) -> TrainConfig:
+    raw = yaml.safe_load(path.read_text())
+    kinds = {"data": DataConfig, "model": SO2NetConfig, "solver": SolverSettings,
+             "optimizer": OptimizerConfig, "run": RunConfig}  # fmt: skip
+    return TrainConfig(**{name: kind(**raw[name]) for name, kind in kinds.items()})
+
+
+def _initialize(module: HamiltonianModule, checkpoint: Path) -> None:
+    try:
+        state = torch.load(checkpoint, map_location="cpu", weights_only=True)["state_dict"]
+        module.load_state_dict(state)
+    except (OSError, KeyError, RuntimeError) as error:
+        raise CheckpointError(f"cannot start from {checkpoint}: {error}") from error
+
+
+def _trainer(config: TrainConfig) -> L.Trainer:
+    run, options = config.run, config.optimizer
+    checkpoints = dict(dirpath=run.folder / "checkpoints", auto_insert_metric_name=False)
+    callbacks: list[L.Callback] = [
+        ModelCheckpoint(
+            filename="best", monitor="valid/loss", enable_version_counter=False, **checkpoints
+        ),
+        # After every epoch, whether validated or not: that is what --resume goes on from.
+        ModelCheckpoint(
+            filename="last", save_on_train_epoch_end=True, enable_version_counter=False,
+            **checkpoints,
+        ),
+        LearningRateMonitor(),
+        TQDMProgressBar(refresh_rate=10),
+        _WallClock(),
+    ]  # fmt: skip
+    if options.ema_decay:
+        callbacks.append(
+            EMAWeightAveraging(
+                decay=options.ema_decay, update_starting_at_step=options.warmup_steps
+            )
+        )
+    return L.Trainer(
+        default_root_dir=run.folder,
+        max_epochs=run.max_epochs,
+        limit_train_batches=run.batches_per_epoch or None,
+        check_val_every_n_epoch=run.validate_every,
+        gradient_clip_val=options.clip,
+        accelerator=run.accelerator,
+        devices=1,
+        precision=run.precision,
+        num_sanity_val_steps=0,
+        log_every_n_steps=10,
+        logger=[
+            CSVLogger(run.folder, name="csv", version=""),
+            TensorBoardLogger(run.folder, name="tensorboard", version=""),
+        ],
+        callbacks=callbacks,
+    )
+
+
+def train(config: TrainConfig, resume: bool = False, init: Path | None = None) -> None:
+    """Run a training, or go on with one.
+
+    Args:
+        config: the run. A resumed run must name the same folder.
+        resume: go on from ``checkpoints/last.ckpt`` of the run's folder, if there is one.
+        init: checkpoint whose weights (and scales) a new run starts from.
+
+    Raises:
+        ConfigError: no databases, or a folder that holds another run and ``resume`` is off.
+    """
+    run = config.run
+    last = run.folder / "checkpoints" / "last.ckpt"
+    if not config.data.databases:
+        raise ConfigError("data.databases is empty: name at least one QH9 database")
+    if last.exists() and not resume:
+        raise ConfigError(f"{run.folder} holds a run already: add --resume or name another folder")
+    if run.threads:
+        torch.set_num_threads(run.threads)
+    L.seed_everything(run.seed, verbose=False)
+    run.folder.mkdir(parents=True, exist_ok=True)
+    write_config(config, run.folder / "config.yaml")
+
+    module = HamiltonianModule(build_model(config), config)
+    backbone = module.model.backbone
+    data = HamiltonianData(config, backbone.template, backbone.cutoff)
+    data.setup()
+    if init is not None:
+        _initialize(module, init)
+    elif not last.exists():
+        loader = data.train_dataloader()
+        batches = (b for b, _ in zip(loader, range(_STANDARDIZATION_BATCHES), strict=False))
+        backbone.standardize(batches)
+    parameters = sum(p.numel() for p in module.parameters())
+    sizes = {split: len(part) for split, part in data.parts.items()}
+    print(f"{parameters} parameters, {sizes['train']} training and {sizes['valid']} "
+          f"validation geometries", flush=True)  # fmt: skip
+    trainer = _trainer(config)
+    trainer.fit(module, data, ckpt_path=last if last.exists() else None, weights_only=True)
+
+
+def export(run: Path, model: Path) -> None:
+    """Write a run's averaged weights in the ``models/`` format.
+
+    Args:
+        run: folder of the run (its best checkpoint is taken), or a checkpoint in it.
+        model: folder to make; its name is the model's name.
+
+    Raises:
+        CheckpointError: there is no checkpoint yet, or it does not fit the configuration.
+    """
+    checkpoint = run if run.suffix == ".ckpt" else run / "checkpoints" / "best.ckpt"
+    folder = checkpoint.parent.parent
+    if not checkpoint.exists():
+        raise CheckpointError(f"no checkpoint at {checkpoint}")
+    config = read_config(folder / "config.yaml")
+    module = HamiltonianModule(build_model(config), config)
+    _initialize(module, checkpoint)
+    spec = ModelSpec(
+        basis=config.data.basis,
+        template=module.model.backbone.template,
+        backbone=config.model,
+        solver=config.solver,
+    )
+    save_model(module.model, spec, model)
