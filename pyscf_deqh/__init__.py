@@ -1,0 +1,32 @@
+"""DEQHNet for PySCF: start SCF calculations from a Hamiltonian that a network solved for.
+
+Importing the package makes ``mf.init_guess = 'deqh'`` known to every molecular SCF class of PySCF.
+PyTorch is imported only once a model is used.
+"""
+
+from .checkpoint import list_models, load_model
+from .errors import (
+    CheckpointError,
+    ConfigError,
+    DatasetError,
+    DEQHError,
+    UnsupportedMoleculeError,
+)
+from .guess import deqh_guess, init_guess_by_deqh, predict_hamiltonian, register
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "CheckpointError",
+    "ConfigError",
+    "DEQHError",
+    "DatasetError",
+    "UnsupportedMoleculeError",
+    "deqh_guess",
+    "init_guess_by_deqh",
+    "list_models",
+    "load_model",
+    "predict_hamiltonian",
+]
+
+register()

@@ -20,6 +20,7 @@ from ..graph import GraphBatch
 
 SOLVERS = ("fixed_point_iter", "anderson", "broyden")
 STARTS = ("identity", "reference")
+GRADIENTS = ("implicit", "random-depth")
 
 
 class Backbone(Protocol):
@@ -46,9 +47,11 @@ class SolverSettings:
         forward: ``fixed_point_iter``, ``anderson`` or ``broyden``.
         forward_max_iterations: limit of the forward solver.
         forward_tolerance: stop at ||f(x) - x|| / ||f(x)|| below this, over all molecules of a batch.
-        backward, backward_max_iterations, backward_tolerance: the same for the linear fixed point
-            of the gradient (Eq. 44); 0 iterations take the gradient of the last application of f
-            alone.
+        gradient: how training differentiates. ``implicit``: through the fixed point (Eq. 43-44).
+            ``random-depth``: f is applied a random number of times, at most
+            ``forward_max_iterations``, and only the last application is differentiated. Cheaper,
+            and it teaches f to arrive at H* from everywhere on the way, the start included.
+        backward, backward_max_iterations, backward_tolerance: solver of the implicit gradient.
         start: ``identity`` (the paper) or ``reference``. A Hamiltonian given to the call
             (PySCF's own guess, say) overrides it.
     """
@@ -56,6 +59,7 @@ class SolverSettings:
     forward: str = "fixed_point_iter"
     forward_max_iterations: int = 8
     forward_tolerance: float = 1e-5
+    gradient: str = "implicit"
     backward: str = "fixed_point_iter"
     backward_max_iterations: int = 3
     backward_tolerance: float = 1e-4
@@ -66,11 +70,12 @@ class SolverSettings:
             ("forward", self.forward, SOLVERS),
             ("backward", self.backward, SOLVERS),
             ("start", self.start, STARTS),
+            ("gradient", self.gradient, GRADIENTS),
         ):
             if value not in known:
                 raise ConfigError(f"solver.{name}: {value!r} is not one of {', '.join(known)}")
-        if self.forward_max_iterations < 1 or self.backward_max_iterations < 0:
-            raise ConfigError("solver: at least one forward and zero backward iterations")
+        if self.forward_max_iterations < 1 or self.backward_max_iterations < 1:
+            raise ConfigError("solver: at least one forward and one backward iteration")
 
     def to_config(self) -> dict[str, Any]:
         return asdict(self)
@@ -97,7 +102,6 @@ class DEQH(nn.Module):
         """Change the solvers, for example for inference after training."""
         from torchdeq import get_deq
 
-        implicit = settings.backward_max_iterations > 0
         self.settings = settings
         self._deq = get_deq(
             f_solver=settings.forward,
@@ -108,10 +112,8 @@ class DEQH(nn.Module):
             b_max_iter=settings.backward_max_iterations,
             b_tol=settings.backward_tolerance,
             b_stop_mode="rel",
-            ift=implicit,
-            grad=1,
-            kwargs={},
-        )
+            ift=True,
+        ).train(self.training)
 
     def initial_hamiltonian(self, graph: GraphBatch) -> Tensor:
         """H^0 (B, n, n): the identity (to preserve Hermiticity, Sec. 4.2) or the reference."""
@@ -129,9 +131,24 @@ class DEQH(nn.Module):
         injected = self.backbone.injection(graph)
         start = self.initial_hamiltonian(graph) if initial is None else initial
         state = self.backbone.state(start, injected)
+        if self.training and self.settings.gradient == "random-depth":
+            return self._random_depth(state, injected)
         solved, info = self._deq(lambda x: self.backbone.filter(x, injected), state)
         return Solution(
             self.backbone.hamiltonian(solved[-1], injected),
             info["nstep"].to(torch.long),
             info["rel_lowest"],
+        )
+
+    def _random_depth(self, state: Tensor, injected: Any) -> Solution:
+        depth = int(torch.randint(self.settings.forward_max_iterations, ()))
+        with torch.no_grad():
+            for _ in range(depth):
+                state = self.backbone.filter(state, injected)
+        solved = self.backbone.filter(state, injected)
+        change = (solved.detach() - state).flatten(1).norm(dim=1)
+        return Solution(
+            self.backbone.hamiltonian(solved, injected),
+            torch.full((len(state),), depth + 1, device=state.device),
+            change / solved.detach().flatten(1).norm(dim=1),
         )

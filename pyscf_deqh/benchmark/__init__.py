@@ -1,0 +1,1 @@
+"""Benchmark: how many cycles and how much time an SCF saves when it starts from the DEQH guess."""

@@ -1,0 +1,61 @@
+"""``python -m pyscf_deqh.benchmark --init 1e minao``: what the DEQH guess saves, measured."""
+
+from __future__ import annotations
+
+import argparse
+import random
+import sys
+from pathlib import Path
+
+from ..checkpoint import DEFAULT_MODEL
+from ..data.geometry import read_geometries
+from ..errors import DEQHError
+from .scf_runs import INITS, Method
+
+BUNDLED = Path(__file__).parent / "molecules" / "qm9_test.xyz"
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m pyscf_deqh.benchmark",
+        description=__doc__,
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    parser.add_argument("--init", nargs="+", choices=INITS, default=["minao"],
+                        help="guesses to compare with")  # fmt: skip
+    parser.add_argument("--molecules", type=Path, default=BUNDLED,
+                        help="xyz/extxyz file, folder of them, or QH9 database; the default is the "
+                        "bundled set of QM9 molecules that no model was trained on")  # fmt: skip
+    parser.add_argument("--n", type=int, help="a random selection of this many molecules")
+    parser.add_argument("--seed", type=int, default=0, help="seed of that selection")
+    parser.add_argument("--xc", default="b3lyp", help="functional, or hf")
+    parser.add_argument("--basis", default="def2-svp")
+    parser.add_argument("--model", default=DEFAULT_MODEL, help="bundled model or exported folder")
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda …")
+    parser.add_argument("--json", type=Path, metavar="OUT", help="write rows and summary here")
+    parser.add_argument("--plot", type=Path, metavar="OUT.png", help="gradient norm per cycle")
+    return parser
+
+
+def main(argv: list[str] | None = None) -> int:
+    args = _parser().parse_args(argv)
+    from .acceleration import run_benchmark
+    from .report import plot, table
+
+    try:
+        geometries = read_geometries(args.molecules)
+        if args.n is not None and args.n < len(geometries):
+            geometries = random.Random(args.seed).sample(geometries, args.n)
+        method = Method(args.xc, args.basis, args.model, args.device)
+        results = run_benchmark(geometries, method, args.init, args.json)
+        print(table(results))
+        if args.plot and results.rows:
+            plot(results, args.plot)
+    except DEQHError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 1 if results.failures else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,156 @@
+"""The acceleration benchmark: real SCFs from DEQH and from other guesses, molecule by molecule."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+from collections.abc import Sequence
+from importlib.metadata import version
+from pathlib import Path
+
+import numpy as np
+from pyscf import lib
+from tqdm import tqdm
+
+from ..data.geometry import Geometry
+from .ratios import RATIOS, mean_and_std, ratios
+from .scf_runs import Method, run_classical, run_deqh
+
+_WATER = Geometry(
+    np.array([8, 1, 1], dtype=np.int32),
+    np.array([[0.0, 0.0, 0.119], [0.0, 0.763, -0.477], [0.0, -0.763, -0.477]]),
+)
+
+
+def environment() -> dict:
+    """What the figures were measured with."""
+    return {
+        "machine": platform.processor() or platform.machine(),
+        "cores": os.cpu_count(),
+        "threads": lib.num_threads(),
+        "python": platform.python_version(),
+        **{name: version(name) for name in ("pyscf", "torch", "numpy")},
+    }
+
+
+def name_of(geometry: Geometry) -> str:
+    info = geometry.info
+    label = f"qm9-{info['qm9_id']}" if "qm9_id" in info else info.get("id", "")
+    return f"{label} {info.get('smiles', info.get('name', ''))}".strip() or "molecule"
+
+
+def benchmark_molecule(geometry: Geometry, method: Method, inits: Sequence[str]) -> dict:
+    """One row: the DEQH run, all baselines, and the ratios between them."""
+    mol = method.molecule(geometry)
+    deqh, predicted, details = run_deqh(mol, method)
+    row = {
+        "name": name_of(geometry),
+        "n_atoms": mol.natm,
+        "n_heavy": geometry.n_heavy,
+        "nao": int(mol.nao),
+        "deqh": deqh.to_row() | details,
+        "baselines": {},
+        "ratios": {},
+        "energy_difference": {},
+    }
+    for init in inits:
+        baseline = run_classical(mol, method, init)
+        row["baselines"][init] = baseline.to_row()
+        row["ratios"][init] = ratios(deqh, baseline, predicted)
+        row["energy_difference"][init] = deqh.energy - baseline.energy
+        row["hamiltonian_mae"] = float(np.abs(predicted - baseline.hamiltonian).mean())
+    return row
+
+
+def _converged(row: dict, init: str) -> bool:
+    return row["deqh"]["converged"] and row["baselines"][init]["converged"]
+
+
+def summarize(rows: Sequence[dict], init: str, model: str) -> dict:
+    """Mean and standard deviation of all ratios over the molecules where both runs converged."""
+    good = [row for row in rows if _converged(row, init)]
+    guess = [r["deqh"]["guess_seconds"] / _seconds(r["baselines"][init]) for r in good]
+    return {
+        **{name: mean_and_std(r["ratios"][init][name] for r in good) for name in RATIOS},
+        "guess_share": mean_and_std(guess),
+        "cycles_deqh": mean_and_std(r["deqh"]["cycles"] for r in good),
+        "cycles_baseline": mean_and_std(r["baselines"][init]["cycles"] for r in good),
+        "hamiltonian_mae": mean_and_std(r["hamiltonian_mae"] for r in good),
+        "max_energy_difference": max(
+            (abs(r["energy_difference"][init]) for r in good), default=float("nan")
+        ),
+        "n": len(good),
+        "not_converged": [r["name"] for r in rows if not _converged(r, init)],
+        "model": model,
+        "init": init,
+    }
+
+
+def _seconds(run: dict) -> float:
+    return run["guess_seconds"] + run["scf_seconds"]
+
+
+class Results:
+    """Rows, failures and summaries; written after every molecule, so that nothing is lost."""
+
+    def __init__(self, method: Method, inits: Sequence[str], path: Path | None):
+        self.method, self.inits, self.path = method, list(inits), path
+        self.rows: list[dict] = []
+        self.failures: list[dict] = []
+
+    def summaries(self) -> dict[str, dict]:
+        model = str(self.method.model)
+        return {init: summarize(self.rows, init, model) for init in self.inits}
+
+    def to_json(self) -> dict:
+        summaries = self.summaries()
+        return {
+            "method": {"xc": self.method.xc, "basis": self.method.basis},
+            "environment": environment(),
+            "summary": summaries[self.inits[0]],
+            "summaries": summaries,
+            "failures": self.failures,
+            "rows": self.rows,
+        }
+
+    def save(self) -> None:
+        if self.path is None:
+            return
+        temporary = self.path.with_suffix(self.path.suffix + ".part")
+        temporary.write_text(json.dumps(self.to_json(), indent=1) + "\n")
+        temporary.replace(self.path)
+
+
+def run_benchmark(
+    geometries: Sequence[Geometry],
+    method: Method,
+    inits: Sequence[str],
+    path: Path | None = None,
+    progress: bool = True,
+) -> Results:
+    """Run every molecule; a failure is listed and the rest goes on.
+
+    The first calls of a process load the model and the integral library; a water molecule takes
+    them before the clock starts. An interrupt returns what is done so far.
+    """
+    results = Results(method, inits, path)
+    water = method.molecule(_WATER)
+    run_deqh(water, method)
+    run_classical(water, method, inits[0])
+    bar = tqdm(geometries, desc="benchmark", unit="mol", disable=not progress)
+    try:
+        for geometry in bar:
+            bar.set_postfix_str(name_of(geometry))
+            try:
+                results.rows.append(benchmark_molecule(geometry, method, inits))
+            except Exception as error:  # noqa: BLE001 - one molecule must not end the benchmark
+                failure = {"name": name_of(geometry), "reason": f"{type(error).__name__}: {error}"}
+                results.failures.append(failure)
+                bar.write(f"{failure['name']}: {failure['reason']}")
+            results.save()
+    except KeyboardInterrupt:
+        bar.write("interrupted: the results so far follow")
+    finally:
+        bar.close()
+    return results

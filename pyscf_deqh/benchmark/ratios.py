@@ -1,0 +1,53 @@
+"""Acceleration ratios of Wang et al. (A.8, Table 3; definitions of the QH9 benchmark) and ours."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import numpy as np
+
+from .scf_runs import SCFRun
+
+RATIOS = (
+    "achieved_ratio",
+    "optimal_ratio",
+    "error_level_ratio",
+    "effective_ratio",
+    "wall_ratio",
+)
+
+
+def error_level_cycle(baseline: SCFRun, error_level: float) -> int:
+    """First cycle of a run whose Fock matrix is, on average, closer to the converged one than that."""
+    for cycle, fock in enumerate(baseline.focks):
+        if np.abs(fock - baseline.hamiltonian).mean() < error_level:
+            return cycle
+    return baseline.cycles
+
+
+def ratios(deqh: SCFRun, baseline: SCFRun, predicted: np.ndarray) -> dict[str, float]:
+    """Ratios of one molecule.
+
+    achieved: cycles from the DEQH guess over cycles from the baseline's guess.
+    optimal: one cycle over the baseline's, what a perfect prediction would reach.
+    error_level: cycles that the baseline needs to come as close to the converged Hamiltonian as
+        the prediction, over all its cycles.
+    effective: Fock builds, those hidden in the guesses included (cheap ones in full).
+    wall: seconds, guesses included.
+    """
+    cycles = max(baseline.cycles, 1)
+    error_level = float(np.abs(predicted - baseline.hamiltonian).mean())
+    return {
+        "achieved_ratio": deqh.cycles / cycles,
+        "optimal_ratio": 1 / cycles,
+        "error_level_ratio": error_level_cycle(baseline, error_level) / cycles,
+        "effective_ratio": deqh.all_fock_builds / baseline.all_fock_builds,
+        "wall_ratio": deqh.seconds / baseline.seconds,
+    }
+
+
+def mean_and_std(values: Iterable[float]) -> dict[str, float]:
+    array = np.asarray(list(values), dtype=float)
+    if not len(array):
+        return {"mean": float("nan"), "std": float("nan")}
+    return {"mean": float(array.mean()), "std": float(array.std())}

@@ -1,0 +1,94 @@
+"""The benchmark's table and plot."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from ..errors import ConfigError
+from .acceleration import Results
+from .ratios import RATIOS
+
+_MEANING = {
+    "achieved_ratio": "cycles, DEQH / baseline",
+    "optimal_ratio": "1 / baseline's cycles",
+    "error_level_ratio": "baseline's cycles to DEQH's error",
+    "effective_ratio": "Fock builds, guess included",
+    "wall_ratio": "seconds, guess included",
+    "guess_share": "DEQH guess / baseline's seconds",
+}
+
+
+def _molecule_table(results: Results) -> list[str]:
+    width = min(max((len(r["name"]) for r in results.rows), default=8), 40)
+    header = f"{'molecule':{width}}  atoms  deqh"
+    header += "".join(f"  {init:>9}" for init in results.inits)
+    lines = [header + "   guess s   SCF s   |dE| Eh"]
+    for row in results.rows:
+        cycles = "".join(f"  {row['baselines'][i]['cycles']:>9}" for i in results.inits)
+        worst = max(abs(d) for d in row["energy_difference"].values())
+        deqh = row["deqh"]
+        lines.append(
+            f"{row['name'][:width]:{width}}  {row['n_atoms']:5}  {deqh['cycles']:4}{cycles}"
+            f"  {deqh['guess_seconds']:8.2f}{deqh['scf_seconds']:8.1f}   {worst:.1e}"
+        )
+    return lines
+
+
+def table(results: Results) -> str:
+    """The results as text: cycles of each molecule (index of the last, from 0), then the ratios."""
+    lines = ["Cycles to convergence (index of the last cycle, counted from 0)", ""]
+    lines += _molecule_table(results)
+    for init, summary in results.summaries().items():
+        lines += ["", f"deqh ({summary['model']}) against {init}, n = {summary['n']}"]
+        for name in (*RATIOS, "guess_share"):
+            value = summary[name]
+            lines.append(
+                f"  {name:18} {value['mean']:6.3f} +- {value['std']:.3f}   {_MEANING[name]}"
+            )
+        mae = summary["hamiltonian_mae"]
+        lines.append(
+            f"  {'MAE of H':18} {1e6 * mae['mean']:6.0f} +- {1e6 * mae['std']:.0f}   micro-Eh"
+        )
+        lines.append(
+            f"  {'largest |dE|':18} {summary['max_energy_difference']:.1e} Eh"
+        )
+        if summary["not_converged"]:
+            lines.append("  not converged, left out: " + ", ".join(summary["not_converged"]))
+    for failure in results.failures:
+        lines.append(f"failed: {failure['name']}: {failure['reason']}")
+    return "\n".join(lines)
+
+
+def _median_curve(curves: Sequence[Sequence[float]]) -> np.ndarray:
+    """Median over molecules in each cycle; a converged run keeps its last value."""
+    length = max(len(c) for c in curves)
+    padded = [list(c) + [c[-1]] * (length - len(c)) for c in curves]
+    return np.median(np.array(padded), axis=0)
+
+
+def plot(results: Results, path: Path) -> None:
+    """Orbital gradient per cycle, one line per guess, to an image file.
+
+    Raises:
+        ConfigError: matplotlib is not installed.
+    """
+    try:
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise ConfigError("--plot needs matplotlib: pip install 'pyscf_deqh[plot]'") from error
+    curves = {"deqh": [r["deqh"]["gradient"] for r in results.rows]}
+    for init in results.inits:
+        curves[init] = [r["baselines"][init]["gradient"] for r in results.rows]
+    figure = Figure(figsize=(6, 4), layout="constrained")
+    axes = figure.subplots()
+    for name, lines in curves.items():
+        if lines:
+            axes.semilogy(_median_curve(lines), marker="o", markersize=3, label=name)
+    axes.set_xlabel("SCF cycle")
+    axes.set_ylabel("norm of the orbital gradient / hartree")
+    axes.set_title(f"{results.method.xc}/{results.method.basis}, median of {len(results.rows)} molecules")
+    axes.legend()
+    figure.savefig(path, dpi=150)

@@ -1,0 +1,53 @@
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+here = Path(__file__).parent
+version = next(
+    line.split('"')[1]
+    for line in (here / "pyscf_deqh" / "__init__.py").read_text().splitlines()
+    if line.startswith("__version__")
+)
+
+train = [
+    # EMAWeightAveraging came with 2.6. Releases 2.6.2 and 2.6.3 carried malware
+    # (GHSA-w37p-236h-pfx3) and must never be installed.
+    "lightning>=2.6,<3,!=2.6.2,!=2.6.3",
+    "jsonargparse[signatures]>=4.35",
+    "pyyaml>=6",
+    "tensorboard>=2.14",
+]
+plot = ["matplotlib>=3.7"]
+
+setup(
+    name="pyscf_deqh",
+    version=version,
+    description="DEQHNet for PySCF: start SCF calculations from a Hamiltonian that a network solved for",
+    long_description=(here / "README.md").read_text(),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    python_requires=">=3.10",
+    packages=find_packages(include=["pyscf_deqh", "pyscf_deqh.*"]) + ["pyscf_deqh.models"],
+    # The bundled models lie at the top of the repository and inside the installed package.
+    package_dir={"pyscf_deqh.models": "models"},
+    package_data={
+        "pyscf_deqh": ["py.typed", "benchmark/molecules/*.xyz"],
+        "pyscf_deqh.models": ["*/config.json", "*/model.safetensors", "*/README.md"],
+    },
+    install_requires=[
+        "pyscf>=2.8",
+        "torch>=2.4",
+        "e3nn>=0.5.1",
+        "torchdeq>=0.1.0",
+        "safetensors>=0.4.3",
+        "numpy>=1.26",
+        "scipy>=1.11",
+        "tqdm>=4.60",
+    ],
+    extras_require={
+        "train": train,
+        "plot": plot,
+        "test": [*train, *plot, "pytest>=8"],
+        "dev": [*train, *plot, "pytest>=8", "ruff>=0.6", "mypy>=1.10", "types-PyYAML", "types-tqdm"],
+    },
+)

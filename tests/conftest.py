@@ -1,0 +1,65 @@
+"""Shared molecules and small untrained networks."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from pyscf import gto
+
+from pyscf_deqh.ao import OrbitalTemplate
+from pyscf_deqh.nn.deqh import DEQH, SolverSettings
+from pyscf_deqh.nn.so2net import SO2Net, SO2NetConfig
+
+NUMBERS = (1, 6, 7, 8, 9)
+
+WATER = [("O", (0.0, 0.0, 0.119)), ("H", (0.0, 0.763, -0.477)), ("H", (0.0, -0.763, -0.477))]
+# Formamide, bent out of its plane so that it is chiral.
+FORMAMIDE = [
+    ("C", (-0.163, 0.386, 0.031)),
+    ("O", (-1.187, -0.246, -0.012)),
+    ("N", (1.085, -0.158, 0.097)),
+    ("H", (-0.145, 1.491, -0.063)),
+    ("H", (1.918, 0.402, -0.182)),
+    ("H", (1.181, -1.159, 0.213)),
+]
+
+
+def make_mol(atoms=FORMAMIDE, **options) -> gto.Mole:
+    return gto.M(atom=atoms, **({"basis": "def2-svp", "verbose": 0} | options))
+
+
+def transformed(atoms, matrix=None, shift=(0.0, 0.0, 0.0), order=None):
+    """Atoms after r -> matrix r + shift, in another order."""
+    matrix = np.eye(3) if matrix is None else matrix
+    moved = [(s, tuple(matrix @ np.array(r) + np.array(shift))) for s, r in atoms]
+    return moved if order is None else [moved[i] for i in order]
+
+
+@pytest.fixture(scope="session")
+def template() -> OrbitalTemplate:
+    return OrbitalTemplate.from_basis("def2-svp", NUMBERS)
+
+
+@pytest.fixture(scope="session")
+def rotation() -> np.ndarray:
+    q, r = np.linalg.qr(np.random.default_rng(3).normal(size=(3, 3)))
+    q = q * np.sign(np.diag(r))
+    return q * np.sign(np.linalg.det(q))
+
+
+def small_model(template, reference="none", seed=0, **solver) -> DEQH:
+    """A float64 network with outputs of realistic size, whose fixed point contracts."""
+    torch.manual_seed(seed)
+    config = SO2NetConfig(
+        reference=reference, natural_channels=6, pseudo_channels=3, injection_layers=1,
+        filter_layers=1, invariants=12, radial_functions=8,
+    )  # fmt: skip
+    net = SO2Net(template, config).double()
+    with torch.no_grad():
+        for scale in (net.output_atom_scale, net.output_pair_scale):
+            scale.fill_(0.2)
+    settings = SolverSettings(
+        **({"start": "identity", "forward_tolerance": 1e-13, "forward_max_iterations": 60} | solver)
+    )
+    return DEQH(net, settings).eval()

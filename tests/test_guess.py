@@ -1,0 +1,258 @@
+"""The plug-in in PySCF: every SCF class, the log, bad input."""
+
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from conftest import FORMAMIDE, WATER, make_mol
+from pyscf import dft, gto, scf
+from pyscf.pbc import gto as pbc_gto
+from pyscf.pbc import scf as pbc_scf
+
+import pyscf_deqh
+from pyscf_deqh import guess as guess_module
+from pyscf_deqh import (
+    CheckpointError,
+    ConfigError,
+    UnsupportedMoleculeError,
+    deqh_guess,
+    init_guess_by_deqh,
+    predict_hamiltonian,
+)
+
+# Symmetry-adapted classes want the molecule's symmetry; each line is one way to an SCF object.
+CASES = {
+    "RHF": (lambda m: scf.RHF(m), {}),
+    "UHF": (lambda m: scf.UHF(m), {}),
+    "UHF triplet": (lambda m: scf.UHF(m), {"spin": 2}),
+    "ROHF": (lambda m: scf.ROHF(m), {}),
+    "ROHF cation": (lambda m: scf.ROHF(m), {"spin": 1, "charge": 1}),
+    "HF dispatches to ROHF": (lambda m: scf.HF(m), {"spin": 1, "charge": 1}),
+    "GHF": (lambda m: scf.GHF(m), {}),
+    "RKS": (lambda m: dft.RKS(m, xc="b3lyp"), {}),
+    "UKS": (lambda m: dft.UKS(m, xc="pbe"), {"spin": 1, "charge": 1}),
+    "ROKS": (lambda m: dft.ROKS(m, xc="pbe"), {"spin": 1, "charge": 1}),
+    "GKS": (lambda m: dft.GKS(m, xc="pbe"), {}),
+    "density fitting": (lambda m: dft.RKS(m, xc="pbe").density_fit(), {}),
+    "newton": (lambda m: scf.RHF(m).newton(), {}),
+    "newton of UKS": (lambda m: dft.UKS(m, xc="pbe").newton(), {"spin": 1, "charge": 1}),
+    "symmetry": (lambda m: scf.RHF(m), {"symmetry": True}),
+    "symmetry UKS": (lambda m: dft.UKS(m, xc="pbe"), {"symmetry": True, "spin": 1, "charge": 1}),
+    "symmetry ROHF": (lambda m: scf.ROHF(m), {"symmetry": True, "spin": 1, "charge": 1}),
+    "x2c": (lambda m: scf.RHF(m).x2c(), {}),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_every_scf_class_reaches_the_minao_energy(case, monkeypatch):
+    make, options = CASES[case]
+    energies, used = {}, []
+    original = guess_module._guess
+    monkeypatch.setattr(
+        guess_module, "_guess", lambda *args: used.append(args) or original(*args)
+    )
+    for key in ("minao", "deqh"):
+        mf = make(make_mol(WATER, **options))
+        mf.conv_tol = 1e-10
+        mf.init_guess = key
+        energies[key] = mf.kernel()
+        assert mf.converged
+    assert len(used) == 1
+    assert energies["deqh"] == pytest.approx(energies["minao"], abs=1e-7)
+
+
+def test_guess_is_better_than_minao():
+    """Less than half of minao's energy error, and fewer cycles."""
+    energy, cycles = {}, {}
+    for key in ("minao", "deqh"):
+        first = dft.RKS(make_mol(), xc="b3lyp")
+        energy[key] = first.energy_tot(first.get_init_guess(key=key))
+        mf = dft.RKS(make_mol(), xc="b3lyp")
+        mf.init_guess = key
+        converged = mf.kernel()
+        cycles[key] = mf.cycles
+    # minao's density is not idempotent: its energy can lie on either side.
+    assert abs(energy["deqh"] - converged) < 0.5 * abs(energy["minao"] - converged)
+    assert cycles["deqh"] < cycles["minao"]
+
+
+def test_density_matrix_holds_all_electrons_and_is_idempotent():
+    mol = make_mol()
+    dm = init_guess_by_deqh(mol)
+    s = mol.intor("int1e_ovlp")
+    assert np.trace(dm @ s) == pytest.approx(mol.nelectron, abs=1e-9)
+    np.testing.assert_allclose(dm @ s @ dm, 2 * dm, atol=1e-9)
+    assert dm.mo_coeff.shape == (mol.nao, mol.nao)
+    assert dm.mo_occ.sum() == mol.nelectron
+
+
+def test_density_of_an_odd_number_of_electrons():
+    mol = make_mol(WATER, charge=1, spin=1)
+    dm = init_guess_by_deqh(mol)
+    assert np.trace(dm @ mol.intor("int1e_ovlp")) == pytest.approx(mol.nelectron, abs=1e-9)
+
+
+def test_restricted_guess_is_tagged_as_pyscf_tags_its_own():
+    mf = scf.RHF(make_mol(WATER))
+    dm = mf.get_init_guess(key="deqh")
+    assert dm.mo_coeff is not None
+    assert dm.mo_occ.sum() == 10
+
+
+def test_hamiltonian_is_hermitian_and_solved():
+    prediction = predict_hamiltonian(make_mol())
+    h = prediction.hamiltonian
+    np.testing.assert_array_equal(h, h.T)
+    assert h.dtype == np.float64
+    assert prediction.iterations >= 1
+    assert prediction.residual < 0.2
+
+
+def test_apply_returns_the_object_and_chains():
+    mf = scf.RHF(make_mol(WATER)).apply(deqh_guess, device="cpu")
+    assert isinstance(mf, scf.hf.RHF)
+    assert mf.init_guess == "deqh"
+    assert deqh_guess(mf) is mf
+    assert mf.density_fit().run().converged
+
+
+def test_log_says_what_ran(tmp_path):
+    log = tmp_path / "log"
+    mf = dft.RKS(make_mol(WATER, verbose=4, output=str(log)), xc="pbe")
+    mf.init_guess = "deqh"
+    mf.get_init_guess(key="deqh")
+    mf.mol.stdout.flush()
+    text = log.read_text()
+    for part in ("DEQH model b3lyp-def2svp", "iterations", "residual", "network"):
+        assert part in text
+
+
+def test_the_model_is_loaded_once(monkeypatch):
+    predict_hamiltonian(make_mol(WATER))
+    monkeypatch.setattr(guess_module, "load_model", None)
+    predict_hamiltonian(make_mol(WATER))
+
+
+def _silicon():
+    return gto.M(atom="Si 0 0 0; H 0 0 1.48; H 1.4 0 -.5; H -.7 1.2 -.5; H -.7 -1.2 -.5",
+                 basis="def2-svp", verbose=0)  # fmt: skip
+
+
+def _moved(position):
+    mol = make_mol(WATER)
+    coordinates = mol.atom_coords()
+    coordinates[2] = position(coordinates)
+    mol._env[mol._atm[2, gto.PTR_COORD] + np.arange(3)] = coordinates[2]
+    return mol
+
+
+BAD = {
+    "element": (_silicon, "does not know the element"),
+    "basis": (lambda: make_mol(WATER, basis="cc-pvdz"), "basis functions"),
+    "ghost atom": (lambda: make_mol([*WATER, ("ghost-O", (0, 0, 3.0))]), "ghost"),
+    "no electrons": (lambda: make_mol("H 0 0 0", charge=1), "no electrons"),
+    "no atoms": (lambda: gto.M(verbose=0), "no atoms"),
+    "NaN": (lambda: _moved(lambda r: np.full(3, np.nan)), "NaN"),
+    "coincident": (lambda: _moved(lambda r: r[1]), "same place"),
+    "cartesian": (lambda: make_mol(WATER, cart=True), "cart=True"),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_bad_input_is_refused_by_explicit_calls(case):
+    make, message = BAD[case]
+    with pytest.raises(UnsupportedMoleculeError, match=message):
+        init_guess_by_deqh(make())
+
+
+def test_explicit_guess_raises_and_named_guess_falls_back(tmp_path):
+    with pytest.raises(UnsupportedMoleculeError):
+        scf.RHF(_silicon()).apply(deqh_guess).kernel()
+    log = tmp_path / "log"
+    mol = _silicon()
+    mol.verbose, mol.stdout = 3, log.open("w")
+    mf = scf.RHF(mol)
+    mf.init_guess = "deqh"
+    energy = mf.kernel()
+    mol.stdout.close()
+    assert "minao guess is used instead" in log.read_text()
+    assert energy == pytest.approx(scf.RHF(_silicon()).kernel(), abs=1e-8)
+    fallback = scf.RHF(_silicon()).apply(deqh_guess, on_unsupported="minao")
+    assert fallback.kernel() == pytest.approx(energy, abs=1e-8)
+
+
+def test_periodic_cells_fall_back():
+    cell = pbc_gto.M(a=np.eye(3) * 6, atom="H 0 0 0; H 0 0 .74", basis="def2-svp", verbose=0)
+    with pytest.raises(UnsupportedMoleculeError, match="periodic"):
+        init_guess_by_deqh(cell)
+    mf = pbc_scf.RHF(cell)
+    np.testing.assert_allclose(mf.get_init_guess(key="deqh"), mf.get_init_guess(key="minao"))
+
+
+def test_unknown_names():
+    with pytest.raises(CheckpointError, match="bundled: b3lyp-def2svp"):
+        scf.RHF(make_mol(WATER)).apply(deqh_guess, model="gpt")
+    with pytest.raises(ConfigError, match="on_unsupported"):
+        scf.RHF(make_mol(WATER)).apply(deqh_guess, on_unsupported="ignore")
+    with pytest.raises(ConfigError, match="unknown device"):
+        predict_hamiltonian(make_mol(WATER), device="abacus")
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without a GPU")
+def test_missing_gpu_is_said():
+    with pytest.raises(ConfigError, match="sees no GPU"):
+        predict_hamiltonian(make_mol(WATER), device="cuda")
+
+
+def test_out_of_gpu_memory_falls_back_to_the_cpu(monkeypatch):
+    """A device whose forward pass runs out of memory, without needing one."""
+    original = guess_module._cached_model
+    expected = predict_hamiltonian(make_mol(WATER))
+
+    def full(folder, device):
+        network, spec = original(folder, "cpu")
+        if device == "cpu":
+            return network, spec
+
+        class Full:
+            backbone = network.backbone
+
+            def __call__(self, batch):
+                raise torch.OutOfMemoryError("CUDA out of memory")
+
+        return Full(), spec
+
+    monkeypatch.setattr(guess_module, "_cached_model", full)
+    monkeypatch.setattr(guess_module, "_resolve_device", lambda device: "meta")
+    prediction = predict_hamiltonian(make_mol(WATER), device="cuda")
+    assert prediction.device == "cpu"
+    assert "ran out of memory" in prediction.notes[0]
+    np.testing.assert_allclose(prediction.hamiltonian, expected.hamiltonian, atol=1e-6)
+
+
+def test_linear_dependencies_are_handled():
+    """Two waters so close that functions nearly coincide still give a valid density."""
+    shifted = [(s, (x + 0.15, y, z)) for s, (x, y, z) in WATER]
+    mol = make_mol(WATER + shifted)
+    dm = scf.RHF(mol).get_init_guess(key="deqh")
+    assert np.trace(dm @ mol.intor("int1e_ovlp")) == pytest.approx(20, abs=1e-6)
+
+
+def test_importing_the_package_does_not_import_torch():
+    code = "import sys, pyscf_deqh; assert 'torch' not in sys.modules and 'e3nn' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_registering_twice_wraps_once():
+    before = scf.hf.SCF.get_init_guess
+    pyscf_deqh.guess.register()
+    assert scf.hf.SCF.get_init_guess is before
+
+
+def test_molecule_is_left_alone():
+    mol = make_mol(FORMAMIDE, symmetry=False)
+    before = mol.dumps()
+    init_guess_by_deqh(mol)
+    assert mol.dumps() == before

@@ -1,0 +1,154 @@
+"""Exact symmetries of the network, in float64."""
+
+import numpy as np
+import pytest
+import scipy.linalg
+import torch
+from conftest import FORMAMIDE, WATER, make_mol, small_model, transformed
+
+from pyscf_deqh.data.graph import build_graph
+from pyscf_deqh.errors import ConfigError
+from pyscf_deqh.graph import collate
+from pyscf_deqh.nn.so2net import SO2NetConfig
+from pyscf_deqh.train.loss import hamiltonian_loss
+
+RELATIVE = 1e-10
+
+
+def solve(model, *graphs):
+    backbone = model.backbone
+    batch = collate(graphs, backbone.template, backbone.cutoff, torch.float64)
+    with torch.no_grad():
+        return model(batch).hamiltonian
+
+
+def spectrum(hamiltonian, overlap):
+    return scipy.linalg.eigh(hamiltonian.numpy(), overlap)[0]
+
+
+def ao_transformation(before, after):
+    """T with overlap(after) = T overlap(before) T^T, from the overlap between shared points.
+
+    PySCF gives the AO representation of a rotation by evaluating both sets of functions.
+    """
+    from pyscf import dft
+
+    points = np.random.default_rng(0).normal(scale=2.0, size=(4000, 3))
+    return lambda matrix: np.linalg.lstsq(
+        dft.numint.eval_ao(before, points), dft.numint.eval_ao(after, points @ matrix.T), rcond=None
+    )[0].T
+
+
+@pytest.mark.parametrize("determinant", [1, -1])
+def test_rotation_and_reflection(template, rotation, determinant):
+    model = small_model(template)
+    matrix = determinant * rotation
+    before, after = make_mol(), make_mol(transformed(FORMAMIDE, matrix))
+    h = solve(model, build_graph(before, "none"))[0].numpy()
+    h_after = solve(model, build_graph(after, "none"))[0].numpy()
+    t = ao_transformation(before, after)(matrix)
+    np.testing.assert_allclose(t @ h @ t.T, h_after, atol=RELATIVE * np.abs(h).max())
+    assert np.abs(h - h_after).max() > 1e-3
+
+
+@pytest.mark.parametrize("determinant", [1, -1])
+def test_rotation_with_a_reference(template, rotation, determinant):
+    """The reference is turned exactly here: PySCF's own grid is not invariant."""
+    model = small_model(template, "sad", start="reference")
+    matrix = determinant * rotation
+    before, after = make_mol(), make_mol(transformed(FORMAMIDE, matrix))
+    t = ao_transformation(before, after)(matrix)
+    graph, turned = build_graph(before, "sad"), build_graph(after, "sad")
+    turned.reference = t @ graph.reference @ t.T
+    turned.basis_vectors = t @ graph.basis_vectors
+    h, h_after = solve(model, graph)[0].numpy(), solve(model, turned)[0].numpy()
+    np.testing.assert_allclose(t @ h @ t.T, h_after, atol=RELATIVE * np.abs(h).max())
+    assert np.abs(h - graph.reference).max() > 1e-4
+
+
+def test_translation_and_permutation(template):
+    model = small_model(template)
+    order = [3, 0, 5, 2, 1, 4]
+    before = make_mol()
+    after = make_mol(transformed(FORMAMIDE, shift=(3.0, -2.0, 1.0), order=order))
+    h = solve(model, build_graph(before, "none"))[0].numpy()
+    h_after = solve(model, build_graph(after, "none"))[0].numpy()
+    slices = before.aoslice_by_atom()[:, 2:]
+    aos = np.concatenate([np.arange(*slices[i]) for i in order])
+    np.testing.assert_allclose(h[np.ix_(aos, aos)], h_after, atol=RELATIVE * np.abs(h).max())
+
+
+@pytest.mark.parametrize("reference", ["none", "sad"])
+def test_hermitian(template, reference):
+    h = solve(small_model(template, reference), build_graph(make_mol(), reference))[0]
+    torch.testing.assert_close(h, h.T, atol=1e-13, rtol=0)
+
+
+@pytest.mark.parametrize("reference", ["none", "sad"])
+def test_batches_do_not_mix_molecules(template, reference):
+    start = "identity" if reference == "none" else "reference"
+    model = small_model(template, reference, start=start)
+    graphs = [build_graph(make_mol(atoms), reference) for atoms in (WATER, FORMAMIDE)]
+    together = solve(model, *graphs)
+    for graph, h in zip(graphs, together, strict=True):
+        n = graph.nao
+        alone = solve(model, graph)[0]
+        torch.testing.assert_close(h[:n, :n], alone, atol=RELATIVE * alone.abs().max(), rtol=0)
+
+
+def test_blocks_beyond_the_cutoff_keep_the_reference(template):
+    far = [(s, tuple(np.add(r, (0, 0, 30.0)))) for s, r in WATER]
+    graph = build_graph(make_mol(WATER + far), "sad")
+    model = small_model(template, "sad", start="reference")
+    h = solve(model, graph)[0].numpy()
+    half = graph.nao // 2
+    np.testing.assert_array_equal(h[:half, half:], graph.reference[:half, half:])
+    single = solve(model, build_graph(make_mol(WATER), "sad"))[0].numpy()
+    change = h - graph.reference
+    assert np.abs(change[:half, :half]).max() > 1e-4
+    # Far neutral molecules do not feel each other, up to the references' own multipoles.
+    reference = build_graph(make_mol(WATER), "sad").reference
+    np.testing.assert_allclose(change[:half, :half], single - reference, atol=1e-3)
+
+
+def test_every_parameter_gets_a_gradient(template):
+    model = small_model(template, "sad", start="reference", forward_max_iterations=3).train()
+    mol = make_mol()
+    label = build_graph(mol, "sad").reference
+    noise = np.random.default_rng(0).normal(size=label.shape) * 1e-3
+    graph = build_graph(mol, "sad", label + noise + noise.T)
+    batch = collate([graph], template, model.backbone.cutoff, torch.float64)
+    hamiltonian_loss(model(batch).hamiltonian, batch, 10.0)["loss"].backward()
+    unused = {n for n, p in model.named_parameters() if p.grad is None or not p.grad.any()}
+    assert not unused
+
+
+def test_standardization_sets_realistic_scales(template):
+    model = small_model(template, "sad")
+    mol = make_mol()
+    graph = build_graph(mol, "sad")
+    error = np.random.default_rng(0).normal(size=graph.reference.shape) * 2e-3
+    graph = build_graph(mol, "sad", graph.reference + error + error.T)
+    batch = collate([graph], template, model.backbone.cutoff, torch.float64)
+    model.backbone.standardize([batch])
+    scale = model.backbone.output_pair_scale
+    carbon, oxygen = 1, 3
+    assert 5e-4 < scale[carbon, oxygen].mean() < 2e-2
+    fluorine = 4
+    assert not scale[fluorine].any()
+
+
+def test_spectrum_is_the_same_in_float32(template):
+    model = small_model(template, forward_tolerance=1e-6)
+    graph = build_graph(make_mol(), "none")
+    exact = spectrum(solve(model, graph)[0], graph.overlap)
+    batch = collate([graph], template, model.backbone.cutoff)
+    with torch.no_grad():
+        single = model.float()(batch).hamiltonian[0].double()
+    np.testing.assert_allclose(spectrum(single, graph.overlap), exact, atol=2e-4)
+
+
+@pytest.mark.parametrize("options", [{"reference": "dft"}, {"filter_layers": 0}])
+def test_config_is_checked(options):
+    with pytest.raises(ConfigError):
+        SO2NetConfig(**options)
