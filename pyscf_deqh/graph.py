@@ -64,6 +64,7 @@ class GraphBatch:
         edge_index: (2, E) atoms (i, j) of each ordered pair within the cutoff.
         edge_vector: (E, 3) r_j - r_i in bohr.
         reverse: (E,) position of the pair (j, i).
+        ao_atom: (B n,) atom of each AO; N where padded.
         n_occupied, nao: (B,).
         overlap, reference, atomic_density, basis_vectors: (B, n, n), zero padded.
         block_index: ((N + E) T T,) position of each block element in a flat (B n n + 1) matrix
@@ -77,6 +78,7 @@ class GraphBatch:
     edge_index: Tensor
     edge_vector: Tensor
     reverse: Tensor
+    ao_atom: Tensor
     n_occupied: Tensor
     nao: Tensor
     overlap: Tensor
@@ -120,6 +122,17 @@ class GraphBatch:
         flat = torch.cat([flat, flat.new_zeros(1, k)])
         blocks = flat.index_select(0, self.block_index).view(-1, t * t, k)
         return blocks[: self.n_atoms], blocks[self.n_atoms :]
+
+    def populations(self, density: Tensor) -> Tensor:
+        """Mulliken populations (N,) of density matrices (B, n, n)."""
+        per_ao = (density * self.overlap).sum(-1).reshape(-1)
+        return per_ao.new_zeros(self.n_atoms + 1).index_add(0, self.ao_atom, per_ao)[:-1]
+
+    def potential_matrix(self, potential: Tensor) -> Tensor:
+        """(phi_A + phi_B) / 2 S: first-order matrices (B, n, n) of a potential (N,) at the atoms."""
+        at_ao = torch.cat([potential, potential.new_zeros(1)])[self.ao_atom]
+        at_ao = at_ao.view(self.overlap.shape[:2])
+        return 0.5 * self.overlap * (at_ao[:, :, None] + at_ao[:, None, :])
 
     def matrix(self, onsite: Tensor, pair: Tensor) -> Tensor:
         """Matrices (B, n, n) from on-site blocks (N, T, T) and pair blocks (E, T, T)."""
@@ -190,6 +203,7 @@ def collate(
 
     zero_block = (atom_offset + edge_offset) * t * t
     matrix_index = np.full((len(graphs), n_max, n_max), zero_block)
+    ao_atom = np.full((len(graphs), n_max), atom_offset)
     first_atom = 0
     for b, graph in enumerate(graphs):
         n, atom, slot = graph.nao, ao_atoms[b], ao_slots[b]
@@ -200,6 +214,7 @@ def collate(
         position += slot[:, None] * t + slot[None]
         position[(block < 0) & ~same] = zero_block
         matrix_index[b, :n, :n] = position
+        ao_atom[b, :n] = first_atom + atom
         first_atom += len(graph.numbers)
 
     def padded(name: str, *shape: int) -> Tensor | None:
@@ -213,6 +228,7 @@ def collate(
         edge_index=torch.from_numpy(np.concatenate(edges, axis=1)).long(),
         edge_vector=torch.from_numpy(np.concatenate(vectors)).to(dtype),
         reverse=index(reverses),
+        ao_atom=torch.from_numpy(ao_atom.reshape(-1)),
         n_occupied=torch.tensor([g.n_occupied for g in graphs]),
         nao=torch.tensor([g.nao for g in graphs]),
         overlap=padded("overlap", n_max, n_max),

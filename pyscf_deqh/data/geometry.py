@@ -43,6 +43,13 @@ def _parse_comment(comment: str) -> dict[str, str]:
     return dict(word.split("=", 1) for word in words if re.match(r"[A-Za-z_]\w*=", word))
 
 
+def _atomic_number(symbol: str) -> int:
+    number = elements.charge(symbol)
+    if number < 1:
+        raise ValueError(f"{symbol!r} is not an element")
+    return number
+
+
 def _position_column(info: dict[str, str]) -> tuple[int, int]:
     """Columns of species and positions, from extended xyz's ``Properties`` where given."""
     species, position, column = 0, 1, 0
@@ -82,7 +89,7 @@ def read_xyz(path: str | Path) -> Iterator[Geometry]:
             rows = [line.split() for line in lines[at + 2 : at + 2 + n_atoms]]
             if len(rows) != n_atoms:
                 raise ValueError(f"{n_atoms} atoms announced, {len(rows)} found")
-            numbers = np.array([elements.charge(row[species]) for row in rows], dtype=np.int32)
+            numbers = np.array([_atomic_number(row[species]) for row in rows], dtype=np.int32)
             positions = np.array(
                 [[float(x) for x in row[position : position + 3]] for row in rows]
             ).reshape(n_atoms, 3)

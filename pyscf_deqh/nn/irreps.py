@@ -71,6 +71,12 @@ def rms_normalize(x: Tensor, eps: float = 1e-6) -> Tensor:
     return x * torch.rsqrt(x.square().mean(dim=(-2, -1), keepdim=True) + eps)
 
 
+def add_scalars(x: Tensor, scalars: Tensor) -> Tensor:
+    """Add scalars (n, natural channels) to the natural l = 0 components of features."""
+    padded = nn.functional.pad(scalars, (0, x.shape[-1] - scalars.shape[-1]))
+    return torch.cat([x[:, :1] + padded[:, None], x[:, 1:]], dim=1)
+
+
 class NodeNonlinearity(nn.Module):
     """Linear, gate, linear: scalars by SiLU, all else multiplied by gates made from the scalars."""
 

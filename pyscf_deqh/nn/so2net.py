@@ -4,6 +4,11 @@ Atoms and pairs start from the blocks of the overlap, the reference Hamiltonian 
 coupled to irreps; that, and the first layers, are the injection. The filter adds the blocks of H^k
 and of its density D[H^k] (so that one application of f is a solver step) and predicts the next
 difference to the reference.
+
+Electrons that move between atoms change the potential everywhere. As in SCC-DFTB (Elstner et al.,
+Phys. Rev. B 58, 7260, 1998) that is a charge per atom, a potential phi at each atom, and, to first
+order, the matrix (phi_A + phi_B) S / 2: atoms also see their Mulliken charge and its potential, and
+the output has a term of that form.
 """
 
 from __future__ import annotations
@@ -28,10 +33,12 @@ from .irreps import (
     Channels,
     DegreeLinear,
     NodeNonlinearity,
+    add_scalars,
     rms_normalize,
 )
 from .so2 import EdgeFeatures, EdgeFrames, EdgeGate, SO2Linear, edge_rms_normalize
 
+_POTENTIAL_SCALE = 0.01  # hartree / e, typical change of the potential at an atom
 _NEIGHBOURS = 16.0  # typical number of atoms within the cutoff, for the scale of message sums
 
 
@@ -111,6 +118,28 @@ class Injected:
     density: Tensor  # of the reference's orbitals; zero without a reference
 
 
+class ChargeEmbedding(nn.Module):
+    """Atoms' Mulliken charges, and the potential they make at the other atoms, as scalar features."""
+
+    # Charge and potential of typical size, in e and hartree / e.
+    _TYPICAL = (0.2, 0.05)
+    # Distance in bohr below which the potential of a charge cloud is no longer that of a point.
+    _CLOUD = 1.5
+
+    def __init__(self, channels: Channels):
+        super().__init__()
+        self.linear = nn.Linear(2, channels.natural, bias=False)
+
+    def forward(self, graph: GraphBatch, electrons: Tensor, envelope: Tensor) -> Tensor:
+        """``electrons`` (N,): number that each atom gained. Returns (N, natural channels)."""
+        i, j = graph.edge_index
+        squared = graph.edge_vector.square().sum(-1)
+        potential = electrons[j] * envelope * torch.rsqrt(squared + self._CLOUD**2)
+        potential = torch.zeros_like(electrons).index_add(0, i, potential)
+        charge, phi = self._TYPICAL
+        return self.linear(torch.stack([electrons / charge, potential / phi], dim=-1))
+
+
 class SO2Layer(nn.Module):
     """(x_i, x_j, e_ij) -> SO(2) linear, gate, SO(2) linear; added to e_ij, summed over j onto x_i."""
 
@@ -159,6 +188,9 @@ class SO2Net(nn.Module):
         self.static_pairs = BlockEmbedding(*args, n_static, channels)
         self.state_atoms = BlockEmbedding(*args, 2, channels)
         self.state_pairs = BlockEmbedding(*args, 2, channels)
+        if config.reference != "none":
+            self.static_charges = ChargeEmbedding(channels)
+        self.state_charges = ChargeEmbedding(channels)
         self.injection_layers = nn.ModuleList(
             SO2Layer(config, channels) for _ in range(config.injection_layers)
         )
@@ -166,10 +198,13 @@ class SO2Net(nn.Module):
             SO2Layer(config, channels) for _ in range(config.filter_layers)
         )
         self.atom_output = NodeNonlinearity(config.lmax, channels)
+        self.atom_potential = nn.Linear(channels.natural, 1, bias=False)
         self.pair_linear = SO2Linear(config.lmax, [channels], channels)
         self.pair_gate = EdgeGate(config.lmax, channels, config.invariants)
         self.atom_readout = BlockReadout(*args, channels)
         self.pair_readout = BlockReadout(*args, channels)
+        charges = torch.tensor(template.numbers, dtype=torch.get_default_dtype())
+        self.register_buffer("nuclear_charge", charges, persistent=False)
         self._register_standards(n_elements, n_static)
 
     @property
@@ -184,8 +219,11 @@ class SO2Net(nn.Module):
             self.register_buffer(f"{name}_atom_scale", torch.ones(paths, n_matrices))
             self.register_buffer(f"{name}_pair_scale", torch.ones(paths, n_matrices))
         self.register_buffer("output_shift", torch.zeros(n_elements, t2))
-        self.output_atom_scale = nn.Parameter(torch.ones(n_elements, paths))
-        self.output_pair_scale = nn.Parameter(torch.ones(n_elements, n_elements, paths))
+        # Scales in hartree, and learned factors of order one: an optimizer's steps are as large
+        # for a parameter of 1e-3 as for one of 1.
+        for name, shape in (("atom", (n_elements, paths)), ("pair", (n_elements,) * 2 + (paths,))):
+            self.register_buffer(f"output_{name}_scale", torch.ones(shape))
+            self.register_parameter(f"output_{name}_factor", nn.Parameter(torch.ones(shape)))
 
     # The fixed-point problem, see Backbone in deqh.py.
 
@@ -224,13 +262,12 @@ class SO2Net(nn.Module):
     def injection(self, graph: GraphBatch) -> Injected:
         density, matrices = self._static_matrices(graph)
         atoms, pairs = self._standardized("static", graph, matrices)
-        x = self.static_atoms(atoms)
-        # Out of place on a slice of its own, so that autograd keeps the embedding's output.
-        scalars = x[:, :1, : self.channels.natural] + self.element_embedding(graph.element)[:, None]
-        x = torch.cat(
-            [torch.cat([scalars, x[:, :1, self.channels.natural :]], dim=-1), x[:, 1:]], dim=1
-        )
         invariants, envelope = self.invariants(graph)
+        scalars = self.element_embedding(graph.element)
+        if self.config.reference != "none":
+            moved = graph.populations(density - graph.atomic_density)
+            scalars = scalars + self.static_charges(graph, moved, envelope)
+        x = add_scalars(self.static_atoms(atoms), scalars)
         frames = EdgeFrames(graph.edge_vector, self.config.lmax, self.channels)
         e = frames.into(self.static_pairs(pairs))
         e[0] = e[0] + self.pair_embedding(invariants)
@@ -243,7 +280,11 @@ class SO2Net(nn.Module):
         graph = injected.graph
         matrices = self._state_matrices(graph, state, injected.density)
         atoms, pairs = self._standardized("state", graph, matrices)
-        x = injected.atoms + self.state_atoms(atoms)
+        moved = graph.populations(matrices[1])
+        if self.config.reference == "none":  # there is no density yet that moved is relative to
+            moved = moved - self.nuclear_charge[graph.element]
+        scalars = self.state_charges(graph, moved, injected.envelope)
+        x = injected.atoms + add_scalars(self.state_atoms(atoms), scalars)
         update = injected.frames.into(self.state_pairs(pairs))
         e = [a + b for a, b in zip(injected.pairs, update, strict=True)]
         for layer in self.filter_layers:
@@ -253,14 +294,18 @@ class SO2Net(nn.Module):
     def _read(self, x: Tensor, e: EdgeFeatures, env: Injected) -> Tensor:
         graph, path = env.graph, self.coupling.path
         i, j = graph.element[graph.edge_index]
-        atoms = self.atom_readout(self.atom_output(x)) * self.output_atom_scale[graph.element][:, path]
+        scale = (self.output_atom_scale * self.output_atom_factor)[graph.element]
+        output = self.atom_output(x)
+        atoms = self.atom_readout(output) * scale[:, path]
         atoms = self.coupling.uncouple(atoms + self.output_shift[graph.element])
         e = self.pair_gate(self.pair_linear(edge_rms_normalize(e)), env.invariants)
-        scale = self.output_pair_scale[i, j] * env.envelope[:, None]
+        scale = (self.output_pair_scale * self.output_pair_factor)[i, j] * env.envelope[:, None]
         pairs = self.pair_readout(env.frames.out_of(e)) * scale[:, path]
         pairs = self.coupling.uncouple(pairs)
         # Hermitian by construction: each block is the mean of (i, j) and the transposed (j, i).
-        return graph.matrix((atoms + atoms.mT) / 2, (pairs + pairs[graph.reverse].mT) / 2)
+        h = graph.matrix((atoms + atoms.mT) / 2, (pairs + pairs[graph.reverse].mT) / 2)
+        potential = self.atom_potential(output[:, 0, : self.channels.natural])[:, 0]
+        return h + graph.potential_matrix(_POTENTIAL_SCALE * potential)
 
     @torch.no_grad()
     def standardize(self, batches: Iterable[GraphBatch]) -> None:

@@ -1,0 +1,95 @@
+import json
+import shutil
+
+import pytest
+import torch
+from conftest import make_mol, small_model
+
+from pyscf_deqh import CheckpointError, list_models, load_model, predict_hamiltonian
+from pyscf_deqh.checkpoint import DEFAULT_MODEL, ModelSpec, models_folder, save_model
+
+
+@pytest.fixture
+def exported(tmp_path, template):
+    model = small_model(template).float()
+    spec = ModelSpec("def2-svp", template, model.backbone.config, model.settings)
+    save_model(model, spec, tmp_path / "small")
+    return model, spec, tmp_path / "small"
+
+
+def test_saved_models_come_back(exported):
+    model, spec, folder = exported
+    loaded, loaded_spec = load_model(folder)
+    assert loaded_spec == spec
+    for (name, a), (other, b) in zip(
+        model.state_dict().items(), loaded.state_dict().items(), strict=True
+    ):
+        assert name == other
+        assert torch.equal(a, b)
+    assert not loaded.training
+    assert predict_hamiltonian(make_mol(), folder).iterations > 0
+
+
+def test_the_default_model_is_bundled_with_its_card():
+    assert DEFAULT_MODEL in list_models()
+    for name in list_models():
+        folder = models_folder() / name
+        assert (folder / "README.md").is_file()
+        assert sum(f.stat().st_size for f in folder.iterdir()) < 25e6
+        load_model(name)
+
+
+def test_altered_weights(exported):
+    *_, folder = exported
+    weights = folder / "model.safetensors"
+    blob = bytearray(weights.read_bytes())
+    blob[-1] ^= 1
+    weights.write_bytes(blob)
+    with pytest.raises(CheckpointError, match="truncated or altered"):
+        load_model(folder)
+
+
+def test_truncated_weights(exported):
+    *_, folder = exported
+    weights = folder / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-100])
+    with pytest.raises(CheckpointError, match="truncated or altered"):
+        load_model(folder)
+
+
+def test_missing_weights(exported):
+    *_, folder = exported
+    (folder / "model.safetensors").unlink()
+    with pytest.raises(CheckpointError, match="cannot load"):
+        load_model(folder)
+
+
+@pytest.mark.parametrize(
+    ("edit", "message"),
+    [
+        (lambda c: c | {"format": 99}, "format 99"),
+        (lambda c: c | {"backbone": c["backbone"] | {"natural_channels": 7}}, "cannot load"),
+        (lambda c: {k: v for k, v in c.items() if k != "basis"}, "cannot load"),
+    ],
+)
+def test_contradicting_configuration(exported, edit, message):
+    *_, folder = exported
+    path = folder / "config.json"
+    path.write_text(json.dumps(edit(json.loads(path.read_text()))))
+    with pytest.raises(CheckpointError, match=message):
+        load_model(folder)
+
+
+def test_broken_configuration(exported):
+    *_, folder = exported
+    (folder / "config.json").write_text("{")
+    with pytest.raises(CheckpointError, match="cannot read"):
+        load_model(folder)
+
+
+def test_unknown_model(tmp_path):
+    with pytest.raises(CheckpointError, match="no model 'nowhere'"):
+        load_model("nowhere")
+    shutil.rmtree(tmp_path)
+    with pytest.raises(CheckpointError):
+        load_model(tmp_path)
