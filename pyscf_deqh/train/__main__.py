@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from dataclasses import fields
 from pathlib import Path
 
 from ..errors import DEQHError
@@ -25,8 +26,8 @@ def _train(argv: list[str]) -> int:
     parser.add_argument("--resume", action="store_true", help="go on from the last checkpoint")
     parser.add_argument("--init", type=Path, help="checkpoint whose weights a new run starts from")
     args = parser.parse_args(argv)
-    options = parser.instantiate_classes(args)
-    config = TrainConfig(**{name: getattr(options, name) for name in TrainConfig.__dataclass_fields__})
+    options = parser.instantiate(args)
+    config = TrainConfig(**{field.name: getattr(options, field.name) for field in fields(TrainConfig)})
     train(config, resume=args.resume, init=args.init)
     return 0
 

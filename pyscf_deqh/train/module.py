@@ -68,6 +68,9 @@ class HamiltonianData(L.LightningDataModule):
             **options,
         )
 
+    def transfer_batch_to_device(self, batch: GraphBatch, device, dataloader_idx) -> GraphBatch:
+        return batch.to(device)
+
     def train_dataloader(self) -> DataLoader:
         train = self.parts["train"]
         # Incomplete batches would get a larger weight per molecule.
@@ -87,7 +90,6 @@ class HamiltonianModule(L.LightningModule):
         super().__init__()
         self.model = model
         self.config = config
-        self.save_hyperparameters(ignore=["model", "config"])
         self._started = time.monotonic()
         self._seconds_before = 0.0
 
@@ -104,9 +106,6 @@ class HamiltonianModule(L.LightningModule):
 
     def on_train_start(self) -> None:
         self._started = time.monotonic()
-
-    def transfer_batch_to_device(self, batch: GraphBatch, device, dataloader_idx) -> GraphBatch:
-        return batch.to(device)
 
     def progress(self) -> float:
         """Part of the run that is done, 0 to 1, by epochs or by the clock, whichever is ahead."""
@@ -128,6 +127,8 @@ class HamiltonianModule(L.LightningModule):
         )
 
     def on_train_batch_start(self, batch, batch_idx) -> None:
+        # The depth of each step is drawn at random; a resumed run must draw the same ones.
+        torch.manual_seed(1_000_003 * self.config.run.seed + self.global_step)
         rate = self.config.optimizer.learning_rate * self.learning_rate_factor()
         for group in self.optimizers().param_groups:
             group["lr"] = rate

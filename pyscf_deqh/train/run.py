@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import warnings
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -53,7 +55,10 @@ def read_config(path: Path) -> TrainConfig:
     raw = yaml.safe_load(path.read_text())
     kinds = {"data": DataConfig, "model": SO2NetConfig, "solver": SolverSettings,
              "optimizer": OptimizerConfig, "run": RunConfig}  # fmt: skip
-    return TrainConfig(**{name: kind(**raw[name]) for name, kind in kinds.items()})
+    config = TrainConfig(**{name: kind(**raw[name]) for name, kind in kinds.items()})
+    config.data.databases = [Path(p) for p in config.data.databases]
+    config.data.cache, config.run.folder = Path(config.data.cache), Path(config.run.folder)
+    return config
 
 
 def _initialize(module: HamiltonianModule, checkpoint: Path) -> None:
@@ -82,8 +87,11 @@ def _trainer(config: TrainConfig) -> L.Trainer:
     ]  # fmt: skip
     if options.ema_decay:
         callbacks.append(
+            # Parameters only: an average of index buffers truncates 4 * 0.9 + 4 * 0.1 to 3.
             EMAWeightAveraging(
-                decay=options.ema_decay, update_starting_at_step=options.warmup_steps
+                use_buffers=False,
+                decay=options.ema_decay,
+                update_starting_at_step=options.warmup_steps,
             )
         )
     return L.Trainer(
@@ -96,10 +104,12 @@ def _trainer(config: TrainConfig) -> L.Trainer:
         devices=1,
         precision=run.precision,
         num_sanity_val_steps=0,
+        enable_model_summary=False,
         log_every_n_steps=10,
         logger=[
-            CSVLogger(run.folder, name="csv", version=""),
-            TensorBoardLogger(run.folder, name="tensorboard", version=""),
+            # A resumed run logs into new folders: Lightning deletes what it finds in old ones.
+            CSVLogger(run.folder, name="csv"),
+            TensorBoardLogger(run.folder, name="tensorboard"),
         ],
         callbacks=callbacks,
     )
@@ -124,6 +134,7 @@ def train(config: TrainConfig, resume: bool = False, init: Path | None = None) -
         raise ConfigError(f"{run.folder} holds a run already: add --resume or name another folder")
     if run.threads:
         torch.set_num_threads(run.threads)
+    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     L.seed_everything(run.seed, verbose=False)
     run.folder.mkdir(parents=True, exist_ok=True)
     write_config(config, run.folder / "config.yaml")
@@ -143,6 +154,8 @@ def train(config: TrainConfig, resume: bool = False, init: Path | None = None) -
     print(f"{parameters} parameters, {sizes['train']} training and {sizes['valid']} "
           f"validation geometries", flush=True)  # fmt: skip
     trainer = _trainer(config)
+    # What Lightning says of an existing checkpoint folder and of few batches is meant here.
+    warnings.filterwarnings("ignore", message=".*(exists and is not empty|logging interval).*")
     trainer.fit(module, data, ckpt_path=last if last.exists() else None, weights_only=True)
 
 

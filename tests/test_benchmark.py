@@ -1,0 +1,96 @@
+import json
+
+import numpy as np
+import pytest
+from conftest import WATER, make_mol
+from pyscf import dft
+
+from pyscf_deqh.benchmark import acceleration
+from pyscf_deqh.benchmark.__main__ import BUNDLED, main
+from pyscf_deqh.benchmark.scf_runs import Method, run_classical
+from pyscf_deqh.data.geometry import read_geometries
+from pyscf_deqh.data.splits import split_of
+
+
+def test_bundled_molecules_are_test_molecules():
+    geometries = read_geometries(BUNDLED)
+    assert len(geometries) >= 40
+    ids = {int(g.info["qm9_id"]) for g in geometries}
+    assert len(ids) == len(geometries)
+    assert {split_of(i) for i in ids} == {"test"}
+    assert all(7 <= g.n_heavy <= 9 for g in geometries)
+
+
+def test_cycles_and_builds_are_pyscfs(monkeypatch):
+    """The index of the last cycle is one less than PySCF's count; builds are get_veff's calls."""
+    mol = make_mol(WATER)
+    calls = []
+    original = dft.rks.RKS.get_veff
+    monkeypatch.setattr(
+        dft.rks.RKS, "get_veff", lambda self, *a, **k: calls.append(1) or original(self, *a, **k)
+    )
+    run = run_classical(mol, Method(), "minao")
+    mf = dft.RKS(make_mol(WATER), xc="b3lyp").run()
+    assert run.cycles == mf.cycles - 1 == len(run.focks) - 1
+    assert run.energy == pytest.approx(mf.e_tot, abs=1e-9)
+    np.testing.assert_allclose(run.hamiltonian, mf.get_fock(), atol=1e-5)
+    # The run's last Fock matrix is asked for once more, after the clock has stopped; then mf's own.
+    assert len(calls) == (run.fock_builds + 1) + (mf.cycles + 2) + 1
+
+
+@pytest.mark.parametrize("init", ["1e", "atom", "huckel", "sap", "vsap", "cheap-scf"])
+def test_every_baseline_runs(init):
+    run = run_classical(make_mol(WATER), Method(xc="pbe"), init)
+    assert run.converged
+    assert (run.guess_fock_builds > 0) == (init == "cheap-scf")
+
+
+def test_command_prints_a_table_and_writes_everything(tmp_path, capsys):
+    xyz = tmp_path / "mols.xyz"
+    water = "3\nname=water\n" + "".join(f"{s} {x} {y} {z}\n" for s, (x, y, z) in WATER)
+    xyz.write_text(water + "1\nname=silane-less\nSi 0 0 0\n" + water)
+    out, image = tmp_path / "out.json", tmp_path / "out.png"
+    code = main(["--init", "minao", "1e", "--molecules", str(xyz), "--xc", "hf",
+                 "--json", str(out), "--plot", str(image)])  # fmt: skip
+    printed = capsys.readouterr().out
+    assert code == 1
+    assert "against minao, n = 2" in printed
+    assert "failed: silane-less: UnsupportedMoleculeError" in printed
+    data = json.loads(out.read_text())
+    keys = {"achieved_ratio", "optimal_ratio", "error_level_ratio", "effective_ratio",
+            "wall_ratio", "max_energy_difference", "n", "model", "init"}  # fmt: skip
+    assert keys <= set(data["summary"])
+    assert data["summary"]["init"] == "minao"
+    assert set(data["summaries"]) == {"minao", "1e"}
+    assert data["summary"]["max_energy_difference"] < 1e-7
+    row = data["rows"][0]
+    ratio = row["deqh"]["cycles"] / row["baselines"]["1e"]["cycles"]
+    assert row["ratios"]["1e"]["achieved_ratio"] == pytest.approx(ratio)
+    assert image.read_bytes()[:4] == b"\x89PNG"
+
+
+def test_interrupt_keeps_the_results(tmp_path, monkeypatch):
+    geometry = acceleration._WATER
+    done = []
+    original = acceleration.benchmark_molecule
+
+    def interrupted(*args):
+        if done:
+            raise KeyboardInterrupt
+        done.append(1)
+        return original(*args)
+
+    monkeypatch.setattr(acceleration, "benchmark_molecule", interrupted)
+    path = tmp_path / "out.json"
+    results = acceleration.run_benchmark(
+        [geometry, geometry], Method(xc="hf"), ["minao"], path, progress=False
+    )
+    assert len(results.rows) == 1
+    assert json.loads(path.read_text())["summary"]["n"] == 1
+
+
+def test_bad_arguments(tmp_path, capsys):
+    assert main(["--molecules", str(tmp_path / "none.xyz")]) == 2
+    assert "cannot read" in capsys.readouterr().err
+    assert main(["--model", "unknown", "--n", "1"]) == 2
+    assert "no model 'unknown'" in capsys.readouterr().err

@@ -1,0 +1,155 @@
+"""A whole training on hydrogen and small molecules: limits, resuming, export, use in PySCF."""
+
+import csv
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from conftest import make_mol
+from pyscf import scf
+
+from pyscf_deqh import deqh_guess
+from pyscf_deqh.data.geometry import Geometry
+from pyscf_deqh.data.label import LabelSettings, label
+from pyscf_deqh.errors import CheckpointError, ConfigError, DatasetError
+from pyscf_deqh.nn.deqh import SolverSettings
+from pyscf_deqh.nn.so2net import SO2NetConfig
+from pyscf_deqh.train.__main__ import main
+from pyscf_deqh.train.config import DataConfig, OptimizerConfig, RunConfig, TrainConfig
+from pyscf_deqh.train.run import export, read_config, train, write_config
+
+
+@pytest.fixture(scope="module")
+def labelled(tmp_path_factory):
+    """Hydrogen and hydrogen fluoride at several distances: mixed elements and sizes."""
+    folder = tmp_path_factory.mktemp("labels")
+    geometries = []
+    for i in range(20):
+        z, distance = ((1, 1), 0.7) if i % 2 else ((9, 1), 0.9)
+        positions = np.array([[0, 0, 0], [0, 0.3, distance + 0.01 * i]])
+        geometries.append(Geometry(np.array(z, np.int32), positions, {"qm9_id": str(i)}))
+    label(geometries, folder / "a.db", LabelSettings(xc="hf"), 2, progress=False)
+    return folder
+
+
+@pytest.fixture
+def config(tmp_path, labelled) -> TrainConfig:
+    return TrainConfig(
+        data=DataConfig(databases=[labelled / "a.db"], elements=[1, 9], cache=labelled / "cache"),
+        model=SO2NetConfig(natural_channels=4, pseudo_channels=2, injection_layers=1,
+                           filter_layers=1, invariants=8, radial_functions=8),
+        solver=SolverSettings(forward_max_iterations=2, backward_max_iterations=2),
+        optimizer=OptimizerConfig(warmup_steps=2, ema_decay=0.9),
+        run=RunConfig(folder=tmp_path / "run", max_epochs=2, batch_size=4, accelerator="cpu"),
+    )  # fmt: skip
+
+
+def last(config, key="state_dict"):
+    path = config.run.folder / "checkpoints" / "last.ckpt"
+    return torch.load(path, weights_only=True)[key]
+
+
+@pytest.mark.parametrize("gradient", ["implicit", "random-depth"])
+def test_resuming_gives_the_same_run(config, tmp_path, gradient):
+    """Two epochs at once, and two with a stop between: same weights, averages and order of data."""
+    config.solver = replace(config.solver, gradient=gradient)
+    whole = config
+    train(whole)
+    halves = replace(config, run=replace(config.run, folder=tmp_path / "halves"))
+    _train_one_epoch_then_stop(halves)
+    assert last(halves, "epoch") == 0
+    train(halves, resume=True)
+    for key in ("state_dict", "current_model_state"):
+        for name, value in last(whole, key).items():
+            torch.testing.assert_close(value, last(halves, key)[name], rtol=0, atol=0)
+
+
+def _train_one_epoch_then_stop(config):
+    """As a kill right after the first epoch's checkpoint would: the limit of epochs stays two."""
+    import lightning as L
+
+    class Kill(L.Callback):
+        def on_train_epoch_start(self, trainer, module):
+            if trainer.current_epoch == 1:
+                raise KeyboardInterrupt
+
+    from pyscf_deqh.train import run
+
+    original = run._trainer
+
+    def trainer(config):
+        built = original(config)
+        built.callbacks.insert(0, Kill())
+        return built
+
+    run._trainer = trainer
+    try:
+        train(config)
+    except (KeyboardInterrupt, SystemExit):
+        pass
+    finally:
+        run._trainer = original
+
+
+def test_training_learns_and_its_model_starts_an_scf(config, tmp_path):
+    config.run.max_epochs = 40
+    config.optimizer = replace(config.optimizer, learning_rate=5e-3)
+    config.solver = replace(config.solver, gradient="random-depth")
+    train(config)
+    rows = list(csv.DictReader(next(config.run.folder.glob("csv/*/metrics.csv")).open()))
+    losses = [float(r["valid/loss"]) for r in rows if r["valid/loss"]]
+    assert losses[-1] < 0.6 * losses[0]
+    assert any((config.run.folder / "tensorboard").iterdir())
+    export(config.run.folder, tmp_path / "model")
+    mf = scf.RHF(make_mol("H 0 0 0; F 0 0 .95")).apply(deqh_guess, model=tmp_path / "model")
+    assert mf.kernel() == pytest.approx(scf.RHF(mf.mol).kernel(), abs=1e-8)
+
+
+def test_wall_clock_limit_ends_with_a_usable_checkpoint(config, tmp_path):
+    config.run.max_epochs, config.run.max_minutes = 1000, 1e-3
+    train(config)
+    assert last(config, "epoch") < 5
+    export(config.run.folder, tmp_path / "model")
+
+
+def test_command_line_overrides_the_file(config, tmp_path):
+    path = tmp_path / "run.yaml"
+    write_config(config, path)
+    assert read_config(path) == config
+    folder = tmp_path / "other"
+    code = main(["--config", str(path), "--run.folder", str(folder), "--run.max_epochs", "1",
+                 "--model.filter_layers", "2"])  # fmt: skip
+    assert code == 0
+    written = yaml.safe_load((folder / "config.yaml").read_text())
+    assert written["model"]["filter_layers"] == 2
+    assert written["model"]["natural_channels"] == 4
+    assert main(["export", str(folder), str(tmp_path / "model")]) == 0
+    assert (tmp_path / "model" / "model.safetensors").exists()
+
+
+def test_a_new_run_can_start_from_other_weights(config, tmp_path):
+    train(config)
+    start = config.run.folder / "checkpoints" / "last.ckpt"
+    other = replace(config, run=replace(config.run, folder=tmp_path / "b", max_epochs=1))
+    other.optimizer = replace(other.optimizer, learning_rate=0.0)
+    train(other, init=start)
+    for name, value in last(other, "current_model_state").items():
+        torch.testing.assert_close(value, last(config)[name])
+
+
+def test_bad_input(config, tmp_path):
+    with pytest.raises(ConfigError, match="at least one QH9 database"):
+        train(replace(config, data=replace(config.data, databases=[])))
+    with pytest.raises(DatasetError, match="no database"):
+        train(replace(config, data=replace(config.data, databases=[Path("none.db")])))
+    with pytest.raises(CheckpointError, match="no checkpoint"):
+        export(config.run.folder, tmp_path / "model")
+    train(replace(config, run=replace(config.run, max_epochs=1)))
+    with pytest.raises(ConfigError, match="--resume"):
+        train(config)
+    with pytest.raises(CheckpointError, match="cannot start from"):
+        other = replace(config, run=replace(config.run, folder=tmp_path / "c"))
+        train(other, init=tmp_path / "none.ckpt")
