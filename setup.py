@@ -22,12 +22,12 @@ plot = ["matplotlib>=3.7"]
 setup(
     name="pyscf_deqh",
     version=version,
-    description="DEQHNet for PySCF: start SCF calculations from a Hamiltonian that a network solved for",
+    description="DEQHNet for PySCF: initial guesses from a network that solves for the Hamiltonian",
     long_description=(here / "README.md").read_text(),
     long_description_content_type="text/markdown",
     license="Apache-2.0",
     python_requires=">=3.10",
-    packages=find_packages(include=["pyscf_deqh", "pyscf_deqh.*"]) + ["pyscf_deqh.models"],
+    packages=[*find_packages(include=["pyscf_deqh", "pyscf_deqh.*"]), "pyscf_deqh.models"],
     # The bundled models lie at the top of the repository and inside the installed package.
     package_dir={"pyscf_deqh.models": "models"},
     package_data={
@@ -48,6 +48,14 @@ setup(
         "train": train,
         "plot": plot,
         "test": [*train, *plot, "pytest>=8"],
-        "dev": [*train, *plot, "pytest>=8", "ruff>=0.6", "mypy>=1.10", "types-PyYAML", "types-tqdm"],
+        "dev": [
+            *train,
+            *plot,
+            "pytest>=8",
+            "ruff>=0.6",
+            "mypy>=1.10",
+            "types-PyYAML",
+            "types-tqdm",
+        ],
     },
 )

@@ -1,4 +1,4 @@
-"""Models on disk: a folder with ``model.safetensors``, ``config.json`` and a model card (README.md)."""
+"""Models on disk: folders of ``model.safetensors``, ``config.json`` and a model card."""
 
 from __future__ import annotations
 

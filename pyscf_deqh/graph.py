@@ -56,7 +56,7 @@ class MolecularGraph:
 
 @dataclass
 class GraphBatch:
-    """Molecules side by side; B molecules, N atoms, E directed pairs, n = largest nao, T = template.
+    """B molecules side by side: N atoms, E directed pairs, n = largest nao, T = template size.
 
     Attributes:
         element: (N,) index of the element in the template's ``numbers``.
@@ -129,7 +129,7 @@ class GraphBatch:
         return per_ao.new_zeros(self.n_atoms + 1).index_add(0, self.ao_atom, per_ao)[:-1]
 
     def potential_matrix(self, potential: Tensor) -> Tensor:
-        """(phi_A + phi_B) / 2 S: first-order matrices (B, n, n) of a potential (N,) at the atoms."""
+        """(phi_A + phi_B) S / 2: first-order matrices (B, n, n) of a potential (N,) at atoms."""
         at_ao = torch.cat([potential, potential.new_zeros(1)])[self.ao_atom]
         at_ao = at_ao.view(self.overlap.shape[:2])
         return 0.5 * self.overlap * (at_ao[:, :, None] + at_ao[:, None, :])
@@ -169,7 +169,7 @@ def collate(
         ao_slot = np.concatenate(slots)
         if len(ao_slot) != graph.nao:
             raise UnsupportedMoleculeError(
-                f"a matrix of {graph.nao} orbitals does not fit the atoms, which have {len(ao_slot)}"
+                f"a matrix of {graph.nao} orbitals does not fit atoms that have {len(ao_slot)}"
             )
         # Row of every template slot of every atom in the AO order; n_max where there is none.
         rows = np.full((n_atoms, t), n_max)
@@ -217,9 +217,10 @@ def collate(
         ao_atom[b, :n] = first_atom + atom
         first_atom += len(graph.numbers)
 
-    def padded(name: str, *shape: int) -> Tensor | None:
-        arrays = [getattr(g, name) for g in graphs]
-        return None if any(a is None for a in arrays) else _pad(arrays, shape, dtype)
+    def padded(name: str, *shape: int) -> Tensor:
+        return _pad([getattr(g, name) for g in graphs], shape, dtype)
+
+    labelled = all(g.hamiltonian is not None for g in graphs)
 
     index = lambda parts: torch.from_numpy(np.concatenate(parts)).long()  # noqa: E731
     return GraphBatch(
@@ -238,7 +239,7 @@ def collate(
         block_index=index(onsite_index + pair_index),
         matrix_index=torch.from_numpy(matrix_index.reshape(-1)),
         template_size=t,
-        hamiltonian=padded("hamiltonian", n_max, n_max),
-        target_orbitals=padded("target_orbitals", n_max, n_max),
-        target_energies=padded("target_energies", n_max),
+        hamiltonian=padded("hamiltonian", n_max, n_max) if labelled else None,
+        target_orbitals=padded("target_orbitals", n_max, n_max) if labelled else None,
+        target_energies=padded("target_energies", n_max) if labelled else None,
     )

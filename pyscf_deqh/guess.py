@@ -115,7 +115,7 @@ def predict_hamiltonian(
     check_basis(mol, spec.basis, spec.template.numbers)
     started = time.perf_counter()
     graph = build_graph(mol, spec.reference)
-    batch = collate([graph], spec.template, network.backbone.cutoff)
+    batch = collate([graph], spec.template, spec.backbone.cutoff_bohr)
     built = time.perf_counter()
     with torch.inference_mode():
         try:
@@ -243,16 +243,15 @@ def init_guess_by_deqh(
 def register() -> None:
     """Make PySCF's SCF classes know the key ``'deqh'``. Called when the package is imported."""
     original = hf.SCF.get_init_guess
-    if getattr(original, "knows_deqh", False):
+    if original.__module__ == __name__:
         return
 
-    @functools.wraps(original)
+    @functools.wraps(original, assigned=("__doc__", "__name__", "__qualname__"))
     def get_init_guess(self, mol=None, key="minao", **kwargs):
         if isinstance(key, str) and key.lower() == KEY:
             mol = self.mol if mol is None else mol
             return _guess(self, mol, getattr(self, "_deqh", _BY_NAME))
         return original(self, mol, key, **kwargs)
 
-    get_init_guess.knows_deqh = True
     # Every molecular SCF class comes here for its guess, through subclasses or by name.
     hf.SCF.get_init_guess = get_init_guess

@@ -89,6 +89,8 @@ def hamiltonian_errors(
         mae_diagonal=float(np.abs(error[same]).mean()),
         mae_nondiagonal=float(np.abs(error[~same]).mean()) if not same.all() else 0.0,
         mae_occupied_energies=float(np.abs(energies[:n] - true_energies[:n]).mean()),
-        cosine_similarity=cosine_similarity(orbitals[:, :n], true_orbitals[:, :n], true_energies[:n]),
+        cosine_similarity=cosine_similarity(
+            orbitals[:, :n], true_orbitals[:, :n], true_energies[:n]
+        ),
         orbital_rotation=float(np.linalg.norm(coupling / gaps)),
     )

@@ -20,9 +20,7 @@ def orthonormal_basis(overlap: np.ndarray) -> np.ndarray:
     return x @ u.T if keep.all() else x
 
 
-def solve_roothaan(
-    hamiltonian: np.ndarray, overlap: np.ndarray
-) -> tuple[np.ndarray, np.ndarray]:
+def solve_roothaan(hamiltonian: np.ndarray, overlap: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Orbital energies (n,) in hartree, ascending, and orbitals (nao, n) of H C = S C e (Eq. 4)."""
     try:
         return scipy.linalg.eigh(hamiltonian, overlap, driver="gvd")

@@ -5,9 +5,9 @@ fitted Coulomb integrals, the PBE functional and a coarse grid. It costs about a
 cycle of a hybrid functional and is off by 2-4 mEh per matrix element, most of which is the response
 of the density to bonding.
 
-The grid has 30 radial shells of at most 110 points. PySCF's level 0 is a quarter cheaper, but its
-points are fixed in space: turning the molecule then changes the matrix by 65-90 micro-Eh on average,
-which no equivariant network can undo. Here that is 6-9 micro-Eh.
+The grid has 30 radial shells of at most 110 points. PySCF's level 0 is a quarter cheaper, but off
+by 65-90 micro-Eh on average, and that error turns with the grid's fixed axes and not with the
+molecule: no equivariant network can undo it. Here that is 6-9 micro-Eh.
 """
 
 from __future__ import annotations

@@ -81,7 +81,7 @@ def test_malformed_xyz(tmp_path, text, message):
 def test_missing_geometries(tmp_path):
     with pytest.raises(DatasetError, match="cannot read"):
         read_geometries(tmp_path / "none.xyz")
-    with pytest.raises(DatasetError, match="no .xyz"):
+    with pytest.raises(DatasetError, match=r"no \.xyz"):
         read_geometries(tmp_path)
 
 
@@ -96,8 +96,8 @@ def qh9_file(path, ham=None, numbers=(1, 1), n=2):
     )
     mol = make_mol("H 0 0 0; H 0 0 .74")
     ham = scf.RHF(mol).run().get_fock() if ham is None else ham
-    row = (5, n, np.array(numbers, np.int32).tobytes(),
-           np.array([[0, 0, 0], [0, 0, 0.74]]).tobytes(), np.ascontiguousarray(ham).tobytes())  # fmt: skip
+    z, pos = np.array(numbers, np.int32), np.array([[0, 0, 0], [0, 0, 0.74]])
+    row = (5, n, z.tobytes(), pos.tobytes(), np.ascontiguousarray(ham).tobytes())
     connection.execute("INSERT INTO data VALUES (?, ?, ?, ?, ?)", row)
     connection.commit()
     connection.close()
@@ -195,8 +195,8 @@ def test_failures_are_listed_and_resumed(tmp_path):
 
 def test_other_settings_are_refused(tmp_path):
     label([hydrogen(id="1")], tmp_path / "a.db", FAST, 1, progress=False)
-    with pytest.raises(DatasetError, match="other settings .*basis"):
-        other = LabelSettings(xc="hf", conv_tol=1e-8, basis="sto-3g")
+    other = LabelSettings(xc="hf", conv_tol=1e-8, basis="sto-3g")
+    with pytest.raises(DatasetError, match=r"other settings .*basis"):
         label([hydrogen(id="1")], tmp_path / "a.db", other, 1, progress=False)
 
 
@@ -252,7 +252,7 @@ def _die_on_two(row_id, geometry, settings):
 
 
 def test_full_disk_keeps_what_is_written(tmp_path, monkeypatch):
-    """SQLite's own page limit stands in for a full disk: the same error comes from the same place."""
+    """SQLite's own page limit stands in for a full disk: the same error from the same place."""
     original = QH9Database.__init__
 
     def small(self, path, writable=False):
@@ -291,7 +291,13 @@ def test_command_line(tmp_path, capsys):
 
 
 def test_split_is_by_molecule():
-    assert [split_of(i) for i in (7, 17, 3, 10, 12345)] == ["test", "test", "valid", "train", "train"]
+    assert [split_of(i) for i in (7, 17, 3, 10, 12345)] == [
+        "test",
+        "test",
+        "valid",
+        "train",
+        "train",
+    ]
 
 
 @pytest.fixture

@@ -11,9 +11,13 @@ from pyscf_deqh.orbitals import orthonormal_basis, solve_roothaan
 
 
 def test_density_equals_pyscf_in_a_padded_batch(template):
-    """Molecules of different size in one batch; PySCF's own density of each converged Fock matrix."""
+    """Molecules of different size in one batch; PySCF's density of each converged Fock matrix."""
     graphs, expected = [], []
-    for atoms in ("O 0 0 0; H 0 .76 .59; H 0 -.76 .59", "H 0 0 0; F 0 0 .92", "C 0 0 0; O 0 0 1.13"):
+    for atoms in (
+        "O 0 0 0; H 0 .76 .59; H 0 -.76 .59",
+        "H 0 0 0; F 0 0 .92",
+        "C 0 0 0; O 0 0 1.13",
+    ):
         mf = scf.RHF(make_mol(atoms)).run(conv_tol=1e-12)
         graphs.append(build_graph(mf.mol, "none", mf.get_fock()))
         expected.append(mf.make_rdm1())

@@ -113,7 +113,12 @@ def test_start_and_iteration_limit():
 
 @pytest.mark.parametrize(
     "options",
-    [{"forward": "newton"}, {"backward": "none"}, {"start": "minao"}, {"forward_max_iterations": 0}],
+    [
+        {"forward": "newton"},
+        {"backward": "none"},
+        {"start": "minao"},
+        {"forward_max_iterations": 0},
+    ],
 )
 def test_settings_are_checked(options):
     with pytest.raises(ConfigError):

@@ -12,7 +12,6 @@ from pyscf.pbc import gto as pbc_gto
 from pyscf.pbc import scf as pbc_scf
 
 import pyscf_deqh
-from pyscf_deqh import guess as guess_module
 from pyscf_deqh import (
     CheckpointError,
     ConfigError,
@@ -21,6 +20,7 @@ from pyscf_deqh import (
     init_guess_by_deqh,
     predict_hamiltonian,
 )
+from pyscf_deqh import guess as guess_module
 
 # Symmetry-adapted classes want the molecule's symmetry; each line is one way to an SCF object.
 CASES = {
@@ -50,9 +50,7 @@ def test_every_scf_class_reaches_the_minao_energy(case, monkeypatch):
     make, options = CASES[case]
     energies, used = {}, []
     original = guess_module._guess
-    monkeypatch.setattr(
-        guess_module, "_guess", lambda *args: used.append(args) or original(*args)
-    )
+    monkeypatch.setattr(guess_module, "_guess", lambda *args: used.append(args) or original(*args))
     for key in ("minao", "deqh"):
         mf = make(make_mol(WATER, **options))
         mf.conv_tol = 1e-10

@@ -53,7 +53,7 @@ def test_equation_45():
 
 
 def test_orbital_rotation_predicts_the_change_of_the_density(template):
-    """|| dD || = 2 sqrt(2) || rotation || to first order, in the orthonormal basis (PySCF's water)."""
+    """|| dD || = 2 sqrt(2) || rotation || to first order, in an orthonormal basis."""
     mf = scf.RHF(make_mol("O 0 0 0; H 0 .76 .59; H 0 -.76 .59")).run(conv_tol=1e-13)
     fock = mf.get_fock()
     graph = build_graph(mf.mol, "none", fock)

@@ -34,9 +34,13 @@ def ao_transformation(before, after):
     from pyscf import dft
 
     points = np.random.default_rng(0).normal(scale=2.0, size=(4000, 3))
-    return lambda matrix: np.linalg.lstsq(
-        dft.numint.eval_ao(before, points), dft.numint.eval_ao(after, points @ matrix.T), rcond=None
-    )[0].T
+    return lambda matrix: (
+        np.linalg.lstsq(
+            dft.numint.eval_ao(before, points),
+            dft.numint.eval_ao(after, points @ matrix.T),
+            rcond=None,
+        )[0].T
+    )
 
 
 @pytest.mark.parametrize("determinant", [1, -1])

@@ -150,6 +150,6 @@ def test_bad_input(config, tmp_path):
     train(replace(config, run=replace(config.run, max_epochs=1)))
     with pytest.raises(ConfigError, match="--resume"):
         train(config)
+    other = replace(config, run=replace(config.run, folder=tmp_path / "c"))
     with pytest.raises(CheckpointError, match="cannot start from"):
-        other = replace(config, run=replace(config.run, folder=tmp_path / "c"))
         train(other, init=tmp_path / "none.ckpt")

@@ -18,7 +18,7 @@ RATIOS = (
 
 
 def error_level_cycle(baseline: SCFRun, error_level: float) -> int:
-    """First cycle of a run whose Fock matrix is, on average, closer to the converged one than that."""
+    """First cycle whose Fock matrix is, on average, that close (hartree) to the converged one."""
     for cycle, fock in enumerate(baseline.focks):
         if np.abs(fock - baseline.hamiltonian).mean() < error_level:
             return cycle

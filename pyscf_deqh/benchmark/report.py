@@ -52,9 +52,7 @@ def table(results: Results) -> str:
         lines.append(
             f"  {'MAE of H':18} {1e6 * mae['mean']:6.0f} +- {1e6 * mae['std']:.0f}   micro-Eh"
         )
-        lines.append(
-            f"  {'largest |dE|':18} {summary['max_energy_difference']:.1e} Eh"
-        )
+        lines.append(f"  {'largest |dE|':18} {summary['max_energy_difference']:.1e} Eh")
         if summary["not_converged"]:
             lines.append("  not converged, left out: " + ", ".join(summary["not_converged"]))
     for failure in results.failures:
@@ -89,6 +87,8 @@ def plot(results: Results, path: Path) -> None:
             axes.semilogy(_median_curve(lines), marker="o", markersize=3, label=name)
     axes.set_xlabel("SCF cycle")
     axes.set_ylabel("norm of the orbital gradient / hartree")
-    axes.set_title(f"{results.method.xc}/{results.method.basis}, median of {len(results.rows)} molecules")
+    axes.set_title(
+        f"{results.method.xc}/{results.method.basis}, median of {len(results.rows)} molecules"
+    )
     axes.legend()
     figure.savefig(path, dpi=150)

@@ -161,7 +161,9 @@ class HamiltonianDataset(Dataset):
                     if split in ("all", split_of(qm9_id)):
                         items.append((_key(database[row_id]), str(path), row_id))
         if not items:
-            raise DatasetError(f"no molecule of split {split!r} in {', '.join(map(str, databases))}")
+            raise DatasetError(
+                f"no molecule of split {split!r} in {', '.join(map(str, databases))}"
+            )
         if max_molecules is not None and max_molecules < len(items):
             chosen = np.linspace(0, len(items) - 1, max_molecules).round().astype(int)
             items = [items[i] for i in chosen]

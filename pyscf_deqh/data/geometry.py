@@ -17,7 +17,7 @@ from ..errors import DatasetError
 
 @dataclass
 class Geometry:
-    """One molecule: atomic numbers (N,), positions (N, 3) in angstrom, and its comment's entries."""
+    """A molecule: atomic numbers (N,), positions (N, 3) in angstrom, and its comment's entries."""
 
     numbers: np.ndarray
     positions: np.ndarray

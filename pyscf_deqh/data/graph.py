@@ -1,4 +1,4 @@
-"""From a PySCF molecule to the graph that networks take; used by training and by the guess alike."""
+"""From a PySCF molecule to the graph that networks take; training and the guess share it."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import numpy as np
 
 from ..errors import UnsupportedMoleculeError
 from ..graph import MolecularGraph
-from ..orbitals import closed_shell_density, orthonormal_basis, solve_roothaan
+from ..orbitals import orthonormal_basis, solve_roothaan
 from ..reference import reference_hamiltonian, superposed_atomic_density
 
 if TYPE_CHECKING:
@@ -45,9 +45,7 @@ def check_molecule(mol: Mole) -> None:
         raise UnsupportedMoleculeError(f"atoms {i} and {j} are at the same place")
 
 
-def build_graph(
-    mol: Mole, reference: str, hamiltonian: np.ndarray | None = None
-) -> MolecularGraph:
+def build_graph(mol: Mole, reference: str, hamiltonian: np.ndarray | None = None) -> MolecularGraph:
     """Graph of a molecule: overlap, reference Hamiltonian, orthonormal vectors, optional label.
 
     Args:
@@ -80,8 +78,3 @@ def build_graph(
         graph.hamiltonian = hamiltonian
         graph.target_energies, graph.target_orbitals = solve_roothaan(hamiltonian, overlap)
     return graph
-
-
-def target_density(graph: MolecularGraph) -> np.ndarray:
-    """Density matrix (nao, nao) of the label's orbitals."""
-    return closed_shell_density(graph.target_orbitals, graph.n_occupied)

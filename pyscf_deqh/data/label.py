@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import sqlite3
 from collections.abc import Iterable, Sequence
-from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass
 from multiprocessing import get_context
@@ -68,7 +68,7 @@ def _work(row_id: int, geometry: Geometry, settings: LabelSettings) -> Record | 
     # Errors travel as text: exceptions of libraries do not always survive pickling.
     try:
         hamiltonian, energy = solve(geometry, settings)
-    except Exception as error:  # noqa: BLE001 - whatever a molecule breaks is reported, with its id
+    except Exception as error:
         return f"{type(error).__name__}: {error}"
     qm9_id = geometry.info.get("qm9_id")
     meta = {
@@ -87,7 +87,7 @@ def _start_worker(threads: int) -> None:
 
 
 def row_ids(geometries: Sequence[Geometry]) -> list[int]:
-    """Row ids: ``id=`` of the comment, else ``10 * qm9_id (+ 1 if kind is md)``, else the position."""
+    """The comment's ``id``, else ``10 * qm9_id (+ 1 if kind is md)``, else the position."""
     ids = []
     for position, geometry in enumerate(geometries):
         info = geometry.info
@@ -162,7 +162,7 @@ def label(
                 for row_id, geometry in died:
                     # A worker that dies takes its pool along. Run its molecules one by one, so that
                     # only the one that really kills its process is counted as failed.
-                    rest, dead, n_written = _label_pool(
+                    _, dead, n_written = _label_pool(
                         [(row_id, geometry)], database, settings, 1, bar
                     )
                     written += n_written
@@ -184,7 +184,7 @@ def label(
 def _label_pool(todo, database, settings, workers, bar):
     """Run one pool; returns (not started, in work when a worker died, rows written)."""
     todo = list(todo)[::-1]
-    running = {}
+    running: dict[Future, tuple[int, Geometry]] = {}
     written = 0
     # Spawned, not forked: PySCF's OpenMP runtime does not survive a fork.
     pool = ProcessPoolExecutor(workers, get_context("spawn"), _start_worker, (1,))

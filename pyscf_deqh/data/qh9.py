@@ -34,7 +34,7 @@ _META = ("qm9_id", "smiles", "kind", "energy", "grid_level", "temperature")
 
 @dataclass
 class Record:
-    """A labelled molecule: numbers (N,), positions (N, 3) in angstrom, hamiltonian (nao, nao) in Eh."""
+    """A labelled molecule: positions (N, 3) in angstrom, hamiltonian (nao, nao) in hartree."""
 
     id: int
     numbers: np.ndarray
@@ -68,7 +68,9 @@ class QH9Database:
                 self._connection.executescript(_SCHEMA)
             self._check_schema()
         except sqlite3.DatabaseError as error:
-            raise DatasetError(f"{self.path} cannot be opened as a QH9 database: {error}") from error
+            raise DatasetError(
+                f"{self.path} cannot be opened as a QH9 database: {error}"
+            ) from error
 
     def _tables(self) -> set[str]:
         rows = self._connection.execute("SELECT name FROM sqlite_master WHERE type='table'")
@@ -122,7 +124,7 @@ class QH9Database:
             numbers = np.frombuffer(z_blob, np.int32)
             positions = np.frombuffer(pos_blob, np.float64).reshape(n_atoms, 3)
             hamiltonian = np.frombuffer(ham_blob, np.float64)
-            nao = int(round(np.sqrt(hamiltonian.size)))
+            nao = round(np.sqrt(hamiltonian.size))
             hamiltonian = hamiltonian.reshape(nao, nao)
             if numbers.size != n_atoms:
                 raise ValueError(f"N is {n_atoms}, but Z holds {numbers.size} numbers")

@@ -1,9 +1,9 @@
-"""The DEQH framework: Hamiltonians as fixed points H* = f(H*; Z, R, S) (Wang et al., Sec. 4 and A.7).
+"""The DEQH framework: Hamiltonians as fixed points H* = f(H*; Z, R, S) (Wang et al., Sec. 4, A.7).
 
 A backbone splits f into what does not depend on H (:meth:`Backbone.injection`, computed once per
 molecule) and what does (:meth:`Backbone.filter`, once per iteration). What f reads of H is the
 backbone's *state*: the whole matrix, or the on-site blocks alone for a backbone that sees H only
-through the diagonal reduction. The fixed point is solved over the state, and everything else of H is
+through the diagonal reduction. The fixed point is solved over the state; everything else of H is
 computed once, from the solution (:meth:`Backbone.hamiltonian`). Both savings are exact.
 """
 
@@ -46,7 +46,7 @@ class SolverSettings:
     Attributes:
         forward: ``fixed_point_iter``, ``anderson`` or ``broyden``.
         forward_max_iterations: limit of the forward solver.
-        forward_tolerance: stop at ||f(x) - x|| / ||f(x)|| below this, over all molecules of a batch.
+        forward_tolerance: stop once ||f(x) - x|| / ||f(x)|| of every molecule is below this.
         gradient: how training differentiates. ``implicit``: through the fixed point (Eq. 43-44).
             ``random-depth``: f is applied a random number of times, at most
             ``forward_max_iterations``, and only the last application is differentiated. Cheaper,

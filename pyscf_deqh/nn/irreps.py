@@ -134,9 +134,9 @@ class BlockCoupling(nn.Module):
                 for degree in range(abs(l1 - l2), l1 + l2 + 1):
                     coefficients = o3.wigner_3j(l1, l2, degree, dtype=torch.float64)
                     matrix = torch.zeros(size, size, 2 * degree + 1, dtype=torch.float64)
-                    matrix[
-                        start1 : start1 + 2 * l1 + 1, start2 : start2 + 2 * l2 + 1
-                    ] = coefficients * math.sqrt(2 * degree + 1)
+                    matrix[start1 : start1 + 2 * l1 + 1, start2 : start2 + 2 * l2 + 1] = (
+                        coefficients * math.sqrt(2 * degree + 1)
+                    )
                     parity = bool((l1 + l2 + degree) % 2)
                     paths.setdefault((degree, parity), []).append(matrix)
         self.size = size

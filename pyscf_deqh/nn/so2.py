@@ -2,8 +2,8 @@
 
 In a frame whose z axis points along the pair, the stabilizer of the pair is the group of rotations
 about z and reflections in planes that contain it. A linear map that commutes with it mixes only
-components of equal |m|, acts alike on the cosine (m > 0) and the sine (m < 0) component, and, because
-of the reflections, has no part that exchanges the two: real weights, half of eSCN's work. Pseudo
+components of equal |m|, acts alike on the cosine (m > 0) and the sine (m < 0) component, and, for
+the reflections, has no part that exchanges the two: real weights, half of eSCN's work. Pseudo
 channels join the natural ones once their cosine and sine components are exchanged (with a sign),
 except for m = 0, where the two parities cannot mix.
 """
@@ -38,10 +38,11 @@ class EdgeFrames:
         for l in range(lmax + 1):
             part = slice(l * l, (l + 1) ** 2)
             frame[:, part, part] = wigner_d(l, edge_vector).mT
-        orders = [[l * l + l for l in range(lmax + 1)]]
-        for m in range(1, lmax + 1):
-            orders += [[l * l + l + s * m for l in range(m, lmax + 1)] for s in (1, -1)]
-        permutation = torch.tensor(sum(orders, []), device=edge_vector.device)
+        orders = [0] + [sign * m for m in range(1, lmax + 1) for sign in (1, -1)]
+        permutation = torch.tensor(
+            [l * l + l + m for m in orders for l in range(abs(m), lmax + 1)],
+            device=edge_vector.device,
+        )
         self._rotation = frame[:, permutation]
         self._lmax, self._channels = lmax, channels
         # Rows of the rotated features: m = 0, then cosine and sine of each m.
@@ -103,7 +104,7 @@ class SO2Linear(nn.Module):
 
 def edge_rms_normalize(parts: EdgeFeatures, eps: float = 1e-6) -> EdgeFeatures:
     """Divide each pair's features by their root mean square over all components and channels."""
-    square = sum(p.square().flatten(1).sum(1) for p in parts)
+    square = torch.stack([p.square().flatten(1).sum(1) for p in parts]).sum(0)
     count = sum(p[0].numel() for p in parts)
     scale = torch.rsqrt(square / count + eps)
     return [p * scale.view(-1, *[1] * (p.dim() - 1)) for p in parts]
@@ -113,8 +114,8 @@ class EdgeGate(nn.Module):
     """Nonlinearity in the edge frame.
 
     All natural m = 0 components are invariants of the pair: they go through SiLU, and together with
-    the pair's own invariants (distance, elements) they make a gate in (0, 2) for every degree, order
-    and channel of the rest.
+    the pair's own invariants (distance, elements) they make a gate in (0, 2) for every degree,
+    order and channel of the rest.
     """
 
     def __init__(self, lmax: int, channels: Channels, n_invariants: int):

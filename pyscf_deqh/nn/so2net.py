@@ -74,6 +74,10 @@ class SO2NetConfig:
         if self.filter_layers < 1 or self.injection_layers < 0:
             raise ConfigError("SO2Net needs at least one filter layer")
 
+    @property
+    def cutoff_bohr(self) -> float:
+        return self.cutoff / BOHR
+
     def to_config(self) -> dict[str, Any]:
         return asdict(self)
 
@@ -119,7 +123,7 @@ class Injected:
 
 
 class ChargeEmbedding(nn.Module):
-    """Atoms' Mulliken charges, and the potential they make at the other atoms, as scalar features."""
+    """Atoms' Mulliken charges, and the potential they make at other atoms, as scalar features."""
 
     # Charge and potential of typical size, in e and hartree / e.
     _TYPICAL = (0.2, 0.05)
@@ -141,7 +145,7 @@ class ChargeEmbedding(nn.Module):
 
 
 class SO2Layer(nn.Module):
-    """(x_i, x_j, e_ij) -> SO(2) linear, gate, SO(2) linear; added to e_ij, summed over j onto x_i."""
+    """SO(2) linear, gate, SO(2) linear of (x_i, x_j, e_ij); added to e_ij, summed onto x_i."""
 
     def __init__(self, config: SO2NetConfig, channels: Channels):
         super().__init__()
@@ -210,7 +214,7 @@ class SO2Net(nn.Module):
     @property
     def cutoff(self) -> float:
         """Cutoff of atom pairs in bohr."""
-        return self.config.cutoff / BOHR
+        return self.config.cutoff_bohr
 
     def _register_standards(self, n_elements: int, n_static: int) -> None:
         t2, paths = self.template.size**2, self.coupling.n_paths

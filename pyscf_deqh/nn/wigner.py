@@ -17,7 +17,9 @@ from torch import Tensor
 @functools.cache
 def _axis_exchange(l: int) -> Tensor:
     """Representation (2l+1, 2l+1) of the rotation of e3nn's y axis onto its x axis, in float64."""
-    rotation = torch.tensor([[0.0, 1.0, 0.0], [-1.0, 0.0, 0.0], [0.0, 0.0, 1.0]], dtype=torch.float64)
+    rotation = torch.tensor(
+        [[0.0, 1.0, 0.0], [-1.0, 0.0, 0.0], [0.0, 0.0, 1.0]], dtype=torch.float64
+    )
     generator = torch.Generator().manual_seed(0)
     points = torch.randn(8 * (2 * l + 1), 3, dtype=torch.float64, generator=generator)
     before = o3.spherical_harmonics(l, points, normalize=True)

@@ -1,1 +1,1 @@
-"""Training: configuration, loss, Lightning modules, and the command ``python -m pyscf_deqh.train``."""
+"""Training: configuration, loss, Lightning modules, and ``python -m pyscf_deqh.train``."""

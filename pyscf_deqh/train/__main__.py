@@ -27,7 +27,9 @@ def _train(argv: list[str]) -> int:
     parser.add_argument("--init", type=Path, help="checkpoint whose weights a new run starts from")
     args = parser.parse_args(argv)
     options = parser.instantiate(args)
-    config = TrainConfig(**{field.name: getattr(options, field.name) for field in fields(TrainConfig)})
+    config = TrainConfig(
+        **{field.name: getattr(options, field.name) for field in fields(TrainConfig)}
+    )
     train(config, resume=args.resume, init=args.init)
     return 0
 

@@ -135,9 +135,7 @@ class HamiltonianModule(L.LightningModule):
 
     def training_step(self, batch: GraphBatch, batch_idx: int):
         solution = self.model(batch)
-        parts = hamiltonian_loss(
-            solution.hamiltonian, batch, self.config.optimizer.rotation_weight
-        )
+        parts = hamiltonian_loss(solution.hamiltonian, batch, self.config.optimizer.rotation_weight)
         n = batch.n_molecules
         for name, value in parts.items():
             self.log(f"train/{name}", value, prog_bar=True, batch_size=n)
@@ -155,9 +153,7 @@ class HamiltonianModule(L.LightningModule):
         errors = self._errors(batch, solution.hamiltonian)
         for name in errors[0]:
             values = [e[name] for e in errors]
-            self.log(
-                f"valid/{name}", float(np.mean(values)), prog_bar=name in _SHOWN, batch_size=n
-            )
+            self.log(f"valid/{name}", float(np.mean(values)), prog_bar=name in _SHOWN, batch_size=n)
         self.log("valid/iterations", solution.iterations.float().mean(), batch_size=n)
         self.log("valid/residual", solution.residual.mean(), batch_size=n)
 

@@ -71,15 +71,12 @@ def _initialize(module: HamiltonianModule, checkpoint: Path) -> None:
 
 def _trainer(config: TrainConfig) -> L.Trainer:
     run, options = config.run, config.optimizer
-    checkpoints = dict(dirpath=run.folder / "checkpoints", auto_insert_metric_name=False)
+    folder = run.folder / "checkpoints"
     callbacks: list[L.Callback] = [
-        ModelCheckpoint(
-            filename="best", monitor="valid/loss", enable_version_counter=False, **checkpoints
-        ),
+        ModelCheckpoint(folder, "best", monitor="valid/loss", enable_version_counter=False),
         # After every epoch, whether validated or not: that is what --resume goes on from.
         ModelCheckpoint(
-            filename="last", save_on_train_epoch_end=True, enable_version_counter=False,
-            **checkpoints,
+            folder, "last", save_on_train_epoch_end=True, enable_version_counter=False
         ),
         LearningRateMonitor(),
         TQDMProgressBar(refresh_rate=10),

@@ -1,0 +1,43 @@
+# Every target sets up what it needs: `make demo` and `make test` work in a fresh clone.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+MOLECULES ?= 6
+
+.PHONY: demo benchmark test test-slow lint types wheel clean
+
+demo: $(VENV)/.core
+	$(BIN)/python -m pyscf_deqh.benchmark --init minao 1e --n $(MOLECULES)
+
+benchmark: $(VENV)/.core
+	$(BIN)/python -m pyscf_deqh.benchmark --init minao 1e --json benchmark.json
+
+test: $(VENV)/.dev
+	$(BIN)/python -m pytest
+
+test-slow: $(VENV)/.dev
+	$(BIN)/python -m pytest -m slow
+
+lint: $(VENV)/.dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: $(VENV)/.dev
+	$(BIN)/mypy
+
+wheel: $(VENV)/.dev
+	$(BIN)/python -m pip wheel --no-deps -w dist .
+
+# Which extras are in place is remembered in the environment itself.
+$(VENV)/.core: setup.py constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e .
+	touch $@
+
+$(VENV)/.dev: setup.py constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[dev]'
+	touch $@ $(VENV)/.core
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info
