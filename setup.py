@@ -36,7 +36,7 @@ setup(
     },
     install_requires=[
         "pyscf>=2.8",
-        "torch>=2.4",
+        "torch>=2.5",
         "e3nn>=0.5.1",
         "torchdeq>=0.1.0",
         "safetensors>=0.4.3",

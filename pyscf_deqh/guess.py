@@ -88,7 +88,10 @@ def _resolve_device(device: str) -> str:
 
 
 def predict_hamiltonian(
-    mol: Mole, model: str | Path = DEFAULT_MODEL, device: str = "auto"
+    mol: Mole,
+    model: str | Path = DEFAULT_MODEL,
+    device: str = "auto",
+    initial: np.ndarray | None = None,
 ) -> Prediction:
     """Solve a model's fixed point for a molecule.
 
@@ -97,6 +100,8 @@ def predict_hamiltonian(
             shells; charge and spin change the occupation, not the prediction's kind.
         model: name of a bundled model, or folder of an exported one.
         device: ``'auto'`` (a GPU where PyTorch sees one), ``'cpu'``, ``'cuda'`` …
+        initial: (nao, nao) Hamiltonian in hartree that the iteration starts from (the Fock matrix
+            of PySCF's own guess, say), instead of what the model's configuration names.
 
     Raises:
         UnsupportedMoleculeError: the model cannot describe the molecule.
@@ -116,14 +121,21 @@ def predict_hamiltonian(
     started = time.perf_counter()
     graph = build_graph(mol, spec.reference)
     batch = collate([graph], spec.template, spec.backbone.cutoff_bohr)
+    start = None
+    if initial is not None:
+        if initial.shape != graph.overlap.shape:
+            raise UnsupportedMoleculeError(
+                f"initial has shape {initial.shape}, the molecule has {graph.nao} orbitals"
+            )
+        start = torch.as_tensor(initial, dtype=batch.overlap.dtype)[None]
     built = time.perf_counter()
     with torch.inference_mode():
         try:
-            solution = network(batch.to(device))
+            solution = network(batch.to(device), start if start is None else start.to(device))
         except torch.OutOfMemoryError:
             notes.append(f"{device} ran out of memory: solved on the CPU")
             device = "cpu"
-            solution = _cached_model(resolve_model(model), device)[0](batch)
+            solution = _cached_model(resolve_model(model), device)[0](batch, start)
     # The network's correction is in single precision; the reference keeps its double precision.
     difference = (solution.hamiltonian.cpu() - batch.reference)[0].double().numpy()
     hamiltonian = graph.reference + difference

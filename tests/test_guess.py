@@ -108,6 +108,21 @@ def test_hamiltonian_is_hermitian_and_solved():
     assert prediction.residual < 0.2
 
 
+def test_iteration_can_start_from_pyscfs_own_guess():
+    """One solution, whatever the start; and one that is already solved stays."""
+    mol = make_mol()
+    mf = dft.RKS(mol, xc="b3lyp")
+    fock = mf.get_fock(dm=mf.get_init_guess(key="minao"))
+    solved = predict_hamiltonian(mol).hamiltonian
+    from_fock = predict_hamiltonian(mol, initial=fock).hamiltonian
+    again = predict_hamiltonian(mol, initial=solved).hamiltonian
+    distance = np.abs(fock - solved).mean()
+    assert np.abs(from_fock - solved).mean() < 0.1 * distance
+    assert np.abs(again - solved).mean() < 0.03 * distance
+    with pytest.raises(UnsupportedMoleculeError, match="initial has shape"):
+        predict_hamiltonian(mol, initial=np.eye(3))
+
+
 def test_apply_returns_the_object_and_chains():
     mf = scf.RHF(make_mol(WATER)).apply(deqh_guess, device="cpu")
     assert isinstance(mf, scf.hf.RHF)
@@ -217,7 +232,7 @@ def test_out_of_gpu_memory_falls_back_to_the_cpu(monkeypatch):
         class Full:
             backbone = network.backbone
 
-            def __call__(self, batch):
+            def __call__(self, batch, initial):
                 raise torch.OutOfMemoryError("CUDA out of memory")
 
         return Full(), spec
