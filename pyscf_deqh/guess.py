@@ -179,13 +179,7 @@ def _density_matrix(mf: hf.SCF, mol: Mole, hamiltonian: np.ndarray) -> np.ndarra
 def _guess(mf: hf.SCF, mol: Mole, options: _Options) -> np.ndarray:
     log = logger.new_logger(mf)
     started = time.perf_counter()
-    try:
-        prediction = predict_hamiltonian(mol, options.model, options.device)
-    except (UnsupportedMoleculeError, CheckpointError) as error:
-        if options.on_unsupported == "raise":
-            raise
-        log.warn("No DEQH guess: %s. The minao guess is used instead.", error)
-        return mf.init_guess_by_minao(mol)
+    prediction = predict_hamiltonian(mol, options.model, options.device)
     solved = time.perf_counter()
     dm = _density_matrix(mf, mol, prediction.hamiltonian)
     for note in prediction.notes:
@@ -261,8 +255,15 @@ def register() -> None:
     @functools.wraps(original, assigned=("__doc__", "__name__", "__qualname__"))
     def get_init_guess(self, mol=None, key="minao", **kwargs):
         if isinstance(key, str) and key.lower() == KEY:
-            mol = self.mol if mol is None else mol
-            return _guess(self, mol, getattr(self, "_deqh", _BY_NAME))
+            options = getattr(self, "_deqh", _BY_NAME)
+            try:
+                return _guess(self, self.mol if mol is None else mol, options)
+            except (UnsupportedMoleculeError, CheckpointError) as error:
+                if options.on_unsupported == "raise":
+                    raise
+                log = logger.new_logger(self)
+                log.warn("No DEQH guess: %s. The minao guess is used instead.", error)
+                key = "minao"
         return original(self, mol, key, **kwargs)
 
     # Every molecular SCF class comes here for its guess, through subclasses or by name.
