@@ -69,8 +69,14 @@ class Prediction:
 
 
 @functools.lru_cache(maxsize=4)
-def _cached_model(folder: Path, device: str) -> tuple[DEQH, ModelSpec]:
+def _load_once(folder: Path, device: str, modified: int) -> tuple[DEQH, ModelSpec]:
     return load_model(folder, device)
+
+
+def _cached_model(model: str | Path, device: str) -> tuple[DEQH, ModelSpec]:
+    """A model is loaded once per process, and again once it was exported anew."""
+    folder = resolve_model(model)
+    return _load_once(folder, device, (folder / "config.json").stat().st_mtime_ns)
 
 
 def _resolve_device(device: str) -> str:
@@ -115,7 +121,7 @@ def predict_hamiltonian(
 
     notes: list[str] = []
     device = _resolve_device(device)
-    network, spec = _cached_model(resolve_model(model), device)
+    network, spec = _cached_model(model, device)
     check_molecule(mol)
     check_basis(mol, spec.basis, spec.template.numbers)
     started = time.perf_counter()
@@ -129,13 +135,13 @@ def predict_hamiltonian(
             )
         start = torch.as_tensor(initial, dtype=batch.overlap.dtype)[None]
     built = time.perf_counter()
-    with torch.inference_mode():
+    with torch.no_grad():
         try:
             solution = network(batch.to(device), start if start is None else start.to(device))
         except torch.OutOfMemoryError:
             notes.append(f"{device} ran out of memory: solved on the CPU")
             device = "cpu"
-            solution = _cached_model(resolve_model(model), device)[0](batch, start)
+            solution = _cached_model(model, device)[0](batch, start)
     # The network's correction is in single precision; the reference keeps its double precision.
     difference = (solution.hamiltonian.cpu() - batch.reference)[0].double().numpy()
     hamiltonian = graph.reference + difference
