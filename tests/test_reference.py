@@ -36,6 +36,14 @@ def test_charged_and_open_shells_have_a_reference_too():
         np.testing.assert_allclose(f, f.T, atol=1e-10)
 
 
+def test_large_molecules_leave_the_integrals_to_pyscf():
+    mol = make_mol()
+    dm = superposed_atomic_density(mol)
+    in_memory = reference_hamiltonian(mol, "sad", dm)
+    mol.max_memory = 1
+    np.testing.assert_allclose(reference_hamiltonian(mol, "sad", dm), in_memory, atol=1e-10)
+
+
 def test_without_reference_there_are_zeros():
     assert not reference_hamiltonian(make_mol(), "none", np.ones((3, 3))).any()
 

@@ -115,7 +115,7 @@ def test_wall_clock_limit_ends_with_a_usable_checkpoint(config, tmp_path):
     export(config.run.folder, tmp_path / "model")
 
 
-def test_command_line_overrides_the_file(config, tmp_path):
+def test_command_line_overrides_the_file(config, tmp_path, capsys):
     path = tmp_path / "run.yaml"
     write_config(config, path)
     assert read_config(path) == config
@@ -128,6 +128,10 @@ def test_command_line_overrides_the_file(config, tmp_path):
     assert written["model"]["natural_channels"] == 4
     assert main(["export", str(folder), str(tmp_path / "model")]) == 0
     assert (tmp_path / "model" / "model.safetensors").exists()
+    database, cache = str(config.data.databases[0]), str(config.data.cache)
+    evaluate = ["evaluate", str(tmp_path / "model"), database, "--cache", cache]
+    assert main([*evaluate, "--split", "test", "--iterations", "1"]) == 0
+    assert "orbital_rotation" in capsys.readouterr().out
 
 
 def test_a_new_run_can_start_from_other_weights(config, tmp_path):

@@ -121,7 +121,7 @@ def run_classical(mol: gto.Mole, method: Method, init: str) -> SCFRun:
         builds = cheap.cycles + 1 + bool(cheap.converged and cheap.conv_check)
     else:
         dm = mf.get_init_guess(mol, init)
-    return _run(mf, init, np.asarray(dm), time.perf_counter() - started, builds)
+    return _run(mf, init, dm, time.perf_counter() - started, builds)
 
 
 def run_deqh(mol: gto.Mole, method: Method) -> tuple[SCFRun, np.ndarray, dict]:
@@ -131,7 +131,7 @@ def run_deqh(mol: gto.Mole, method: Method) -> tuple[SCFRun, np.ndarray, dict]:
     prediction = predict_hamiltonian(mol, method.model, method.device)
     dm = _density_matrix(mf, mol, prediction.hamiltonian)
     seconds = time.perf_counter() - started
-    run = _run(mf, "deqh", np.asarray(dm), seconds, prediction.fock_builds)
+    run = _run(mf, "deqh", dm, seconds, prediction.fock_builds)
     details = {
         "iterations": prediction.iterations,
         "residual": prediction.residual,

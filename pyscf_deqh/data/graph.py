@@ -67,7 +67,7 @@ def build_graph(mol: Mole, reference: str, hamiltonian: np.ndarray | None = None
         n_occupied=(mol.nelectron + 1) // 2,
         overlap=overlap,
         reference=fock,
-        atomic_density=atomic_density,
+        atomic_density=np.asarray(atomic_density),
         basis_vectors=basis_vectors,
     )
     if hamiltonian is not None:

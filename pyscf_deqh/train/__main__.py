@@ -1,7 +1,8 @@
 """``python -m pyscf_deqh.train --config run.yaml --optimizer.learning_rate 1e-3``: train a model.
 
 ``--resume`` goes on from the last checkpoint of the run's folder. ``python -m pyscf_deqh.train
-export RUN_FOLDER MODEL_FOLDER`` writes the averaged weights as a model that PySCF can use.
+export RUN_FOLDER MODEL_FOLDER`` writes the averaged weights as a model that PySCF can use, and
+``evaluate MODEL DATABASE …`` prints a model's errors on a labelled split.
 """
 
 from __future__ import annotations
@@ -46,10 +47,29 @@ def _export(argv: list[str]) -> int:
     return 0
 
 
+def _evaluate(argv: list[str]) -> int:
+    from ..data.splits import SPLITS
+    from .evaluate import evaluate
+
+    parser = argparse.ArgumentParser(prog="python -m pyscf_deqh.train evaluate")
+    parser.add_argument("model", help="bundled model or exported folder")
+    parser.add_argument("databases", type=Path, nargs="+", help="labelled QH9 files")
+    parser.add_argument("--split", choices=(*SPLITS, "all"), default="valid")
+    parser.add_argument("--cache", type=Path, default=Path("data/cache"))
+    parser.add_argument("--iterations", type=int, help="limit of the fixed-point iteration")
+    args = parser.parse_args(argv)
+    results = evaluate(args.model, args.databases, args.split, args.cache, args.iterations)
+    print(f"{args.model}, {args.split}: mean +- standard deviation, in hartree where it applies")
+    for name, (mean, std) in results.items():
+        print(f"  {name:22} {mean:10.3e} +- {std:.1e}")
+    return 0
+
+
 def main(argv: list[str] | None = None) -> int:
     argv = sys.argv[1:] if argv is None else argv
     try:
-        return _export(argv[1:]) if argv[:1] == ["export"] else _train(argv)
+        command = {"export": _export, "evaluate": _evaluate}.get(argv[0] if argv else "")
+        return command(argv[1:]) if command else _train(argv)
     except DEQHError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+from dataclasses import fields
 from functools import partial
 
 import lightning as L
@@ -14,10 +15,11 @@ from torch.utils.data import DataLoader, RandomSampler
 from ..ao import OrbitalTemplate
 from ..data.dataset import GraphStore, HamiltonianDataset
 from ..graph import GraphBatch, collate
-from ..metrics import hamiltonian_errors
+from ..metrics import HamiltonianErrors
 from ..nn.deqh import DEQH
 from ..nn.so2net import SO2Net
 from .config import TrainConfig
+from .evaluate import batch_errors
 from .loss import hamiltonian_loss
 
 
@@ -150,29 +152,12 @@ class HamiltonianModule(L.LightningModule):
         weight = self.config.optimizer.rotation_weight
         loss = hamiltonian_loss(solution.hamiltonian, batch, weight)["loss"]
         self.log("valid/loss", loss, prog_bar=True, batch_size=n)
-        errors = self._errors(batch, solution.hamiltonian)
-        for name in errors[0]:
-            values = [e[name] for e in errors]
+        errors = batch_errors(batch, solution.hamiltonian, self.model.backbone.template)
+        for name in (field.name for field in fields(HamiltonianErrors)):
+            values = [getattr(e, name) for e in errors]
             self.log(f"valid/{name}", float(np.mean(values)), prog_bar=name in _SHOWN, batch_size=n)
         self.log("valid/iterations", solution.iterations.float().mean(), batch_size=n)
         self.log("valid/residual", solution.residual.mean(), batch_size=n)
-
-    def _errors(self, batch: GraphBatch, predicted: torch.Tensor) -> list[dict[str, float]]:
-        template = self.model.backbone.template
-        sizes = np.array([len(template.slots(z)) for z in template.numbers])
-        errors = []
-        for b, nao in enumerate(batch.nao.tolist()):
-            elements = batch.element[batch.molecule == b].cpu().numpy()
-            errors.append(
-                hamiltonian_errors(
-                    predicted[b, :nao, :nao].double().cpu().numpy(),
-                    batch.hamiltonian[b, :nao, :nao].cpu().numpy(),
-                    batch.overlap[b, :nao, :nao].cpu().numpy(),
-                    int(batch.n_occupied[b]),
-                    sizes[elements],
-                ).to_dict()
-            )
-        return errors
 
 
 _SHOWN = ("mae", "orbital_rotation")
