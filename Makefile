@@ -2,7 +2,7 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
-MOLECULES ?= 6
+MOLECULES ?= 4
 
 .PHONY: demo benchmark test test-slow lint types wheel clean
 
