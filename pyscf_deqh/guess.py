@@ -172,7 +172,8 @@ def _eigenvectors(mf: hf.SCF, hamiltonian: np.ndarray) -> tuple[Any, Any]:
     return mf.eig(fock, overlap)
 
 
-def _density_matrix(mf: hf.SCF, mol: Mole, hamiltonian: np.ndarray) -> np.ndarray:
+def guess_density(mf: hf.SCF, mol: Mole, hamiltonian: np.ndarray) -> np.ndarray:
+    """Density matrix of a Hamiltonian (nao, nao) in the form that ``mf``'s class starts from."""
     mo_energy, mo_coeff = _eigenvectors(mf, hamiltonian)
     mo_occ = mf.get_occ(mo_energy, mo_coeff)
     dm = mf.make_rdm1(mo_coeff, mo_occ)
@@ -187,7 +188,7 @@ def _guess(mf: hf.SCF, mol: Mole, options: _Options) -> np.ndarray:
     started = time.perf_counter()
     prediction = predict_hamiltonian(mol, options.model, options.device)
     solved = time.perf_counter()
-    dm = _density_matrix(mf, mol, prediction.hamiltonian)
+    dm = guess_density(mf, mol, prediction.hamiltonian)
     for note in prediction.notes:
         log.warn("DEQH guess: %s", note)
     if mol.charge or mol.spin:

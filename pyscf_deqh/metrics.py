@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -33,9 +33,6 @@ class HamiltonianErrors:
     mae_occupied_energies: float
     cosine_similarity: float
     orbital_rotation: float
-
-    def to_dict(self) -> dict[str, float]:
-        return asdict(self)
 
 
 def same_atom_mask(ao_per_atom: np.ndarray) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""From H and S to orbitals and densities, in float64 (NumPy and SciPy)."""
+"""From H and S to orbitals, in float64 (NumPy and SciPy)."""
 
 from __future__ import annotations
 
@@ -28,9 +28,3 @@ def solve_roothaan(hamiltonian: np.ndarray, overlap: np.ndarray) -> tuple[np.nda
         x = orthonormal_basis(overlap)
         energies, u = np.linalg.eigh(x.T @ hamiltonian @ x)
         return energies, x @ u
-
-
-def closed_shell_density(orbitals: np.ndarray, n_occupied: int) -> np.ndarray:
-    """Density matrix 2 C_occ C_occ^T, shape (nao, nao)."""
-    occupied = orbitals[:, :n_occupied]
-    return 2.0 * occupied @ occupied.T

@@ -11,7 +11,7 @@ from pyscf import dft, gto, scf
 
 from ..checkpoint import DEFAULT_MODEL
 from ..data.geometry import Geometry
-from ..guess import _density_matrix, predict_hamiltonian
+from ..guess import guess_density, predict_hamiltonian
 
 CLASSICAL = ("1e", "minao", "atom", "huckel", "sap", "vsap")
 CHEAP_SCF = "cheap-scf"
@@ -129,7 +129,7 @@ def run_deqh(mol: gto.Mole, method: Method) -> tuple[SCFRun, np.ndarray, dict]:
     mf = method.scf(mol)
     started = time.perf_counter()
     prediction = predict_hamiltonian(mol, method.model, method.device)
-    dm = _density_matrix(mf, mol, prediction.hamiltonian)
+    dm = guess_density(mf, mol, prediction.hamiltonian)
     seconds = time.perf_counter() - started
     run = _run(mf, "deqh", dm, seconds, prediction.fock_builds)
     details = {

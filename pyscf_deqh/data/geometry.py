@@ -27,6 +27,11 @@ class Geometry:
     def n_heavy(self) -> int:
         return int((self.numbers > 1).sum())
 
+    @property
+    def qm9_id(self) -> int | None:
+        """Index in QM9, where the comment line gives one."""
+        return int(self.info["qm9_id"]) if "qm9_id" in self.info else None
+
     def atom(self) -> list[tuple[int, tuple[float, float, float]]]:
         """The geometry in the form that ``pyscf.gto.Mole.atom`` takes (angstrom)."""
         return [

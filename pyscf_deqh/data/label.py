@@ -70,9 +70,8 @@ def _work(row_id: int, geometry: Geometry, settings: LabelSettings) -> Record | 
         hamiltonian, energy = solve(geometry, settings)
     except Exception as error:
         return f"{type(error).__name__}: {error}"
-    qm9_id = geometry.info.get("qm9_id")
     meta = {
-        "qm9_id": None if qm9_id is None else int(qm9_id),
+        "qm9_id": geometry.qm9_id,
         "smiles": geometry.info.get("smiles"),
         "kind": geometry.info.get("kind", "eq"),
         "energy": energy,
@@ -93,8 +92,8 @@ def row_ids(geometries: Sequence[Geometry]) -> list[int]:
         info = geometry.info
         if "id" in info:
             ids.append(int(info["id"]))
-        elif "qm9_id" in info:
-            ids.append(10 * int(info["qm9_id"]) + (info.get("kind") == "md"))
+        elif geometry.qm9_id is not None:
+            ids.append(10 * geometry.qm9_id + (info.get("kind") == "md"))
         else:
             ids.append(position)
     if len(set(ids)) != len(ids):
@@ -167,9 +166,8 @@ def label(
                     )
                     written += n_written
                     if dead:
-                        qm9_id = geometry.info.get("qm9_id")
                         reason = "the worker process died (out of memory?)"
-                        database.add_failure(row_id, qm9_id and int(qm9_id), reason)
+                        database.add_failure(row_id, geometry.qm9_id, reason)
                         bar.update()
         except sqlite3.OperationalError as error:
             raise DatasetError(
@@ -202,8 +200,7 @@ def _label_pool(todo, database, settings, workers, bar):
                     database.add(result)
                     written += 1
                 else:
-                    qm9_id = geometry.info.get("qm9_id")
-                    database.add_failure(row_id, qm9_id and int(qm9_id), result)
+                    database.add_failure(row_id, geometry.qm9_id, result)
                     bar.write(f"id {row_id}: {result}")
                 bar.update()
     except BrokenProcessPool:

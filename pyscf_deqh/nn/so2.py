@@ -44,7 +44,7 @@ class EdgeFrames:
             device=edge_vector.device,
         )
         self._rotation = frame[:, permutation]
-        self._lmax, self._channels = lmax, channels
+        self._channels = channels
         # Rows of the rotated features: m = 0, then cosine and sine of each m.
         self._rows = [lmax + 1] + [lmax + 1 - m for m in range(1, lmax + 1) for _ in "cs"]
 

@@ -13,7 +13,6 @@ import torch
 import yaml
 from lightning.pytorch.callbacks import (
     EMAWeightAveraging,
-    LearningRateMonitor,
     ModelCheckpoint,
     TQDMProgressBar,
 )
@@ -78,7 +77,6 @@ def _trainer(config: TrainConfig) -> L.Trainer:
         ModelCheckpoint(
             folder, "last", save_on_train_epoch_end=True, enable_version_counter=False
         ),
-        LearningRateMonitor(),
         TQDMProgressBar(refresh_rate=10),
         _WallClock(),
     ]  # fmt: skip
