@@ -12,8 +12,8 @@ from .ao import OrbitalTemplate
 from .errors import CheckpointError
 
 if TYPE_CHECKING:
+    from .nn.backbones import BackboneConfig
     from .nn.deqh import DEQH, SolverSettings
-    from .nn.so2net import SO2NetConfig
 
 DEFAULT_MODEL = "b3lyp-def2svp"
 _FORMAT = 1
@@ -26,7 +26,7 @@ class ModelSpec:
 
     basis: str
     template: OrbitalTemplate
-    backbone: SO2NetConfig
+    backbone: BackboneConfig
     solver: SolverSettings
 
     @property
@@ -54,6 +54,8 @@ def save_model(model: DEQH, spec: ModelSpec, folder: str | Path) -> None:
     """Write weights and configuration. The configuration carries the hash of the weights."""
     from safetensors.torch import save_file
 
+    from .nn.backbones import kind_of
+
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     state = {k: v.detach().cpu().contiguous() for k, v in model.backbone.state_dict().items()}
@@ -62,7 +64,7 @@ def save_model(model: DEQH, spec: ModelSpec, folder: str | Path) -> None:
         "format": _FORMAT,
         "basis": spec.basis,
         "template": spec.template.to_config(),
-        "backbone": {"kind": "so2net"} | spec.backbone.to_config(),
+        "backbone": {"kind": kind_of(spec.backbone)} | spec.backbone.to_config(),
         "solver": spec.solver.to_config(),
         "sha256": _sha256(folder / _WEIGHTS),
     }
@@ -108,8 +110,8 @@ def load_model(name: str | Path = DEFAULT_MODEL, device: str = "cpu") -> tuple[D
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
+    from .nn.backbones import build_backbone, config_from
     from .nn.deqh import DEQH, SolverSettings
-    from .nn.so2net import SO2Net, SO2NetConfig
 
     folder = resolve_model(name)
     config = _read_config(folder)
@@ -121,14 +123,14 @@ def load_model(name: str | Path = DEFAULT_MODEL, device: str = "cpu") -> tuple[D
                 "install the package again or export the model again"
             )
         backbone = dict(config["backbone"])
-        backbone.pop("kind")
+        kind = backbone.pop("kind")
         spec = ModelSpec(
             basis=config["basis"],
             template=OrbitalTemplate.from_config(config["template"]),
-            backbone=SO2NetConfig(**backbone),
+            backbone=config_from(kind, backbone),
             solver=SolverSettings(**config["solver"]),
         )
-        model = DEQH(SO2Net(spec.template, spec.backbone), spec.solver)
+        model = DEQH(build_backbone(spec.template, spec.backbone), spec.solver)
         model.backbone.load_state_dict(load_file(weights))
     except (OSError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
         raise CheckpointError(f"cannot load the model in {folder}: {error}") from error

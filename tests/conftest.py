@@ -8,8 +8,11 @@ import torch
 from pyscf import gto
 
 from pyscf_deqh.ao import OrbitalTemplate
+from pyscf_deqh.graph import collate
 from pyscf_deqh.nn.deqh import DEQH, SolverSettings
+from pyscf_deqh.nn.qhnet import QHNet, QHNetConfig
 from pyscf_deqh.nn.so2net import SO2Net, SO2NetConfig
+from pyscf_deqh.onsite import onsite_overlaps
 
 NUMBERS = (1, 6, 7, 8, 9)
 
@@ -63,3 +66,45 @@ def small_model(template, reference="none", seed=0, **solver) -> DEQH:
         **({"start": "identity", "forward_tolerance": 1e-13, "forward_max_iterations": 60} | solver)
     )
     return DEQH(net, settings).eval()
+
+
+def small_qhnet(template, seed=0, config=None, **solver) -> DEQH:
+    """A float64 QHNet with few channels; other options of its configuration in ``config``."""
+    torch.manual_seed(seed)
+    sizes = {"layers": 4, "channels": 8, "bottleneck_channels": 4, "radial_functions": 8,
+             "heads": 2, "head_channels": (4, 2, 1)}  # fmt: skip
+    options = QHNetConfig(**(sizes | (config or {})))
+    overlaps = torch.from_numpy(onsite_overlaps("def2-svp", template))
+    net = QHNet(template, options).double()
+    if hasattr(net, "reduction"):
+        net.reduction.overlaps.copy_(overlaps)
+    settings = SolverSettings(
+        **({"start": "identity", "forward_tolerance": 1e-13, "forward_max_iterations": 3} | solver)
+    )
+    return DEQH(net, settings).eval()
+
+
+def solve(model, *graphs):
+    """Hamiltonians (B, n, n) of a batch in float64."""
+    backbone = model.backbone
+    batch = collate(graphs, backbone.template, backbone.cutoff, torch.float64)
+    with torch.no_grad():
+        return model(batch).hamiltonian
+
+
+
+def ao_transformation(before, after):
+    """T with overlap(after) = T overlap(before) T^T, from the overlap between shared points.
+
+    PySCF gives the AO representation of a rotation by evaluating both sets of functions.
+    """
+    from pyscf import dft
+
+    points = np.random.default_rng(0).normal(scale=2.0, size=(4000, 3))
+    return lambda matrix: (
+        np.linalg.lstsq(
+            dft.numint.eval_ao(before, points),
+            dft.numint.eval_ao(after, points @ matrix.T),
+            rcond=None,
+        )[0].T
+    )

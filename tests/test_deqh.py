@@ -15,6 +15,8 @@ N = 4
 class LinearBackbone(nn.Module):
     """f(H) = a A H A^T + b C, solved exactly by a linear system."""
 
+    self_consistent = True
+
     def __init__(self, onsite_only=False):
         super().__init__()
         g = torch.Generator().manual_seed(0)
@@ -97,6 +99,15 @@ def test_injection_and_readout_are_computed_once():
     b = backbone.a[:2, :2]
     exact = solution.hamiltonian[:, :2, :2]
     torch.testing.assert_close(exact, backbone.scale * b @ exact @ b.T + backbone.c[:, :2, :2])
+
+
+def test_a_predictor_is_evaluated_once():
+    backbone = LinearBackbone()
+    backbone.self_consistent = False
+    solution = DEQH(backbone, settings()).train()(GRAPH)
+    assert (backbone.injections, backbone.filters, backbone.readouts) == (1, 0, 1)
+    assert (solution.iterations == 1).all()
+    assert (solution.residual == 0).all()
 
 
 def test_start_and_iteration_limit():

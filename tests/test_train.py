@@ -39,8 +39,8 @@ def labelled(tmp_path_factory):
 def config(tmp_path, labelled) -> TrainConfig:
     return TrainConfig(
         data=DataConfig(databases=[labelled / "a.db"], elements=[1, 9], cache=labelled / "cache"),
-        model=SO2NetConfig(natural_channels=4, pseudo_channels=2, injection_layers=1,
-                           filter_layers=1, invariants=8, radial_functions=8),
+        so2net=SO2NetConfig(natural_channels=4, pseudo_channels=2, injection_layers=1,
+                            filter_layers=1, invariants=8, radial_functions=8),
         solver=SolverSettings(forward_max_iterations=2, backward_max_iterations=2),
         optimizer=OptimizerConfig(warmup_steps=2, ema_decay=0.9),
         run=RunConfig(folder=tmp_path / "run", max_epochs=2, batch_size=4, accelerator="cpu"),
@@ -121,11 +121,11 @@ def test_command_line_overrides_the_file(config, tmp_path, capsys):
     assert read_config(path) == config
     folder = tmp_path / "other"
     code = main(["--config", str(path), "--run.folder", str(folder), "--run.max_epochs", "1",
-                 "--model.filter_layers", "2"])  # fmt: skip
+                 "--so2net.filter_layers", "2"])  # fmt: skip
     assert code == 0
     written = yaml.safe_load((folder / "config.yaml").read_text())
-    assert written["model"]["filter_layers"] == 2
-    assert written["model"]["natural_channels"] == 4
+    assert written["so2net"]["filter_layers"] == 2
+    assert written["so2net"]["natural_channels"] == 4
     assert main(["export", str(folder), str(tmp_path / "model")]) == 0
     assert (tmp_path / "model" / "model.safetensors").exists()
     database, cache = str(config.data.databases[0]), str(config.data.cache)

@@ -5,6 +5,8 @@ molecule) and what does (:meth:`Backbone.filter`, once per iteration). What f re
 backbone's *state*: the whole matrix, or the on-site blocks alone for a backbone that sees H only
 through the diagonal reduction. The fixed point is solved over the state; everything else of H is
 computed once, from the solution (:meth:`Backbone.hamiltonian`). Both savings are exact.
+
+A backbone whose f does not depend on H is a predictor, H = f(Z, R, S): there is nothing to solve.
 """
 
 from __future__ import annotations
@@ -26,6 +28,9 @@ GRADIENTS = ("implicit", "random-depth")
 class Backbone(Protocol):
     """What a network offers to be solved for its fixed point. B molecules, n orbitals."""
 
+    self_consistent: bool
+    """Whether f depends on H at all."""
+
     def injection(self, graph: GraphBatch) -> Any:
         """Everything that does not depend on H."""
 
@@ -36,7 +41,10 @@ class Backbone(Protocol):
         """One application of f: the next state."""
 
     def hamiltonian(self, state: Tensor, injected: Any) -> Tensor:
-        """The Hermitian matrices (B, n, n) that belong to a converged state."""
+        """The Hermitian matrices (B, n, n) that belong to a converged state.
+
+        Either the state is the matrix, or this is one more application of f, of all its parts.
+        """
 
 
 @dataclass(frozen=True)
@@ -131,6 +139,10 @@ class DEQH(nn.Module):
         injected = self.backbone.injection(graph)
         start = self.initial_hamiltonian(graph) if initial is None else initial
         state = self.backbone.state(start, injected)
+        if not self.backbone.self_consistent:
+            hamiltonian = self.backbone.hamiltonian(state, injected)
+            ones = torch.ones(len(state), device=state.device)
+            return Solution(hamiltonian, ones.long(), torch.zeros_like(ones))
         if self.training and self.settings.gradient == "random-depth":
             return self._random_depth(state, injected)
         solved, info = self._deq(lambda x: self.backbone.filter(x, injected), state)

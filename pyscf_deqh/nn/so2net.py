@@ -173,6 +173,8 @@ class SO2Layer(nn.Module):
 class SO2Net(nn.Module):
     """A :class:`~pyscf_deqh.nn.deqh.Backbone` for any elements and basis set."""
 
+    self_consistent = True
+
     def __init__(self, template: OrbitalTemplate, config: SO2NetConfig | None = None):
         super().__init__()
         self.config = config = config or SO2NetConfig()

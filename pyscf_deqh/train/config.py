@@ -5,7 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from ..errors import ConfigError
+from ..nn.backbones import BACKBONES, BackboneConfig
 from ..nn.deqh import SolverSettings
+from ..nn.qhnet import QHNetConfig
 from ..nn.so2net import SO2NetConfig
 
 
@@ -89,12 +92,27 @@ class RunConfig:
 
 @dataclass
 class TrainConfig:
-    """A whole training run."""
+    """A whole training run.
 
+    Attributes:
+        backbone: ``so2net`` or ``qhnet``; of the two sections of that name the other is ignored.
+    """
+
+    backbone: str = "so2net"
+    so2net: SO2NetConfig = field(default_factory=SO2NetConfig)
+    qhnet: QHNetConfig = field(default_factory=QHNetConfig)
     data: DataConfig = field(default_factory=DataConfig)
-    model: SO2NetConfig = field(default_factory=SO2NetConfig)
     solver: SolverSettings = field(
         default_factory=lambda: SolverSettings(forward_max_iterations=3, backward_max_iterations=3)
     )
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     run: RunConfig = field(default_factory=RunConfig)
+
+    def __post_init__(self):
+        if self.backbone not in BACKBONES:
+            raise ConfigError(f"backbone: {self.backbone!r} is not one of {', '.join(BACKBONES)}")
+
+    @property
+    def model(self) -> BackboneConfig:
+        """Hyperparameters of the chosen backbone."""
+        return self.so2net if self.backbone == "so2net" else self.qhnet

@@ -16,8 +16,9 @@ from ..ao import OrbitalTemplate
 from ..data.dataset import GraphStore, HamiltonianDataset
 from ..graph import GraphBatch, collate
 from ..metrics import HamiltonianErrors
+from ..nn.backbones import build_backbone
 from ..nn.deqh import DEQH
-from ..nn.so2net import SO2Net
+from ..onsite import onsite_overlaps
 from .config import TrainConfig
 from .evaluate import batch_errors
 from .loss import hamiltonian_loss
@@ -26,7 +27,8 @@ from .loss import hamiltonian_loss
 def build_model(config: TrainConfig) -> DEQH:
     """An untrained model for the elements and basis of ``config``."""
     template = OrbitalTemplate.from_basis(config.data.basis, tuple(config.data.elements))
-    return DEQH(SO2Net(template, config.model), config.solver)
+    overlaps = torch.from_numpy(onsite_overlaps(config.data.basis, template))
+    return DEQH(build_backbone(template, config.model, overlaps), config.solver)
 
 
 class EpochSampler(RandomSampler):

@@ -21,6 +21,7 @@ from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from ..checkpoint import ModelSpec, save_model
 from ..errors import CheckpointError, ConfigError
 from ..nn.deqh import SolverSettings
+from ..nn.qhnet import QHNetConfig
 from ..nn.so2net import SO2NetConfig
 from .config import DataConfig, OptimizerConfig, RunConfig, TrainConfig
 from .module import HamiltonianData, HamiltonianModule, build_model
@@ -52,9 +53,10 @@ def write_config(config: TrainConfig, path: Path) -> None:
 
 def read_config(path: Path) -> TrainConfig:
     raw = yaml.safe_load(path.read_text())
-    kinds = {"data": DataConfig, "model": SO2NetConfig, "solver": SolverSettings,
-             "optimizer": OptimizerConfig, "run": RunConfig}  # fmt: skip
-    config = TrainConfig(**{name: kind(**raw[name]) for name, kind in kinds.items()})
+    kinds = {"so2net": SO2NetConfig, "qhnet": QHNetConfig, "data": DataConfig,
+             "solver": SolverSettings, "optimizer": OptimizerConfig, "run": RunConfig}  # fmt: skip
+    sections = {name: kind(**raw[name]) for name, kind in kinds.items()}
+    config = TrainConfig(raw["backbone"], **sections)
     config.data.databases = [Path(p) for p in config.data.databases]
     config.data.cache, config.run.folder = Path(config.data.cache), Path(config.run.folder)
     return config

@@ -1,0 +1,414 @@
+"""Layers of QHNet (Yu et al., ICML 2023) and of DEQHNet's TransBlock (Eq. 10, after Equiformer).
+
+Features are lists of one tensor (n, 2l + 1, channels) per degree l, see :mod:`.products`; degrees
+that a list does not reach are zero. Weights of e3nn's ``Linear``, ``TensorProduct`` and
+``FullyConnectedNet`` have unit variance and are scaled where they are used; that is kept where the
+published networks use these classes, so that the published learning rates mean the same here.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from itertools import zip_longest
+
+import torch
+from e3nn.math import normalize2mom
+from e3nn.nn import FullyConnectedNet
+from torch import Tensor, nn
+
+from .irreps import BlockCoupling, random_weight
+from .products import (
+    ChannelProduct,
+    Features,
+    PairFrames,
+    SphericalProduct,
+    inner_products,
+)
+
+# Regularizes norms, whose gradient does not exist at zero.
+_TINY = 1e-12
+
+
+def shifted_softplus(x: Tensor) -> Tensor:
+    return nn.functional.softplus(x) - math.log(2.0)
+
+
+def smooth_leaky_relu(x: Tensor) -> Tensor:
+    """Equiformer's smooth LeakyReLU with slope 0.2."""
+    return 0.6 * x + 0.4 * x * (2 * torch.sigmoid(x) - 1)
+
+
+def add(*features: Features) -> Features:
+    """Sum of feature lists of any length."""
+    return [
+        torch.stack([part for part in parts if part is not None]).sum(0)
+        for parts in zip_longest(*features)
+    ]
+
+
+def take(x: Features, index: Tensor) -> Features:
+    return [part.index_select(0, index) for part in x]
+
+
+def sum_onto(x: Features, index: Tensor, n: int) -> Features:
+    """Sum rows (E, …) onto n atoms."""
+    return [part.new_zeros(n, *part.shape[1:]).index_add(0, index, part) for part in x]
+
+
+def _radial_profile(radial: int, hidden: int, outputs: int) -> nn.Sequential:
+    """Equiformer's weights of tensor-product paths from radial functions."""
+    layers: list[nn.Module] = []
+    for width in (radial, hidden):
+        layers += [nn.Linear(width, hidden), nn.LayerNorm(hidden), nn.SiLU()]
+    return nn.Sequential(*layers, nn.Linear(hidden, outputs))
+
+
+def _mlp(inputs: int, hidden: int, outputs: int) -> nn.Sequential:
+    return nn.Sequential(nn.Linear(inputs, hidden), nn.SiLU(), nn.Linear(hidden, outputs))
+
+
+class SteerableLinear(nn.Module):
+    """One linear map per degree, the same for all m.
+
+    Args:
+        inputs, outputs: channels of each degree.
+        bias: on the scalars.
+        unit_weights: weights of unit variance, scaled in forward (e3nn's ``Linear``), instead of
+            weights of variance 1 / fan-in (Equiformer's ``LinearRS``).
+    """
+
+    def __init__(
+        self,
+        inputs: Sequence[int],
+        outputs: Sequence[int],
+        bias: bool = True,
+        unit_weights: bool = True,
+    ):
+        super().__init__()
+        shapes = list(zip(inputs, outputs, strict=False))
+        self.weights = nn.ParameterList(
+            random_weight(1 if unit_weights else i, i, o) for i, o in shapes
+        )
+        self.scales = [1 / math.sqrt(i) if unit_weights else 1.0 for i, _ in shapes]
+        self.bias = nn.Parameter(torch.zeros(outputs[0])) if bias else None
+
+    def forward(self, x: Features) -> Features:
+        parts = zip(x, self.weights, self.scales, strict=False)
+        out = [part @ (weight * scale) for part, weight, scale in parts]
+        return out if self.bias is None else [out[0] + self.bias, *out[1:]]
+
+
+class BernsteinRadialBasis(nn.Module):
+    """Exponential Bernstein polynomials of the distance (Unke et al., PhiSNet, NeurIPS 2021).
+
+    Functions of exp(-alpha r) with a learned alpha (initially 0.5 / bohr), times a cutoff function.
+    """
+
+    def __init__(self, n_functions: int, cutoff: float):
+        super().__init__()
+        self.cutoff = cutoff
+        v = torch.arange(n_functions, dtype=torch.float64)
+        top = torch.tensor(float(n_functions - 1), dtype=torch.float64)
+        log_binomial = torch.lgamma(top + 1) - torch.lgamma(v + 1) - torch.lgamma(top - v + 1)
+        dtype = torch.get_default_dtype()
+        self.register_buffer("log_binomial", log_binomial.to(dtype), persistent=False)
+        self.register_buffer("order", v.to(dtype), persistent=False)
+        self.raw_alpha = nn.Parameter(torch.tensor(math.log(math.expm1(0.5))))
+
+    def forward(self, distance: Tensor) -> Tensor:
+        """(E,) in bohr -> (E, n_functions)."""
+        x = -nn.functional.softplus(self.raw_alpha) * distance[:, None]
+        n = len(self.order) - 1
+        log_basis = self.log_binomial + (n - self.order) * x
+        log_basis = log_basis + self.order * torch.log(-torch.expm1(x))
+        inside = distance.clamp(max=0.999999 * self.cutoff)[:, None]
+        envelope = torch.exp(-(inside**2) / ((self.cutoff - inside) * (self.cutoff + inside)))
+        return envelope * torch.exp(log_basis)
+
+
+class NormGate(nn.Module):
+    """Scalars and norms through an MLP: new scalars, and factors for the higher degrees."""
+
+    def __init__(self, channels: Sequence[int]):
+        super().__init__()
+        self.channels = list(channels)
+        total = sum(channels)
+        self.mlp = _mlp(total, total, total)
+
+    def forward(self, x: Features) -> Features:
+        norms = [torch.sqrt(part.square().sum(1) + _TINY) for part in x[1:]]
+        scalars, *gates = self.mlp(torch.cat([x[0][:, 0], *norms], dim=-1)).split(
+            self.channels, dim=-1
+        )
+        gated = [part * gate[:, None] for part, gate in zip(x[1:], gates, strict=True)]
+        return [scalars[:, None], *gated]
+
+
+def _pair_invariants(x: Features, i: Tensor, j: Tensor) -> Tensor:
+    """Scalars of both atoms and inner products of the higher degrees (Eq. 11), (E, …)."""
+    left, right = take(x, i), take(x, j)
+    scalars = [left[0][:, 0], right[0][:, 0]]
+    products = [inner_products(left, right)] if len(x) > 1 else []
+    return torch.cat(scalars + products, dim=-1)
+
+
+class ConvLayer(nn.Module):
+    """Message passing of the structural stream: Eq. 11-13.
+
+    Args:
+        inputs: channels of each degree; scalars alone in the first layer, which has no gate.
+        outputs: channels of each degree.
+        radial: number of radial functions.
+        lmax: of the spherical harmonics.
+    """
+
+    def __init__(self, inputs: Sequence[int], outputs: Sequence[int], radial: int, lmax: int):
+        super().__init__()
+        self.product = SphericalProduct(len(inputs) - 1, lmax, len(outputs) - 1, summed=True)
+        self.channels = inputs[0]
+        width = len(self.product.paths) * inputs[0]
+        n_invariants = 2 * inputs[0] + sum(inputs[1:])
+        hidden = 32
+        self.radial = FullyConnectedNet([radial, hidden, width], shifted_softplus)
+        self.invariants = FullyConnectedNet([n_invariants, hidden, width], shifted_softplus)
+        self.gated = len(inputs) > 1
+        if self.gated:
+            self.linear_invariants = SteerableLinear(inputs, inputs)
+            self.gate = NormGate(inputs)
+            self.linear_in = SteerableLinear(inputs, inputs)
+        self.linear_out = SteerableLinear(outputs, outputs)
+
+    def forward(self, x: Features, i: Tensor, j: Tensor, radial: Tensor, frames: PairFrames):
+        before = x
+        if self.gated:
+            invariants = _pair_invariants(self.linear_invariants(x), i, j)
+            x = self.linear_in(self.gate(x))
+        else:
+            invariants = _pair_invariants(x, i, j)
+        weight = self.radial(radial) * self.invariants(invariants)
+        weight = weight.view(len(weight), -1, self.channels)
+        messages = frames.out_of(self.product(frames.into(take(x, j)), weight))
+        sums = sum_onto(messages, i, len(x[0]))
+        if not self.gated:
+            return self.linear_out(sums)
+        return add(before, self.linear_out(add(sums, x)))
+
+
+class SelfLayer(nn.Module):
+    """Features of on-site blocks: the product of an atom's features with themselves."""
+
+    def __init__(self, channels: Sequence[int]):
+        super().__init__()
+        self.product = ChannelProduct(len(channels) - 1)
+        self.weight = random_weight(1, len(self.product.paths), channels[0])
+        self.gate_left, self.gate_right = NormGate(channels), NormGate(channels)
+        self.linear_left = SteerableLinear(channels, channels)
+        self.linear_right = SteerableLinear(channels, channels)
+        self.gate_out = NormGate(channels)
+        self.linear_out = SteerableLinear(channels, channels)
+
+    def forward(self, x: Features) -> Features:
+        left = self.linear_left(self.gate_left(x))
+        right = self.linear_right(self.gate_right(x))
+        product = add(self.product(left, right, self.weight), x)
+        return self.linear_out(self.gate_out(product))
+
+
+class PairLayer(nn.Module):
+    """Features of pair blocks: the product of both atoms' features."""
+
+    def __init__(self, channels: Sequence[int], radial: int):
+        super().__init__()
+        self.product = ChannelProduct(len(channels) - 1)
+        self.channels = channels[0]
+        width = len(self.product.paths) * channels[0]
+        self.radial = FullyConnectedNet([radial, channels[0], width], shifted_softplus)
+        self.invariants = _mlp(2 * channels[0] + sum(channels[1:]), channels[0], width)
+        self.linear_invariants = SteerableLinear(channels, channels)
+        self.gate_in = NormGate(channels)
+        self.linear_in = SteerableLinear(channels, channels)
+        self.gate_out = NormGate(channels)
+        self.linear_out = SteerableLinear(channels, channels)
+
+    def forward(self, x: Features, i: Tensor, j: Tensor, radial: Tensor) -> Features:
+        invariants = _pair_invariants(self.linear_invariants(x), i, j)
+        weight = self.radial(radial) * self.invariants(invariants)
+        weight = weight.view(len(weight), -1, self.channels)
+        x = self.linear_in(self.gate_in(x))
+        product = self.product(take(x, j), take(x, i), weight)
+        return self.linear_out(self.gate_out(product))
+
+
+class SteerableLayerNorm(nn.Module):
+    """Equiformer's layer norm: each degree divided by its root mean square over m and channels,
+    scalars centred before; learned factors, and shifts of the scalars."""
+
+    def __init__(self, channels: Sequence[int]):
+        super().__init__()
+        self.factors = nn.ParameterList(nn.Parameter(torch.ones(c)) for c in channels)
+        self.shift = nn.Parameter(torch.zeros(channels[0]))
+
+    def forward(self, x: Features) -> Features:
+        x = [x[0] - x[0].mean(-1, keepdim=True), *x[1:]]
+        out = [
+            part * torch.rsqrt(part.square().mean((1, 2), keepdim=True) + 1e-5) * factor
+            for part, factor in zip(x, self.factors, strict=False)
+        ]
+        return [out[0] + self.shift, *out[1:]]
+
+
+def segment_softmax(score: Tensor, segment: Tensor, n: int) -> Tensor:
+    """Softmax of (E, heads) among the rows of each of n segments."""
+    index = segment[:, None].expand_as(score)
+    # The shift changes nothing but the range of the exponentials.
+    highest = score.detach().new_zeros(n, score.shape[1])
+    highest = highest.scatter_reduce(0, index, score.detach(), "amax", include_self=False)
+    weight = torch.exp(score - highest[segment])
+    total = weight.new_zeros(n, score.shape[1]).index_add(0, segment, weight)
+    return weight / total[segment]
+
+
+class GraphAttention(nn.Module):
+    """Eq. 10: a_ij (softmax of scalars) times v_ij, of (linear x_i + linear x_j) ⊗ Y(r_ij)."""
+
+    def __init__(
+        self, channels: Sequence[int], heads: int, head: Sequence[int], radial: int, lmax: int
+    ):
+        super().__init__()
+        self.heads, self.scores = heads, head[0]
+        self.linear_source = SteerableLinear(channels, channels, unit_weights=False)
+        self.linear_target = SteerableLinear(channels, channels, bias=False, unit_weights=False)
+        self.product = SphericalProduct(len(channels) - 1, lmax, len(head) - 1, summed=False)
+        self.widths = [channels[l1] for l1, *_ in self.product.paths]
+        self.radial = _radial_profile(radial, 64, sum(self.widths))
+        values = [heads * h for h in head]
+        outputs = [heads * head[0] + values[0], *values[1:]]
+        self.mixers = nn.ParameterList(
+            random_weight(fan_in := self._fan_in(l3), fan_in, width)
+            for l3, width in enumerate(outputs)
+        )
+        self.mixer_bias = nn.Parameter(torch.zeros(outputs[0]))
+        self.score = random_weight(self.scores, heads, self.scores)
+        self.linear_out = SteerableLinear(values, channels, unit_weights=False)
+
+    def _fan_in(self, l3: int) -> int:
+        return sum(w for w, p in zip(self.widths, self.product.paths, strict=True) if p[2] == l3)
+
+    def forward(
+        self, x: Features, i: Tensor, j: Tensor, weights: list[Tensor], frames: PairFrames
+    ) -> Features:
+        """``weights`` of each path, (E, channels), do not depend on x: see :meth:`path_weights`."""
+        message = add(take(self.linear_source(x), j), take(self.linear_target(x), i))
+        mixed = self._mix(frames.into(message), weights)
+        scalars = mixed[0][:, 0].view(-1, self.heads, 2 * self.scores)
+        score, value = scalars.split(self.scores, dim=-1)
+        score = (smooth_leaky_relu(score) * self.score).sum(-1)
+        attention = segment_softmax(score, i, len(x[0]))
+        values = [value.flatten(1)[:, None], *mixed[1:]]
+        messages = [
+            (v.unflatten(-1, (self.heads, -1)) * attention[:, None, :, None]).flatten(2)
+            for v in values
+        ]
+        return self.linear_out(sum_onto(frames.out_of(messages), i, len(x[0])))
+
+    def path_weights(self, radial: Tensor) -> list[Tensor]:
+        return list(self.radial(radial).split(self.widths, dim=-1))
+
+    def _mix(self, x: Features, weights: list[Tensor]) -> Features:
+        """Outputs of all paths, mixed: one linear map per degree, in the pairs' frames."""
+        ends: list[list[Tensor]] = [[] for _ in self.mixers]
+        rows: list[list[Tensor]] = [[] for _ in self.mixers]
+        starts = [0] * len(self.mixers)
+        for p, (l1, _, l3) in enumerate(self.product.paths):
+            width, start = self.widths[p], starts[l3]
+            starts[l3] += width
+            if l1 < len(x):
+                ends[l3].append(self.product.path_output(p, x[l1], weights[p]))
+                rows[l3].append(self.mixers[l3][start : start + width])
+        mixed = [
+            torch.cat(parts, dim=-1) @ torch.cat(weight)
+            for parts, weight in zip(ends, rows, strict=True)
+        ]
+        return [mixed[0] + self.mixer_bias, *mixed[1:]]
+
+
+class FeedForward(nn.Module):
+    """Linear, gate, linear; hidden channels 1, 1/2 and 1/4 of the width for degrees 0, 1 and 2."""
+
+    def __init__(self, inputs: Sequence[int], outputs: Sequence[int], width: int):
+        super().__init__()
+        self.middle = [width >> l for l in range(min(len(inputs), 3))]
+        gates = sum(self.middle[1:])
+        wide = [self.middle[0] + gates, *self.middle[1:]]
+        self.linear_in = SteerableLinear(inputs, wide, unit_weights=False)
+        self.linear_out = SteerableLinear(self.middle, outputs, unit_weights=False)
+        self.silu = normalize2mom(nn.functional.silu)
+        self.sigmoid = normalize2mom(torch.sigmoid)
+
+    def forward(self, x: Features) -> Features:
+        first, *rest = self.linear_in(x)
+        scalars, *gates = first.split(self.middle, dim=-1)
+        gated = [part * self.sigmoid(gate) for part, gate in zip(rest, gates, strict=False)]
+        return self.linear_out([self.silu(scalars), *gated])
+
+
+class TransBlock(nn.Module):
+    """Pre-normalized attention and feed-forward network of the H and S streams (Fig. 2b)."""
+
+    def __init__(
+        self,
+        inputs: Sequence[int],
+        outputs: Sequence[int],
+        heads: int,
+        head: Sequence[int],
+        radial: int,
+        lmax: int,
+    ):
+        super().__init__()
+        self.norm_attention, self.norm_feed = SteerableLayerNorm(inputs), SteerableLayerNorm(inputs)
+        self.attention = GraphAttention(inputs, heads, head, radial, lmax)
+        self.feed_forward = FeedForward(inputs, outputs, outputs[0])
+        self.shortcut = (
+            None
+            if list(inputs) == list(outputs)
+            else SteerableLinear(inputs, outputs, unit_weights=False)
+        )
+
+    def forward(
+        self, x: Features, i: Tensor, j: Tensor, weights: list[Tensor], frames: PairFrames
+    ) -> Features:
+        x = add(x, self.attention(self.norm_attention(x), i, j, weights, frames))
+        fed = self.feed_forward(self.norm_feed(x))
+        return add(x if self.shortcut is None else self.shortcut(x), fed)
+
+
+class BlockExpansion(nn.Module):
+    """Features -> blocks by Eq. 14, with weights and biases that depend on the elements."""
+
+    def __init__(self, coupling: BlockCoupling, channels: int, embedding: int, hidden: int):
+        super().__init__()
+        self.coupling, self.channels = coupling, channels
+        self.n_scalar_paths = coupling.groups[0].count
+        self.weights = _mlp(embedding, hidden, coupling.n_paths * channels)
+        self.biases = _mlp(embedding, hidden, self.n_scalar_paths)
+
+    def forward(self, x: Features, embedding: Tensor, kind: Tensor) -> Tensor:
+        """Blocks (n, T, T).
+
+        Args:
+            x: features with ``channels`` channels for each degree.
+            embedding: (kinds, …) of each element, or of each pair of elements.
+            kind: (n,) which of them each block is.
+        """
+        table = self.weights(embedding).view(len(embedding), self.channels, -1)
+        weights = table.split([g.count for g in self.coupling.groups], dim=-1)
+        bias = self.biases(embedding)[kind][:, None]
+        parts = []
+        for group, weight in zip(self.coupling.groups, weights, strict=True):
+            part = x[group.degree] @ weight[kind] / self.channels
+            if group.degree == 0:
+                part = part + bias / self.channels
+            # e3nn's 3j symbols are smaller than the orthonormal coupling by this factor.
+            parts.append(part.flatten(1) / math.sqrt(2 * group.degree + 1))
+        return self.coupling.uncouple(torch.cat(parts, dim=-1))
