@@ -7,6 +7,7 @@ as ``sha256sum`` has it), and a later run compares the file with it.
 from __future__ import annotations
 
 import hashlib
+import http.client
 import os
 import tarfile
 import tempfile
@@ -130,7 +131,7 @@ def fetch(url: str, target: Path, progress: bool = True) -> None:
         if error.code != 416 or not complete:
             hint = f"; delete {part} to start anew" if error.code == 416 else ""
             raise DatasetError(f"{url}: HTTP {error.code} {error.reason}{hint}") from error
-    except OSError as error:  # urllib.error.URLError is one, and so is a timeout
+    except (OSError, http.client.HTTPException) as error:  # an OSError: URLError and timeouts
         raise DatasetError(
             f"{url}: {error}; run the same command again to go on from {part}"
         ) from error
