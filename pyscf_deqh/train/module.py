@@ -57,7 +57,13 @@ class HamiltonianData(L.LightningDataModule):
         limits = {"train": data.max_molecules, "valid": data.max_validation}
         self.parts = {
             split: HamiltonianDataset(
-                data.databases, split, store, limit or None, data.workers or None
+                data.databases,
+                split,
+                store,
+                limit or None,
+                data.workers or None,
+                split_rule=data.split_rule,
+                split_sizes=data.split_sizes,
             )
             for split, limit in limits.items()
         }
