@@ -86,29 +86,46 @@ class SphericalProduct(nn.Module):
         super().__init__()
         self.degrees_out = degrees_out
         self.paths = coupling_paths(degrees_in, lmax, degrees_out, natural=True)
-        for i, ((l1, l2, l3), norm) in enumerate(
-            zip(self.paths, _path_norms(self.paths, summed), strict=True)
-        ):
-            inner = min(l1, l3)
-            tensor = o3.wigner_3j(l1, l2, l3, dtype=torch.float64)[:, l2] * norm
-            m = torch.arange(-inner, inner + 1)
-            # Component-normalized harmonics of the polar axis are sqrt(2 l2 + 1) for m = 0.
-            factor = tensor[l1 + m, l3 + m] * math.sqrt(2 * l2 + 1)
-            self.register_buffer(f"factor_{i}", factor, persistent=False)
+        norms = _path_norms(self.paths, summed)
+        # Paths that differ in l2 alone are neighbours: their factors are the columns of one matrix.
+        self.groups: list[tuple[int, int, int, int]] = []
+        for l3 in range(degrees_out + 1):
+            for l1 in range(degrees_in + 1):
+                members = [p for p, path in enumerate(self.paths) if path[::2] == (l1, l3)]
+                if members:
+                    self.groups.append((l1, l3, members[0], members[-1] + 1))
+                    columns = [self._factors(self.paths[p], norms[p]) for p in members]
+                    self.register_buffer(
+                        f"factors_{l1}_{l3}", torch.stack(columns, dim=-1), persistent=False
+                    )
+
+    @staticmethod
+    def _factors(path: Path, norm: float) -> Tensor:
+        """What a path multiplies each component -min(l1, l3) … min(l1, l3) by."""
+        l1, l2, l3 = path
+        inner = min(l1, l3)
+        m = torch.arange(-inner, inner + 1)
+        tensor = o3.wigner_3j(l1, l2, l3, dtype=torch.float64)[:, l2] * norm
+        # Component-normalized harmonics of the polar axis are sqrt(2 l2 + 1) for m = 0.
+        return tensor[l1 + m, l3 + m] * math.sqrt(2 * l2 + 1)
 
     def path_output(self, path: int, x: Tensor, weight: Tensor) -> Tensor:
         """Output (E, 2 l3 + 1, C) of one path for features x (E, 2 l1 + 1, C), weight (E, C)."""
         l1, _, l3 = self.paths[path]
         inner = min(l1, l3)
-        factor = getattr(self, f"factor_{path}").to(x)
-        part = x[:, l1 - inner : l1 + inner + 1] * (factor[:, None] * weight[:, None])
+        first = next(g[2] for g in self.groups if g[:2] == (l1, l3))
+        factor = getattr(self, f"factors_{l1}_{l3}")[:, path - first, None].to(x)
+        part = x[:, l1 - inner : l1 + inner + 1] * (factor * weight[:, None])
         return nn.functional.pad(part, (0, 0, l3 - inner, l3 - inner))
 
     def forward(self, x: Features, weight: Tensor) -> Features:
         """Sums over the paths of each degree, in the pairs' frames; ``weight`` (E, paths, C)."""
         sums: list[list[Tensor]] = [[] for _ in range(self.degrees_out + 1)]
-        for p, (l1, _, l3) in enumerate(self.paths):
-            sums[l3].append(self.path_output(p, x[l1], weight[:, p]))
+        for l1, l3, first, last in self.groups:
+            inner = min(l1, l3)
+            kernel = getattr(self, f"factors_{l1}_{l3}").to(weight) @ weight[:, first:last]
+            part = x[l1][:, l1 - inner : l1 + inner + 1] * kernel
+            sums[l3].append(nn.functional.pad(part, (0, 0, l3 - inner, l3 - inner)))
         return [sum(parts[1:], parts[0]) for parts in sums]
 
 
