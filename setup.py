@@ -18,6 +18,7 @@ train = [
     "tensorboard>=2.14",
 ]
 plot = ["matplotlib>=3.7"]
+md = ["ase>=3.23", "tblite>=0.4"]
 
 setup(
     name="pyscf_deqh",
@@ -31,7 +32,7 @@ setup(
     # The bundled models lie at the top of the repository and inside the installed package.
     package_dir={"pyscf_deqh.models": "models"},
     package_data={
-        "pyscf_deqh": ["py.typed", "benchmark/molecules/*.xyz"],
+        "pyscf_deqh": ["py.typed", "benchmark/molecules/*.xyz", "data/molecules/*.xyz"],
         "pyscf_deqh.models": ["*/config.json", "*/model.safetensors", "*/README.md"],
     },
     install_requires=[
@@ -47,10 +48,12 @@ setup(
     extras_require={
         "train": train,
         "plot": plot,
-        "test": [*train, *plot, "pytest>=8"],
+        "md": md,
+        "test": [*train, *plot, *md, "pytest>=8"],
         "dev": [
             *train,
             *plot,
+            *md,
             "pytest>=8",
             "ruff>=0.6",
             "mypy>=1.10",

@@ -133,7 +133,7 @@ class HamiltonianDataset(Dataset):
 
     Args:
         databases: QH9 files.
-        split: ``train``, ``valid``, ``test`` (by ``qm9_id``, see :mod:`.splits`) or ``all``.
+        split: ``train``, ``valid``, ``test`` (by ``qm9_id``, else by id; :mod:`.splits`) or ``all``.
         store: where graphs are kept.
         max_molecules: use only so many, evenly spread over the databases.
         workers: processes that build missing graphs.
@@ -157,8 +157,9 @@ class HamiltonianDataset(Dataset):
         for path in databases:
             with QH9Database(path) as database:
                 for row_id in database.ids():
-                    qm9_id = database.meta(row_id).get("qm9_id", row_id)
-                    if split in ("all", split_of(qm9_id)):
+                    qm9_id = database.meta(row_id).get("qm9_id")
+                    # Frames of a molecule that is not in QM9 are split one by one.
+                    if split in ("all", split_of(row_id if qm9_id is None else qm9_id)):
                         items.append((_key(database[row_id]), str(path), row_id))
         if not items:
             raise DatasetError(
