@@ -18,7 +18,8 @@ train = [
     "tensorboard>=2.14",
 ]
 plot = ["matplotlib>=3.7"]
-md = ["ase>=3.23", "tblite>=0.4"]
+# ASE has announced that it will remove `fixcm`, which the thermostat has to be told.
+md = ["ase>=3.23,<3.30", "tblite>=0.4"]
 
 setup(
     name="pyscf_deqh",

@@ -63,7 +63,7 @@ def test_thermal_velocities():
 
 
 def test_kohn_sham_dynamics_conserve_energy():
-    """Half a vibration of a stretched bond, against energies from PySCF alone."""
+    """A quarter of a vibration of a stretched bond, against energies from PySCF alone."""
 
     def total(positions, velocities):
         mol = gto.M(atom=list(zip([1, 1], positions, strict=True)), basis="sto-3g", verbose=0)
@@ -84,7 +84,6 @@ def test_xtb_dynamics_have_the_temperature(tmp_path):
     engine = XTB(interval=10, equilibration=200)
     written, failures = simulate(start_geometries("water"), out, engine, 100, progress=False)
     assert (written, failures) == (100, {})
-    assert temperature([8, 1, 1], velocities_of(out)[0]) != pytest.approx(300, abs=1e-3)
     mean = np.mean([temperature([8, 1, 1], v) for v in velocities_of(out)])
     assert mean == pytest.approx(300, rel=0.25)
     bonds = [np.linalg.norm(g.positions[1:] - g.positions[0], axis=1) for g in read_xyz(out)]
@@ -98,9 +97,7 @@ def test_bundled_molecules(name):
     assert "".join(elements.ELEMENTS[z] for z in geometry.numbers) == MD17_ATOMS[name]
     pytest.importorskip("ase")
     interface = pytest.importorskip("tblite.interface")
-    calculator = interface.Calculator(
-        "GFN2-xTB", geometry.numbers, geometry.positions / nist.BOHR
-    )
+    calculator = interface.Calculator("GFN2-xTB", geometry.numbers, geometry.positions / nist.BOHR)
     calculator.set("verbosity", 0)
     assert np.abs(calculator.singlepoint().get("gradient")).max() < 1e-3
 
@@ -206,22 +203,21 @@ def test_command_line(tmp_path, capsys):
 
 def test_labels_of_trajectories(tmp_path):
     """Ids differ; frames of a QM9 molecule are in one split, others are split one by one."""
-    settings = LabelSettings(xc="hf", conv_tol=1e-8)
-    store = GraphStore(tmp_path, "none", "def2-svp")
-    splits = {}
+    frames = []
     for name, start in (("qm9", hydrogen(qm9_id="7")), ("other", hydrogen())):
-        xyz, db = tmp_path / f"{name}.xyz", tmp_path / f"{name}.db"
-        simulate([start], xyz, FAST, 4, progress=False)
-        assert label(read_xyz(xyz), db, settings, 1, progress=False) == (4, {})
-        with QH9Database(db) as database:
-            assert {r.meta["kind"] for r in database} == {"md"}
-            assert {r.meta["temperature"] for r in database} == {300.0}
-            # Above those of all QM9 molecules at equilibrium.
-            assert min(database.ids()) >= 10 * 133885 + 2
-        for split in ("train", "valid", "test"):
-            try:
-                data = HamiltonianDataset([db], split, store, workers=1, progress=False)
-            except DatasetError:
-                continue
-            splits[name, split] = len(data)
-    assert splits == {("qm9", "test"): 4, ("other", "train"): 3, ("other", "valid"): 1}
+        simulate([start], tmp_path / f"{name}.xyz", FAST, 4, progress=False)
+        frames += read_xyz(tmp_path / f"{name}.xyz")
+    out = tmp_path / "a.db"
+    settings = LabelSettings(xc="hf", conv_tol=1e-8)
+    assert label(frames, out, settings, 1, progress=False) == (8, {})
+    with QH9Database(out) as database:
+        assert {r.meta["kind"] for r in database} == {"md"}
+        assert {r.meta["temperature"] for r in database} == {300.0}
+        # Above those of all QM9 molecules at equilibrium.
+        assert min(database.ids()) >= 10 * 133885 + 2
+    store = GraphStore(tmp_path, "none", "def2-svp")
+    sizes = [
+        len(HamiltonianDataset([out], split, store, workers=1, progress=False))
+        for split in ("all", "train", "valid", "test")
+    ]
+    assert sizes == [8, 3, 1, 4]
