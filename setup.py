@@ -19,6 +19,8 @@ train = [
 ]
 plot = ["matplotlib>=3.7"]
 md17 = ["ase>=3.22"]
+# ASE has announced that it will remove `fixcm`, which the thermostat has to be told.
+md = ["ase>=3.23,<3.30", "tblite>=0.4"]
 
 setup(
     name="pyscf_deqh",
@@ -32,7 +34,7 @@ setup(
     # The bundled models lie at the top of the repository and inside the installed package.
     package_dir={"pyscf_deqh.models": "models"},
     package_data={
-        "pyscf_deqh": ["py.typed", "benchmark/molecules/*.xyz"],
+        "pyscf_deqh": ["py.typed", "benchmark/molecules/*.xyz", "data/molecules/*.xyz"],
         "pyscf_deqh.models": ["*/config.json", "*/model.safetensors", "*/README.md"],
     },
     install_requires=[
@@ -48,13 +50,14 @@ setup(
     extras_require={
         "train": train,
         "plot": plot,
+        "md": md,
         "md17": md17,
         "download": ["gdown>=5"],
-        "test": [*train, *plot, *md17, "pytest>=8"],
+        "test": [*train, *plot, *md, "pytest>=8"],
         "dev": [
             *train,
             *plot,
-            *md17,
+            *md,
             "pytest>=8",
             "ruff>=0.6",
             "mypy>=1.10",

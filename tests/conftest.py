@@ -92,7 +92,6 @@ def solve(model, *graphs):
         return model(batch).hamiltonian
 
 
-
 def ao_transformation(before, after):
     """T with overlap(after) = T overlap(before) T^T, from the overlap between shared points.
 

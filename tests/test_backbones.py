@@ -64,7 +64,9 @@ def test_translation_and_permutation(model):
     h_after = solve(model, build_graph(after, "none"))[0].numpy()
     slices = before.aoslice_by_atom()[:, 2:]
     aos = np.concatenate([np.arange(*slices[i]) for i in order])
-    np.testing.assert_allclose(h[np.ix_(aos, aos)], h_after, atol=RELATIVE * np.abs(h).max(), rtol=0)
+    np.testing.assert_allclose(
+        h[np.ix_(aos, aos)], h_after, atol=RELATIVE * np.abs(h).max(), rtol=0
+    )
 
 
 def test_hermitian(model):

@@ -8,13 +8,53 @@ import sys
 from dataclasses import fields
 from pathlib import Path
 
-from ..errors import DEQHError
+from ..errors import ConfigError, DatasetError, DEQHError
 from .download import DATASETS, download
+from .dynamics import ENGINES
 from .formats import open_labels
-from .geometry import read_geometries
+from .geometry import Geometry, read_geometries
 from .label import LabelSettings, label
 from .qh9 import QH9Database
 from .splits import SPLITS, split_of
+from .trajectories import simulate, start_geometries
+
+# Their defaults are the engine's.
+_ENGINE_OPTIONS: dict[str, tuple[type, str]] = {
+    "interval": (float, "fs between frames"),
+    "timestep": (float, "fs"),
+    "equilibration": (float, "fs before the first interval"),
+    "xc": (str, "functional"),
+    "basis": (str, "basis set"),
+}
+
+
+def _add_selection(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--qm9-ids", type=int, nargs="+", help="only molecules with these qm9_id")
+    parser.add_argument("--split", choices=SPLITS, help="only molecules of this split")
+    parser.add_argument("--heavy", type=int, nargs=2, metavar=("MIN", "MAX"),
+                        help="only molecules with that many heavy atoms")  # fmt: skip
+    parser.add_argument("--n", type=int, help="a random selection of this many molecules")
+    parser.add_argument("--seed", type=int, default=0, help="seed of all that is random")
+
+
+def _select(geometries: list[Geometry], args: argparse.Namespace) -> list[Geometry]:
+    if args.qm9_ids:
+        geometries = [g for g in geometries if g.qm9_id in args.qm9_ids]
+    if args.split:
+        geometries = [g for g in geometries if _split(g) == args.split]
+    if args.heavy:
+        geometries = [g for g in geometries if args.heavy[0] <= g.n_heavy <= args.heavy[1]]
+    if args.n is not None:
+        random.Random(args.seed).shuffle(geometries)
+        geometries = geometries[: args.n]
+    return geometries
+
+
+def _split(geometry: Geometry) -> str:
+    number = geometry.info.get("qm9_id", geometry.info.get("id"))
+    if number is None:
+        raise DatasetError("--split needs qm9_id=… or id=… in the comment lines")
+    return split_of(int(number))
 
 
 def _add_label(commands) -> None:
@@ -27,14 +67,9 @@ def _add_label(commands) -> None:
         "geometries", type=Path, help="xyz/extxyz file (also .gz), folder, or labels"
     )
     parser.add_argument("--out", type=Path, required=True, help="database to make or to resume")
-    parser.add_argument("--qm9-ids", type=int, nargs="+", help="only molecules with these qm9_id")
-    parser.add_argument("--split", choices=SPLITS, help="only molecules of this split")
-    parser.add_argument("--heavy", type=int, nargs=2, metavar=("MIN", "MAX"),
-                        help="only molecules with that many heavy atoms")  # fmt: skip
+    _add_selection(parser)
     parser.add_argument("--exclude", type=Path, nargs="*", default=[],
                         help="databases whose ids are skipped")  # fmt: skip
-    parser.add_argument("--n", type=int, help="a random selection of this many molecules")
-    parser.add_argument("--seed", type=int, default=0, help="seed of that selection")
     parser.add_argument("--workers", type=int, help="processes (default: all cores)")
     parser.add_argument("--retry-failed", action="store_true")
     for item in fields(LabelSettings):
@@ -47,22 +82,15 @@ def _add_label(commands) -> None:
 
 
 def _run_label(args: argparse.Namespace) -> int:
-    geometries = read_geometries(args.geometries)
-    if args.qm9_ids:
-        wanted = {str(i) for i in args.qm9_ids}
-        geometries = [g for g in geometries if g.info.get("qm9_id") in wanted]
-    if args.split:
-        geometries = [g for g in geometries if split_of(int(g.info["qm9_id"])) == args.split]
-    if args.heavy:
-        geometries = [g for g in geometries if args.heavy[0] <= g.n_heavy <= args.heavy[1]]
     taken: set[str] = set()
     for path in args.exclude:
         with QH9Database(path) as database:
-            taken |= {str(database.meta(i).get("qm9_id", i)) for i in database.ids()}
+            for row_id in database.ids():
+                qm9_id = database.meta(row_id).get("qm9_id")
+                taken.add(str(row_id if qm9_id is None else qm9_id))
+    geometries = read_geometries(args.geometries)
     geometries = [g for g in geometries if g.info.get("qm9_id", g.info.get("id")) not in taken]
-    if args.n is not None:
-        random.Random(args.seed).shuffle(geometries)
-        geometries = geometries[: args.n]
+    geometries = _select(geometries, args)
     settings = LabelSettings(**{f.name: getattr(args, f.name) for f in fields(LabelSettings)})
     written, failures = label(
         geometries, args.out, settings, args.workers, retry_failed=args.retry_failed
@@ -70,6 +98,44 @@ def _run_label(args: argparse.Namespace) -> int:
     print(f"{args.out}: {written} molecules labelled now, {len(failures)} failed")
     for row_id, reason in failures.items():
         print(f"  id {row_id}: {reason}")
+    return 1 if failures else 0
+
+
+def _add_md(commands) -> None:
+    parser = commands.add_parser(
+        "md",
+        help="molecular dynamics from each geometry; run the same command again to resume",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    parser.add_argument("geometries", help="file, folder or .db as for label, or a bundled "
+                        "molecule: water, ethanol, malondialdehyde, uracil")  # fmt: skip
+    parser.add_argument("--out", type=Path, required=True, help="xyz file to make or to resume")
+    _add_selection(parser)
+    parser.add_argument("--frames", type=int, default=100, help="frames of each trajectory")
+    parser.add_argument("--temperature", type=float, default=300.0, help="kelvin")
+    parser.add_argument("--engine", choices=ENGINES, default="xtb",
+                        help="xtb: GFN2-xTB with a Langevin thermostat; "
+                        "dft: Kohn-Sham at constant energy, as in QH9-dynamic")  # fmt: skip
+    for name, (kind, text) in _ENGINE_OPTIONS.items():
+        defaults = ", ".join(f"{engine.name}: {getattr(engine, name)}"
+                             for engine in ENGINES.values() if hasattr(engine, name))  # fmt: skip
+        parser.add_argument(f"--{name}", type=kind, default=argparse.SUPPRESS,
+                            help=f"{text} ({defaults})")  # fmt: skip
+    parser.set_defaults(run=_run_md)
+
+
+def _run_md(args: argparse.Namespace) -> int:
+    engine = ENGINES[args.engine]
+    options = {name: getattr(args, name) for name in _ENGINE_OPTIONS if hasattr(args, name)}
+    if foreign := [name for name in options if not hasattr(engine, name)]:
+        raise ConfigError(f"engine {args.engine} has no option --{foreign[0]}")
+    geometries = _select(start_geometries(args.geometries), args)
+    written, failures = simulate(
+        geometries, args.out, engine(**options), args.frames, args.temperature, args.seed
+    )
+    print(f"{args.out}: {written} frames written now, {len(failures)} trajectories ended early")
+    for number, reason in failures.items():
+        print(f"  trajectory {number}: {reason}")
     return 1 if failures else 0
 
 
@@ -107,6 +173,7 @@ def _run_download(args: argparse.Namespace) -> int:
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m pyscf_deqh.data", description=__doc__)
     commands = parser.add_subparsers(required=True)
+    _add_md(commands)
     _add_label(commands)
     _add_info(commands)
     _add_download(commands)

@@ -40,7 +40,8 @@ class Geometry:
         ]
 
 
-def _parse_comment(comment: str) -> dict[str, str]:
+def parse_comment(comment: str) -> dict[str, str]:
+    """The entries ``key=value`` of a comment line."""
     try:
         words = shlex.split(comment)
     except ValueError:  # an apostrophe in free text
@@ -89,7 +90,7 @@ def read_xyz(path: str | Path) -> Iterator[Geometry]:
             continue
         try:
             n_atoms = int(lines[at])
-            info = _parse_comment(lines[at + 1])
+            info = parse_comment(lines[at + 1])
             species, position = _position_column(info)
             rows = [line.split() for line in lines[at + 2 : at + 2 + n_atoms]]
             if len(rows) != n_atoms:

@@ -24,6 +24,8 @@ from ..errors import DatasetError
 from .geometry import Geometry
 from .qh9 import QH9Database, Record
 
+_SMALL = 100  # atomic orbitals
+
 
 @dataclass(frozen=True)
 class LabelSettings:
@@ -49,14 +51,18 @@ def solve(geometry: Geometry, settings: LabelSettings) -> tuple[np.ndarray, floa
     """
     mol = gto.M(atom=geometry.atom(), basis=settings.basis, unit="angstrom", verbose=0)
     mf = scf.RHF(mol) if settings.xc.lower() == "hf" else dft.RKS(mol, xc=settings.xc)
-    coarse = mf.copy().density_fit(auxbasis="def2-universal-jkfit")
+    fitted = mf.density_fit(auxbasis="def2-universal-jkfit")
+    if settings.density_fit:
+        mf = fitted
+    # Exact integrals of a small molecule cost less than fitted ones, and serve both stages.
+    coarse = mf if mol.nao < _SMALL else fitted
     if hasattr(mf, "grids"):
         coarse.grids.level = 0
-        mf.grids.level = settings.grid_level
     coarse.conv_tol, coarse.max_cycle = 1e-5, settings.max_cycle
     coarse.kernel()
-    if settings.density_fit:
-        mf = mf.density_fit(auxbasis="def2-universal-jkfit")
+    if hasattr(mf, "grids"):
+        mf.grids = dft.Grids(mol)
+        mf.grids.level = settings.grid_level
     mf.conv_tol, mf.max_cycle = settings.conv_tol, settings.max_cycle
     mf.kernel(dm0=coarse.make_rdm1())
     if not mf.converged:

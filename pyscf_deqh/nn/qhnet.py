@@ -282,8 +282,6 @@ class QHNet(nn.Module):
             pairs = add(pairs, layer(x, i, j, env.radial))
         n = len(self.element_embedding.weight)
         embedding = self.element_embedding.weight
-        kinds = torch.cat(
-            [embedding.repeat_interleave(n, dim=0), embedding.repeat(n, 1)], dim=-1
-        )
+        kinds = torch.cat([embedding.repeat_interleave(n, dim=0), embedding.repeat(n, 1)], dim=-1)
         kind = graph.element[i] * n + graph.element[j]
         return self.pair_expansion(self.pair_linear(pairs), kinds, kind)

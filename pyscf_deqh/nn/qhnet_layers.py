@@ -305,7 +305,10 @@ class GraphAttention(nn.Module):
         attention = segment_softmax(score, i, len(x[0]))
         values = [value.flatten(1)[:, None], *mixed[1:]]
         messages = [
-            (v.unflatten(-1, (self.heads, v.shape[-1] // self.heads)) * attention[:, None, :, None]).flatten(2)
+            (
+                v.unflatten(-1, (self.heads, v.shape[-1] // self.heads))
+                * attention[:, None, :, None]
+            ).flatten(2)
             for v in values
         ]
         return self.linear_out(sum_onto(frames.out_of(messages), i, len(x[0])))
