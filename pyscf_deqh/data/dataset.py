@@ -133,7 +133,7 @@ class HamiltonianDataset(Dataset):
 
     Args:
         databases: QH9 files.
-        split: ``train``, ``valid``, ``test`` or ``all``; by ``qm9_id``, else by id (:mod:`.splits`).
+        split: ``train``, ``valid``, ``test`` or ``all``; by ``qm9_id``, else by id, see ``splits``.
         store: where graphs are kept.
         max_molecules: use only so many, evenly spread over the databases.
         workers: processes that build missing graphs.

@@ -24,7 +24,6 @@ from ..errors import DatasetError
 from .geometry import Geometry
 from .qh9 import QH9Database, Record
 
-
 _SMALL = 100  # atomic orbitals
 
 
