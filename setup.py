@@ -18,6 +18,7 @@ train = [
     "tensorboard>=2.14",
 ]
 plot = ["matplotlib>=3.7"]
+md17 = ["ase>=3.22"]
 
 setup(
     name="pyscf_deqh",
@@ -47,10 +48,13 @@ setup(
     extras_require={
         "train": train,
         "plot": plot,
-        "test": [*train, *plot, "pytest>=8"],
+        "md17": md17,
+        "download": ["gdown>=5"],
+        "test": [*train, *plot, *md17, "pytest>=8"],
         "dev": [
             *train,
             *plot,
+            *md17,
             "pytest>=8",
             "ruff>=0.6",
             "mypy>=1.10",

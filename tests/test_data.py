@@ -5,13 +5,16 @@ import sqlite3
 import subprocess
 import sys
 import time
+from concurrent.futures import Future
 
 import numpy as np
 import pytest
 from conftest import WATER, make_mol
 from pyscf import dft, scf
+from safetensors.numpy import load as load_tensors
 
 from pyscf_deqh import DatasetError
+from pyscf_deqh.data import dataset as dataset_module
 from pyscf_deqh.data import label as label_module
 from pyscf_deqh.data.__main__ import main
 from pyscf_deqh.data.dataset import GraphStore, HamiltonianDataset
@@ -129,7 +132,9 @@ def test_written_rows_come_back(tmp_path):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"ham": np.ones((3, 2))}, "id 5"),
+        ({"ham": np.ones((3, 2))}, "no square matrix"),
+        ({"numbers": (1, 0)}, "not atomic numbers"),
+        ({"numbers": (), "n": 0}, "no atoms"),
         ({"ham": np.array([[1.0, 2.0], [3.0, 4.0]])}, "not symmetric"),
         ({"ham": np.full((2, 2), np.nan)}, "NaN"),
         ({"numbers": (1, 1, 1)}, "N is 2"),
@@ -319,6 +324,115 @@ def test_dataset_keeps_graphs_on_disk(tmp_path, labelled):
     )
     again = HamiltonianDataset([labelled], "train", store, progress=False)
     np.testing.assert_array_equal(again[0].hamiltonian, graph.hamiltonian)
+
+
+class InProcess:
+    """Stands in for the process pool, so that reads can be counted."""
+
+    def __init__(self, workers, context, initializer, arguments):
+        initializer(*arguments)
+
+    def submit(self, function, *arguments):
+        future = Future()
+        try:
+            future.set_result(function(*arguments))
+        except DatasetError as error:
+            future.set_exception(error)
+        return future
+
+    def shutdown(self, cancel_futures):
+        pass
+
+
+@pytest.fixture
+def reads(monkeypatch):
+    """Ids of the labels that were read."""
+    original = QH9Database.__getitem__
+    ids: list[int] = []
+
+    def counted(self, row_id):
+        ids.append(row_id)
+        return original(self, row_id)
+
+    monkeypatch.setattr(QH9Database, "__getitem__", counted)
+    monkeypatch.setattr(dataset_module, "ProcessPoolExecutor", InProcess)
+    monkeypatch.setattr(dataset_module, "_CHUNK", 1)
+    return ids
+
+
+@pytest.fixture
+def built(monkeypatch):
+    """Molecules whose graphs were made."""
+    original = dataset_module.build_graph
+    molecules: list = []
+
+    def counted(mol, *arguments):
+        molecules.append(mol)
+        return original(mol, *arguments)
+
+    monkeypatch.setattr(dataset_module, "build_graph", counted)
+    return molecules
+
+
+def test_labels_are_read_once(tmp_path, labelled, reads, built):
+    store = GraphStore(tmp_path / "cache", "none", "def2-svp")
+    HamiltonianDataset([labelled], "train", store, workers=1, progress=False)
+    assert reads == [10, 120]
+    keys = HamiltonianDataset([labelled], "all", store, workers=1, progress=False).keys
+    assert reads == [10, 120, 30, 70]
+    # Another process, later: nothing is read, because the store knows the rows.
+    store = GraphStore(tmp_path / "cache", "none", "def2-svp")
+    assert HamiltonianDataset([labelled], "all", store, progress=False).keys == keys
+    assert len(reads) == 4
+    # After a change of the file all is read again, but graphs of the same label are not rebuilt.
+    connection = sqlite3.connect(labelled)
+    connection.execute("UPDATE data SET pos = (SELECT pos FROM data WHERE id = 10) WHERE id = 120")
+    connection.commit()
+    connection.close()
+    again = HamiltonianDataset([labelled], "all", store, workers=1, progress=False).keys
+    assert len(reads) == 8
+    assert len(built) == 5
+    assert [a == b for a, b in zip(keys, again, strict=True)] == [True, True, True, False]
+
+
+def test_an_interrupted_conversion_goes_on(tmp_path, labelled, reads, built):
+    def set_label(blob):
+        connection = sqlite3.connect(labelled)
+        (before,) = connection.execute("SELECT Ham FROM data WHERE id = 70").fetchone()
+        connection.execute("UPDATE data SET Ham = ? WHERE id = 70", (blob,))
+        connection.commit()
+        connection.close()
+        return before
+
+    good = set_label(b"short")
+    store = GraphStore(tmp_path / "cache", "none", "def2-svp")
+    with pytest.raises(DatasetError, match=r"a\.db, id 70"):
+        HamiltonianDataset([labelled], "all", store, workers=1, progress=False)
+    assert len(built) == len(reads) - 1 == 3
+    set_label(good)
+    dataset = HamiltonianDataset([labelled], "all", store, workers=1, progress=False)
+    assert len(dataset) == 4
+    # Of the three, the last was made after the failure and not kept.
+    assert len(built) == 5
+
+
+def test_zeros_are_not_stored(tmp_path, labelled):
+    for reference, stored in (("none", False), ("sad", True)):
+        store = GraphStore(tmp_path / "cache", reference, "def2-svp")
+        dataset = HamiltonianDataset([labelled], "test", store, workers=1, progress=False)
+        (blob,) = store._connect().execute("SELECT graph FROM graphs").fetchone()
+        assert ("reference" in load_tensors(blob)) == stored
+        assert ("atomic_density" in load_tensors(blob)) == stored
+        assert dataset[0].reference.shape == dataset[0].overlap.shape
+        assert dataset[0].atomic_density.any() == stored
+
+
+def test_unknown_splits_and_rules(tmp_path, labelled):
+    store = GraphStore(tmp_path / "cache", "none", "def2-svp")
+    with pytest.raises(DatasetError, match="no split 'dev'; there are train"):
+        HamiltonianDataset([labelled], "dev", store, progress=False)
+    with pytest.raises(DatasetError, match="no split rule 'x'; there are qm9-id, qh9-stable-id"):
+        HamiltonianDataset([labelled], "test", store, progress=False, split_rule="x")
 
 
 def test_dataset_names_the_bad_row(tmp_path):

@@ -1,4 +1,4 @@
-"""``python -m pyscf_deqh.data``: make and inspect labelled data."""
+"""``python -m pyscf_deqh.data``: make, download and inspect labelled data."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ from dataclasses import fields
 from pathlib import Path
 
 from ..errors import DEQHError
+from .download import DATASETS, download
+from .formats import open_labels
 from .geometry import read_geometries
 from .label import LabelSettings, label
 from .qh9 import QH9Database
@@ -21,7 +23,7 @@ def _add_label(commands) -> None:
         help="compute Kohn-Sham matrices with PySCF; run the same command again to resume",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
-    parser.add_argument("geometries", type=Path, help="xyz/extxyz file (also .gz), folder, or .db")
+    parser.add_argument("geometries", type=Path, help="xyz/extxyz file (also .gz), folder, or labels")
     parser.add_argument("--out", type=Path, required=True, help="database to make or to resume")
     parser.add_argument("--qm9-ids", type=int, nargs="+", help="only molecules with these qm9_id")
     parser.add_argument("--split", choices=SPLITS, help="only molecules of this split")
@@ -70,18 +72,33 @@ def _run_label(args: argparse.Namespace) -> int:
 
 
 def _add_info(commands) -> None:
-    parser = commands.add_parser("info", help="what a database holds")
-    parser.add_argument("database", type=Path)
+    parser = commands.add_parser("info", help="what a file of labels holds")
+    parser.add_argument("database", type=Path, help="QH9, QH9-dynamic or MD17 file")
     parser.set_defaults(run=_run_info)
 
 
 def _run_info(args: argparse.Namespace) -> int:
-    with QH9Database(args.database) as database:
-        print(f"{args.database}: {len(database)} molecules, {len(database.failures())} failures")
-        for key, value in database.settings().items():
+    with open_labels(args.database) as file:
+        failures = file.failures()
+        print(f"{args.database}: {len(file)} molecules, {len(failures)} failures")
+        for key, value in ({"format": file.format} | file.settings()).items():
             print(f"  {key}: {value}")
-        for row_id, reason in database.failures().items():
-            print(f"  failed, id {row_id}: {reason}")
+        for row_id, reason in failures.items():
+            print(f"  failed, {file.row_name} {row_id}: {reason}")
+    return 0
+
+
+def _add_download(commands) -> None:
+    parser = commands.add_parser(
+        "download", help="fetch a published data set; run the same command again to resume"
+    )
+    parser.add_argument("name", choices=DATASETS, metavar="NAME", help=", ".join(DATASETS))
+    parser.add_argument("--out", type=Path, required=True, help="folder to put it in")
+    parser.set_defaults(run=_run_download)
+
+
+def _run_download(args: argparse.Namespace) -> int:
+    print(download(args.name, args.out))
     return 0
 
 
@@ -90,6 +107,7 @@ def main(argv: list[str] | None = None) -> int:
     commands = parser.add_subparsers(required=True)
     _add_label(commands)
     _add_info(commands)
+    _add_download(commands)
     args = parser.parse_args(argv)
     try:
         return args.run(args)

@@ -1,13 +1,16 @@
-"""Datasets of graphs: built once from QH9 databases, kept on disk, read one molecule at a time."""
+"""Datasets of graphs: converted once from files of labels, kept on disk, read one at a time."""
 
 from __future__ import annotations
 
 import hashlib
 import os
 import sqlite3
-from collections.abc import Iterable, Sequence
-from concurrent.futures import ProcessPoolExecutor
+import warnings
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor
 from dataclasses import fields
+from functools import lru_cache
 from multiprocessing import get_context
 from pathlib import Path
 
@@ -20,19 +23,36 @@ from tqdm import tqdm
 
 from ..errors import DatasetError, UnsupportedMoleculeError
 from ..graph import MolecularGraph
+from .formats import open_labels
 from .graph import build_graph
-from .qh9 import QH9Database, Record
-from .splits import split_of
+from .record import Record
+from .splits import split_ids
 
-# Change when the content of a graph changes, so that old caches are not read.
-_FORMAT = 1
+# Change when the content of a graph or of the store changes, so that old caches are not read.
+_FORMAT = 2
 _MATRICES = [f.name for f in fields(MolecularGraph) if f.name != "n_occupied"]
+# Zero without a reference Hamiltonian; then they are not stored.
+_OFTEN_ZERO = ("reference", "atomic_density")
+# Molecules per task and transaction. Two tasks per worker are under way, which bounds the memory.
+_CHUNK = 8
+# SQLite takes less where it was compiled for less.
+_MMAP_BYTES = 2**40
+
+_SCHEMA = """
+CREATE TABLE IF NOT EXISTS graphs (key TEXT NOT NULL PRIMARY KEY, graph BLOB);
+CREATE TABLE IF NOT EXISTS files
+    (id INTEGER PRIMARY KEY, path TEXT UNIQUE, size INTEGER, mtime_ns INTEGER);
+CREATE TABLE IF NOT EXISTS rows
+    (file INTEGER, row INTEGER, key TEXT, PRIMARY KEY (file, row)) WITHOUT ROWID;
+"""
 
 
 def _encode(graph: MolecularGraph) -> bytes:
     arrays = {"n_occupied": np.array([graph.n_occupied])}
     for name in _MATRICES:
         value = np.ascontiguousarray(getattr(graph, name))
+        if name in _OFTEN_ZERO and not value.any():
+            continue
         # Single precision: 1e-6 Eh on the largest (core) elements, half the disk and memory.
         arrays[name] = value.astype(np.float32) if value.dtype == np.float64 else value
     return save_tensors(arrays)
@@ -40,25 +60,11 @@ def _encode(graph: MolecularGraph) -> bytes:
 
 def _decode(blob: bytes) -> MolecularGraph:
     arrays = load_tensors(blob)
+    for name in _OFTEN_ZERO:
+        arrays.setdefault(name, np.zeros_like(arrays["overlap"]))
     return MolecularGraph(
         n_occupied=int(arrays["n_occupied"][0]), **{n: arrays[n] for n in _MATRICES}
     )
-
-
-def _build(database: str, row_id: int, reference: str, basis: str) -> bytes:
-    with QH9Database(database) as source:
-        record = source[row_id]
-    mol = gto.M(
-        atom=record.geometry().atom(), basis=basis, spin=int(record.numbers.sum()) % 2, verbose=0
-    )
-    try:
-        return _encode(build_graph(mol, reference, np.array(record.hamiltonian)))
-    except UnsupportedMoleculeError as error:
-        raise DatasetError(f"{database}, id {row_id}: {error}") from error
-
-
-def _start_worker() -> None:
-    lib.num_threads(1)
 
 
 def _key(record: Record) -> str:
@@ -70,6 +76,9 @@ def _key(record: Record) -> str:
 
 class GraphStore:
     """Graphs of labelled molecules in one SQLite file; a build that is interrupted goes on later.
+
+    Graphs are found by a hash of their label. The store remembers the hash of every row of every
+    file (known by path, size and time of change), so that labels are read once and never again.
 
     Args:
         folder: where the file lies; its name carries reference, basis and format.
@@ -88,14 +97,17 @@ class GraphStore:
         # A connection must not be carried into a forked data-loading worker.
         if self._connection is None or self._pid != os.getpid():
             self._connection = sqlite3.connect(self.path, timeout=60)
-            self._connection.execute(
-                "CREATE TABLE IF NOT EXISTS graphs (key TEXT NOT NULL PRIMARY KEY, graph BLOB)"
-            )
+            self._connection.executescript(_SCHEMA)
+            self._connection.execute(f"PRAGMA mmap_size = {_MMAP_BYTES}")
             self._pid = os.getpid()
         return self._connection
 
     def __getstate__(self):
         return self.__dict__ | {"_connection": None}
+
+    def __contains__(self, key: str) -> bool:
+        query = "SELECT 1 FROM graphs WHERE key = ?"
+        return self._connect().execute(query, (key,)).fetchone() is not None
 
     def __getitem__(self, key: str) -> MolecularGraph:
         row = self._connect().execute("SELECT graph FROM graphs WHERE key = ?", (key,)).fetchone()
@@ -103,44 +115,133 @@ class GraphStore:
             raise KeyError(key)
         return _decode(row[0])
 
+    def _file_id(self, path: str) -> int:
+        """Number of a file of labels; what is remembered of an earlier content is dropped."""
+        connection, found = self._connect(), os.stat(path)
+        name, state = str(Path(path).resolve()), (found.st_size, found.st_mtime_ns)
+        query = "SELECT id, size, mtime_ns FROM files WHERE path = ?"
+        row = connection.execute(query, (name,)).fetchone()
+        if row is not None and row[1:] == state:
+            return row[0]
+        with connection:
+            if row is not None:
+                connection.execute("DELETE FROM rows WHERE file = ?", row[:1])
+                connection.execute("DELETE FROM files WHERE id = ?", row[:1])
+            query = "INSERT INTO files (path, size, mtime_ns) VALUES (?, ?, ?)"
+            return connection.execute(query, (name, *state)).lastrowid or 0
+
     def build(
-        self, todo: Sequence[tuple[str, str, int]], workers: int | None, progress: bool
-    ) -> None:
-        """Make the missing graphs of (key, database, row id), in parallel."""
+        self, rows: Sequence[tuple[str, int]], workers: int | None, progress: bool
+    ) -> list[str]:
+        """Make the graphs that are missing, in parallel.
+
+        Args:
+            rows: (path of a file of labels, row id).
+            workers: processes (default: all cores).
+            progress: show a progress bar.
+
+        Returns:
+            The key of each row.
+
+        Raises:
+            DatasetError: a row cannot be used; what was made before it is kept.
+        """
         connection = self._connect()
-        present = {key for (key,) in connection.execute("SELECT key FROM graphs")}
-        missing = [item for item in todo if item[0] not in present]
-        if not missing:
-            return
-        with ProcessPoolExecutor(
-            workers or os.cpu_count(), get_context("spawn"), _start_worker
-        ) as pool:
-            keys, databases, ids = zip(*missing, strict=True)
-            n = len(missing)
-            graphs = pool.map(
-                _build, databases, ids, [self.reference] * n, [self.basis] * n, chunksize=4
-            )
-            for key, blob in tqdm(
-                zip(keys, graphs, strict=True), total=n, desc="graphs", unit="mol",
-                disable=not progress,
-            ):  # fmt: skip
+        files = {path: self._file_id(path) for path in dict.fromkeys(path for path, _ in rows)}
+        query = "SELECT row, key FROM rows WHERE file = ?"
+        known = {path: dict(connection.execute(query, (i,))) for path, i in files.items()}
+        missing = [(path, row) for path, row in rows if row not in known[path]]
+        with tqdm(
+            total=len(missing), desc="graphs", unit="mol", disable=not (progress and missing)
+        ) as bar:
+            for made in self._made(missing, workers or os.cpu_count() or 1):
                 with connection:
-                    connection.execute("INSERT OR REPLACE INTO graphs VALUES (?, ?)", (key, blob))
+                    connection.executemany(
+                        "INSERT OR REPLACE INTO graphs VALUES (?, ?)",
+                        [(key, blob) for _, _, key, blob in made if blob is not None],
+                    )
+                    connection.executemany(
+                        "INSERT OR REPLACE INTO rows VALUES (?, ?, ?)",
+                        [(files[path], row, key) for path, row, key, _ in made],
+                    )
+                for path, row, key, _ in made:
+                    known[path][row] = key
+                bar.update(len(made))
+        return [known[path][row] for path, row in rows]
+
+    def _made(self, missing: list[tuple[str, int]], workers: int) -> Iterator[list[_Made]]:
+        chunks = [missing[i : i + _CHUNK] for i in range(0, len(missing), _CHUNK)]
+        if not chunks:
+            return
+        pool = ProcessPoolExecutor(
+            min(workers, len(chunks)), get_context("spawn"), _start_worker, (self,)
+        )
+        running: deque[Future[list[_Made]]] = deque()
+        try:
+            for chunk in chunks:
+                running.append(pool.submit(_make, chunk))
+                if len(running) == 2 * workers:
+                    yield running.popleft().result()
+            while running:
+                yield running.popleft().result()
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+
+# Path, row, key, and the encoded graph unless the store has it already.
+_Made = tuple[str, int, str, bytes | None]
+_worker_store: GraphStore
+_open = lru_cache(maxsize=4)(open_labels)
+
+
+def _start_worker(store: GraphStore) -> None:
+    global _worker_store
+    _worker_store = store
+    lib.num_threads(1)
+
+
+def _make(rows: list[tuple[str, int]]) -> list[_Made]:
+    made: list[_Made] = []
+    for path, row_id in rows:
+        file = _open(path)
+        record = file[row_id]
+        key = _key(record)
+        if key in _worker_store:
+            made.append((path, row_id, key, None))
+            continue
+        try:
+            mol = gto.M(
+                atom=record.geometry().atom(),
+                basis=_worker_store.basis,
+                spin=int(record.numbers.sum()) % 2,
+                verbose=0,
+            )
+            graph = build_graph(mol, _worker_store.reference, np.array(record.hamiltonian))
+        except (UnsupportedMoleculeError, RuntimeError) as error:
+            raise DatasetError(f"{path}, {file.row_name} {row_id}: {error}") from error
+        made.append((path, row_id, key, _encode(graph)))
+    return made
 
 
 class HamiltonianDataset(Dataset):
-    """Labelled graphs of one split of one or more QH9 databases.
+    """Labelled graphs of one split of one or more files of labels.
+
+    Rows without a usable label (an SCF that did not converge) are left out, with a warning that
+    names them; the split rules count them, so that the other rows stay where they belong.
 
     Args:
-        databases: QH9 files.
-        split: ``train``, ``valid``, ``test`` (by ``qm9_id``, see :mod:`.splits`) or ``all``.
+        databases: files of any format that :func:`~pyscf_deqh.data.formats.open_labels` knows.
+        split: ``train``, ``valid``, ``test`` or ``all``.
         store: where graphs are kept.
         max_molecules: use only so many, evenly spread over the databases.
         workers: processes that build missing graphs.
         progress: show a progress bar while building.
+        split_rule: one of :data:`.splits.SPLIT_RULES`; applied to each file by itself.
+        split_sizes: for ``md17``: training, validation and perhaps test rows.
 
     Raises:
-        DatasetError: a database cannot be read, a row contradicts itself, or the split is empty.
+        DatasetError: a file cannot be read, a row contradicts itself, the rule does not exist or
+            does not fit a file, or the split is empty.
     """
 
     def __init__(
@@ -151,24 +252,33 @@ class HamiltonianDataset(Dataset):
         max_molecules: int | None = None,
         workers: int | None = None,
         progress: bool = True,
+        split_rule: str = "qm9-id",
+        split_sizes: Sequence[int] = (),
     ):
         self.store = store
-        items = []
+        databases = list(databases)
+        rows: list[tuple[str, int]] = []
         for path in databases:
-            with QH9Database(path) as database:
-                for row_id in database.ids():
-                    qm9_id = database.meta(row_id).get("qm9_id", row_id)
-                    if split in ("all", split_of(qm9_id)):
-                        items.append((_key(database[row_id]), str(path), row_id))
-        if not items:
+            with open_labels(path) as file:
+                ids = split_ids(file, split, split_rule, split_sizes)
+                failures = file.failures()
+            unusable = [i for i in ids if i in failures]
+            if unusable:
+                some = ", ".join(map(str, unusable[:10])) + (", …" if len(unusable) > 10 else "")
+                warnings.warn(
+                    f"{path}: {len(unusable)} of {len(ids)} rows of split {split!r} are left out "
+                    f"(rows {some}): {failures[unusable[0]]}",
+                    stacklevel=2,
+                )
+            rows += [(str(path), i) for i in ids if i not in failures]
+        if not rows:
             raise DatasetError(
                 f"no molecule of split {split!r} in {', '.join(map(str, databases))}"
             )
-        if max_molecules is not None and max_molecules < len(items):
-            chosen = np.linspace(0, len(items) - 1, max_molecules).round().astype(int)
-            items = [items[i] for i in chosen]
-        store.build(items, workers, progress)
-        self.keys = [key for key, _, _ in items]
+        if max_molecules is not None and max_molecules < len(rows):
+            chosen = np.linspace(0, len(rows) - 1, max_molecules).round().astype(int)
+            rows = [rows[i] for i in chosen]
+        self.keys = store.build(rows, workers, progress)
 
     def __len__(self) -> int:
         return len(self.keys)

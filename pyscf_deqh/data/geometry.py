@@ -108,13 +108,13 @@ def read_xyz(path: str | Path) -> Iterator[Geometry]:
 
 
 def read_geometries(path: str | Path) -> list[Geometry]:
-    """All geometries of an xyz file, of every xyz file in a folder, or of a QH9 database."""
+    """All geometries of an xyz file, of every xyz file in a folder, or of a file of labels."""
     path = Path(path)
-    if path.suffix == ".db":
-        from .qh9 import QH9Database
+    if path.suffix in (".db", ".npz"):
+        from .formats import open_labels
 
-        with QH9Database(path) as database:
-            return [record.geometry() for record in database]
+        with open_labels(path) as file:
+            return [record.geometry() for record in file]
     if path.is_dir():
         files = sorted(p for p in path.iterdir() if re.search(r"\.(ext)?xyz(\.gz)?$", p.name))
         if not files:

@@ -10,15 +10,13 @@ from __future__ import annotations
 
 import json
 import sqlite3
-from collections.abc import Iterator
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from ..errors import DatasetError
-from .geometry import Geometry
+from .record import LabelFile, Record, check_arrays
 
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS data
@@ -32,70 +30,79 @@ CREATE TABLE IF NOT EXISTS failures (id INTEGER NOT NULL PRIMARY KEY, qm9_id INT
 _META = ("qm9_id", "smiles", "kind", "energy", "grid_level", "temperature")
 
 
-@dataclass
-class Record:
-    """A labelled molecule: positions (N, 3) in angstrom, hamiltonian (nao, nao) in hartree."""
-
-    id: int
-    numbers: np.ndarray
-    positions: np.ndarray
-    hamiltonian: np.ndarray
-    meta: dict[str, Any] = field(default_factory=dict)
-
-    def geometry(self) -> Geometry:
-        info = {"id": str(self.id)} | {k: str(v) for k, v in self.meta.items() if v is not None}
-        return Geometry(self.numbers, self.positions, info)
+def decode_atoms(n_atoms: int, numbers: bytes, positions: bytes) -> tuple[np.ndarray, np.ndarray]:
+    """Atomic numbers (N,) and positions (N, 3) from blobs; raises ValueError or TypeError."""
+    # Some files hold 64-bit numbers; the length of the blob tells.
+    z = np.frombuffer(numbers, np.int64 if len(numbers) == 8 * n_atoms else np.int32)
+    if z.size != n_atoms:
+        raise ValueError(f"N is {n_atoms}, but Z holds {z.size} numbers")
+    return z.astype(np.int32), np.frombuffer(positions, np.float64).reshape(n_atoms, 3)
 
 
-class QH9Database:
+def decode_matrix(blob: bytes) -> np.ndarray:
+    """A square matrix from a row-major float64 blob; raises ValueError or TypeError."""
+    values = np.frombuffer(blob, np.float64)
+    size = round(np.sqrt(values.size))
+    if size * size != values.size:
+        raise ValueError(f"Ham holds {values.size} numbers, which is no square matrix")
+    return values.reshape(size, size)
+
+
+def connect_read_only(path: Path) -> sqlite3.Connection:
+    """Open an SQLite file for reading; works on read-only media and makes no files beside it."""
+    if not path.is_file():
+        raise DatasetError(f"no database at {path}")
+    return sqlite3.connect(f"{path.resolve().as_uri()}?mode=ro", uri=True)
+
+
+def table_columns(connection: sqlite3.Connection) -> dict[str, set[str]]:
+    """Names of the columns of every table."""
+    tables = connection.execute("SELECT name FROM sqlite_master WHERE type='table'").fetchall()
+    return {
+        name: {row[1] for row in connection.execute(f'PRAGMA table_info("{name}")')}
+        for (name,) in tables
+    }
+
+
+def check_columns(path: Path, columns: dict[str, set[str]], wanted: set[str]) -> None:
+    """Refuse a file whose table ``data`` is missing or lacks columns."""
+    if "data" not in columns:
+        raise DatasetError(
+            f"{path} has no table 'data' (found: {', '.join(sorted(columns)) or 'none'}); "
+            "expected the QH9 schema"
+        )
+    missing = wanted - columns["data"]
+    if missing:
+        raise DatasetError(f"{path}: table 'data' lacks the columns {', '.join(sorted(missing))}")
+
+
+class QH9Database(LabelFile):
     """A QH9 database opened for reading (default) or, with ``writable=True``, for adding rows.
 
     Raises:
         DatasetError: not a database, a wrong schema, or a row whose arrays do not fit together.
     """
 
+    format = "QH9"
+
     def __init__(self, path: str | Path, writable: bool = False):
         self.path = Path(path)
-        if not writable and not self.path.is_file():
-            raise DatasetError(f"no database at {self.path}")
-        # Read-only mode works on read-only media and never makes journal files beside the data.
-        mode = "rwc" if writable else "ro"
         try:
-            self._connection = sqlite3.connect(
-                f"{self.path.resolve().as_uri()}?mode={mode}", uri=True
-            )
             if writable:
+                self._connection = sqlite3.connect(self.path)
                 self._connection.executescript(_SCHEMA)
-            self._check_schema()
+            else:
+                self._connection = connect_read_only(self.path)
+            columns = table_columns(self._connection)
         except sqlite3.DatabaseError as error:
             raise DatasetError(
                 f"{self.path} cannot be opened as a QH9 database: {error}"
             ) from error
-
-    def _tables(self) -> set[str]:
-        rows = self._connection.execute("SELECT name FROM sqlite_master WHERE type='table'")
-        return {name for (name,) in rows}
-
-    def _check_schema(self) -> None:
-        tables = self._tables()
-        if "data" not in tables:
-            raise DatasetError(
-                f"{self.path} has no table 'data' (found: {', '.join(sorted(tables)) or 'none'}); "
-                "expected the QH9 schema"
-            )
-        columns = {row[1] for row in self._connection.execute("PRAGMA table_info(data)")}
-        missing = {"id", "N", "Z", "pos", "Ham"} - columns
-        if missing:
-            raise DatasetError(
-                f"{self.path}: table 'data' lacks the columns {', '.join(sorted(missing))}"
-            )
-        self._has_meta = "meta" in tables
-
-    def __enter__(self) -> QH9Database:
-        return self
-
-    def __exit__(self, *exc_info) -> None:
-        self.close()
+        check_columns(self.path, columns, {"id", "N", "Z", "pos", "Ham"})
+        if "geo_id" in columns["data"]:
+            # Its positions are in bohr.
+            raise DatasetError(f"{self.path} is a QH9-dynamic file; open it with open_labels")
+        self._tables = set(columns)
 
     def close(self) -> None:
         self._connection.close()
@@ -104,11 +111,20 @@ class QH9Database:
         return self._connection.execute("SELECT COUNT(*) FROM data").fetchone()[0]
 
     def ids(self) -> list[int]:
-        return [i for (i,) in self._connection.execute("SELECT id FROM data ORDER BY id")]
+        return [i for (i,) in self._connection.execute("SELECT id FROM data ORDER BY rowid")]
 
-    def __iter__(self) -> Iterator[Record]:
-        for row_id in self.ids():
-            yield self[row_id]
+    def sizes(self) -> list[int]:
+        return [n for (n,) in self._connection.execute("SELECT N FROM data ORDER BY rowid")]
+
+    def molecules(self) -> list[int]:
+        """``qm9_id`` of each row where the file has one, else its id."""
+        ids = self.ids()
+        if "meta" not in self._tables:
+            return ids
+        known = dict(
+            self._connection.execute("SELECT id, qm9_id FROM meta WHERE qm9_id IS NOT NULL")
+        )
+        return [known.get(i, i) for i in ids]
 
     def __getitem__(self, row_id: int) -> Record:
         try:
@@ -119,26 +135,17 @@ class QH9Database:
             raise DatasetError(f"{self.path}, id {row_id}: {error}") from error
         if row is None:
             raise KeyError(f"{self.path} has no row with id {row_id}")
-        n_atoms, z_blob, pos_blob, ham_blob = row
         try:
-            numbers = np.frombuffer(z_blob, np.int32)
-            positions = np.frombuffer(pos_blob, np.float64).reshape(n_atoms, 3)
-            hamiltonian = np.frombuffer(ham_blob, np.float64)
-            nao = round(np.sqrt(hamiltonian.size))
-            hamiltonian = hamiltonian.reshape(nao, nao)
-            if numbers.size != n_atoms:
-                raise ValueError(f"N is {n_atoms}, but Z holds {numbers.size} numbers")
-            if not (np.isfinite(positions).all() and np.isfinite(hamiltonian).all()):
-                raise ValueError("NaN or infinite values")
-            if np.abs(hamiltonian - hamiltonian.T).max() > 1e-6:
-                raise ValueError("Ham is not symmetric")
+            numbers, positions = decode_atoms(*row[:3])
+            hamiltonian = decode_matrix(row[3])
+            check_arrays(numbers, positions, hamiltonian)
         except (ValueError, TypeError) as error:
             raise DatasetError(f"{self.path}, id {row_id}: {error}") from error
         return Record(row_id, numbers, positions, hamiltonian, self.meta(row_id))
 
     def meta(self, row_id: int) -> dict[str, Any]:
         """The row of table ``meta``, or ``{}`` where the database has none."""
-        if not self._has_meta:
+        if "meta" not in self._tables:
             return {}
         row = self._connection.execute(
             f"SELECT {', '.join(_META)} FROM meta WHERE id = ?", (row_id,)
@@ -173,13 +180,13 @@ class QH9Database:
 
     def failures(self) -> dict[int, str]:
         """Reasons by row id."""
-        if "failures" not in self._tables():
+        if "failures" not in self._tables:
             return {}
         return dict(self._connection.execute("SELECT id, reason FROM failures ORDER BY id"))
 
     def settings(self) -> dict[str, Any]:
         """How the labels were made: method, basis, grid, tolerance, PySCF version …"""
-        if "settings" not in self._tables():
+        if "settings" not in self._tables:
             return {}
         rows = self._connection.execute("SELECT key, value FROM settings")
         return {key: json.loads(value) for key, value in rows}

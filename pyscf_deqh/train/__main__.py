@@ -48,17 +48,21 @@ def _export(argv: list[str]) -> int:
 
 
 def _evaluate(argv: list[str]) -> int:
-    from ..data.splits import SPLITS
+    from ..data.splits import SPLIT_RULES, SPLITS
     from .evaluate import evaluate
 
     parser = argparse.ArgumentParser(prog="python -m pyscf_deqh.train evaluate")
     parser.add_argument("model", help="bundled model or exported folder")
-    parser.add_argument("databases", type=Path, nargs="+", help="labelled QH9 files")
+    parser.add_argument("databases", type=Path, nargs="+", help="QH9, QH9-dynamic or MD17 files")
     parser.add_argument("--split", choices=(*SPLITS, "all"), default="valid")
+    parser.add_argument("--split-rule", choices=SPLIT_RULES, default="qm9-id")
+    parser.add_argument("--split-sizes", type=int, nargs="+", default=[],
+                        help="of md17: training, validation and perhaps test rows")  # fmt: skip
     parser.add_argument("--cache", type=Path, default=Path("data/cache"))
     parser.add_argument("--iterations", type=int, help="limit of the fixed-point iteration")
     args = parser.parse_args(argv)
-    results = evaluate(args.model, args.databases, args.split, args.cache, args.iterations)
+    results = evaluate(args.model, args.databases, args.split, args.cache, args.iterations,
+                       args.split_rule, args.split_sizes)  # fmt: skip
     print(f"{args.model}, {args.split}: mean +- standard deviation, in hartree where it applies")
     for name, (mean, std) in results.items():
         print(f"  {name:22} {mean:10.3e} +- {std:.1e}")

@@ -17,7 +17,11 @@ class DataConfig:
     """Which molecules to train on.
 
     Attributes:
-        databases: QH9 files; split by molecule (``qm9_id % 10``: 7 test, 3 validation, else train).
+        databases: QH9, QH9-dynamic or MD17 files, see ``docs/data.md``.
+        split_rule: ``qm9-id`` (by molecule, ``qm9_id % 10``: 7 test, 3 validation, else train) or
+            a published rule: ``qh9-stable-id``, ``qh9-stable-ood``, ``qh9-dynamic-geo``,
+            ``qh9-dynamic-mol``, ``md17``.
+        split_sizes: of ``md17``: training, validation and perhaps test rows; empty: published.
         basis: basis set of the labels.
         elements: atomic numbers that the model shall know.
         cache: folder of the graphs that are made from the databases.
@@ -28,6 +32,8 @@ class DataConfig:
     """
 
     databases: list[Path] = field(default_factory=list)
+    split_rule: str = "qm9-id"
+    split_sizes: list[int] = field(default_factory=list)
     basis: str = "def2-svp"
     elements: list[int] = field(default_factory=lambda: [1, 6, 7, 8, 9])
     cache: Path = Path("data/cache")

@@ -44,21 +44,26 @@ def evaluate(
     split: str,
     cache: Path,
     iterations: int | None = None,
+    split_rule: str = "qm9-id",
+    split_sizes: Sequence[int] = (),
 ) -> dict[str, tuple[float, float]]:
     """Mean and standard deviation over the molecules of a split, by metric (hartree).
 
     Args:
         model: bundled model or exported folder.
-        databases: QH9 files.
+        databases: QH9, QH9-dynamic or MD17 files.
         split: ``train``, ``valid``, ``test`` or ``all``.
         cache: folder of the graphs.
         iterations: limit of the fixed-point iteration, instead of the model's own.
+        split_rule, split_sizes: see :class:`~pyscf_deqh.data.dataset.HamiltonianDataset`.
     """
     network, spec = load_model(model)
     if iterations is not None:
         network.configure(replace(spec.solver, forward_max_iterations=iterations))
     store = GraphStore(cache, spec.reference, spec.basis)
-    dataset = HamiltonianDataset(databases, split, store)
+    dataset = HamiltonianDataset(
+        databases, split, store, split_rule=split_rule, split_sizes=split_sizes
+    )
     rows: list[list[float]] = []
     names = [field.name for field in fields(HamiltonianErrors)]
     for i in tqdm(range(len(dataset)), desc=f"evaluating {split}", unit="mol"):

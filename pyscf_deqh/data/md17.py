@@ -1,0 +1,241 @@
+"""Readers of the MD17 Hamiltonians of SchNOrb (Schütt et al., Nat. Commun. 10, 5024 (2019)).
+
+Water, ethanol, malondialdehyde and uracil in PBE/def2-SVP by ORCA. They are published as ASE
+databases, whose rows hold ``numbers``, ``positions`` (angstrom) and, in ``data``, ``energy``,
+``forces``, ``hamiltonian`` and ``overlap``. An ``.npz`` file of the same content has the arrays
+``numbers`` or ``Z`` (N,), ``positions`` or ``R`` (n, N, 3), ``hamiltonian`` and ``overlap``
+(n, nao, nao), and perhaps ``energy`` (n,). Hamiltonians are in hartree, matrices in ORCA's AO
+order: inside a shell m = 0, +1, -1, +2, -2. Records have PySCF's order, and the stored overlap has
+to be PySCF's own there: a wrong order, phase or unit cannot pass.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from pyscf import gto
+
+from ..errors import DatasetError
+from .qh9 import connect_read_only, table_columns
+from .record import LabelFile, Record, check_arrays
+
+_BASIS = "def2-svp"
+_SETTINGS = {"program": "ORCA", "xc": "pbe", "basis": _BASIS}
+# PySCF's functions of a shell as positions in ORCA's. PySCF has p as x, y, z, which is
+# m = 1, -1, 0, and d as m = -2, -1, 0, 1, 2.
+_ORCA = {0: [0], 1: [1, 2, 0], 2: [4, 2, 0, 1, 3]}
+_OVERLAP_TOLERANCE = 1e-4
+# ORCA's matrices went through text with a limited number of digits.
+_ASYMMETRY = 1e-5
+
+
+def orca_order(mol: gto.Mole) -> np.ndarray:
+    """Position in ORCA's AO order of each of PySCF's AOs (nao,): H[order][:, order] is PySCF's."""
+    order: list[int] = []
+    for shell in range(mol.nbas):
+        for _ in range(mol.bas_nctr(shell)):
+            order += [len(order) + i for i in _ORCA[mol.bas_angular(shell)]]
+    return np.array(order)
+
+
+def to_record(
+    row_id: int,
+    numbers: np.ndarray,
+    positions: np.ndarray,
+    hamiltonian: np.ndarray,
+    overlap: np.ndarray,
+    meta: dict[str, Any],
+) -> Record:
+    """Check one row and bring it to PySCF's AO order.
+
+    Args:
+        row_id: number of the row.
+        numbers: (N,) atomic numbers.
+        positions: (N, 3) in angstrom.
+        hamiltonian, overlap: (nao, nao) in ORCA's order.
+        meta: passed on.
+
+    Raises:
+        ValueError: the arrays do not fit together.
+    """
+    check_arrays(numbers, positions, hamiltonian, _ASYMMETRY)
+    atoms = list(zip(numbers.tolist(), positions.tolist(), strict=True))
+    mol = gto.M(atom=atoms, basis=_BASIS, spin=int(numbers.sum()) % 2, verbose=0)
+    for name, matrix in (("hamiltonian", hamiltonian), ("overlap", overlap)):
+        if matrix.shape != (mol.nao, mol.nao):
+            raise ValueError(f"{name} of shape {matrix.shape} does not fit {mol.nao} orbitals")
+    order = orca_order(mol)
+    error = np.abs(overlap[np.ix_(order, order)] - mol.intor_symmetric("int1e_ovlp")).max()
+    if not error < _OVERLAP_TOLERANCE:
+        raise ValueError(
+            f"the stored overlap is off PySCF's by {error:.1e}: the order or the phases of the "
+            f"AOs are not ORCA's, the positions are not in angstrom, or the basis is not {_BASIS}"
+        )
+    return Record(row_id, numbers, positions, hamiltonian[np.ix_(order, order)], meta)
+
+
+class MD17Database(LabelFile):
+    """An ASE database of one molecule; rows are known by ASE's ``id``.
+
+    ASE keeps ``data`` as JSON or as JSON with raw arrays; nothing is unpickled.
+
+    Raises:
+        DatasetError: not an ASE database, or the package ase is not installed.
+    """
+
+    format = "MD17 (ASE)"
+
+    def __init__(self, path: str | Path):
+        self.path = Path(path)
+        try:
+            self._connection = connect_read_only(self.path)
+            columns = table_columns(self._connection)
+        except sqlite3.DatabaseError as error:
+            raise DatasetError(
+                f"{self.path} cannot be opened as an ASE database: {error}"
+            ) from error
+        if "natoms" not in columns.get("systems", ()):
+            raise DatasetError(f"{self.path} has no table 'systems' as ASE databases have")
+        try:
+            from ase.db import connect
+        except ImportError as error:
+            raise DatasetError(
+                f"{self.path} is an ASE database; to read it, pip install 'pyscf_deqh[md17]'"
+            ) from error
+        self._ase = connect(str(self.path), type="db", use_lock_file=False)
+
+    def close(self) -> None:
+        self._connection.close()
+
+    def ids(self) -> list[int]:
+        return [i for (i,) in self._connection.execute("SELECT id FROM systems ORDER BY id")]
+
+    def sizes(self) -> list[int]:
+        return [n for (n,) in self._connection.execute("SELECT natoms FROM systems ORDER BY id")]
+
+    def settings(self) -> dict[str, Any]:
+        return dict(_SETTINGS)
+
+    def __getitem__(self, row_id: int) -> Record:
+        try:
+            row = self._ase.get(id=row_id)
+        except KeyError as error:
+            raise KeyError(f"{self.path} has no row with id {row_id}") from error
+        except (OSError, ValueError, TypeError, sqlite3.DatabaseError) as error:
+            raise DatasetError(f"{self.path}, id {row_id}: {error}") from error
+        try:
+            data = row.data
+            missing = {"hamiltonian", "overlap"} - set(data)
+            if missing:
+                raise ValueError(f"the row's data lacks {', '.join(sorted(missing))}")
+            meta: dict[str, Any] = {"kind": "md"}
+            if "energy" in data:
+                meta["energy"] = float(np.ravel(data["energy"])[0])
+            return to_record(
+                row_id,
+                np.asarray(row.numbers, np.int32),
+                np.asarray(row.positions, np.float64),
+                np.asarray(data["hamiltonian"], np.float64),
+                np.asarray(data["overlap"], np.float64),
+                meta,
+            )
+        except (ValueError, TypeError, IndexError, RuntimeError) as error:
+            raise DatasetError(f"{self.path}, id {row_id}: {error}") from error
+
+
+def _array(path: Path, archive: zipfile.ZipFile, name: str) -> np.ndarray:
+    """An array of an ``.npz`` file: mapped where stored as it is, in memory where compressed."""
+    with archive.open(f"{name}.npy") as member:
+        version = np.lib.format.read_magic(member)
+        read_header = {
+            (1, 0): np.lib.format.read_array_header_1_0,
+            (2, 0): np.lib.format.read_array_header_2_0,
+        }[version]
+        shape, fortran, dtype = read_header(member)
+        header = member.tell()
+    if dtype.hasobject:
+        raise ValueError(f"{name} holds Python objects")
+    info = archive.getinfo(f"{name}.npy")
+    if info.compress_type != zipfile.ZIP_STORED:
+        with np.load(path, allow_pickle=False) as arrays:
+            return arrays[name]
+    with open(path, "rb") as handle:
+        # A member's local header is 30 bytes, then its name and an extra field (PKWARE 4.3.7).
+        handle.seek(info.header_offset + 26)
+        lengths = np.frombuffer(handle.read(4), "<u2")
+    offset = info.header_offset + 30 + int(lengths.sum()) + header
+    return np.memmap(path, dtype, "r", offset, shape, "F" if fortran else "C")
+
+
+class MD17Arrays(LabelFile):
+    """An ``.npz`` file of one molecule; rows are known by their position, from 0.
+
+    Raises:
+        DatasetError: not an npz file, or arrays are missing or do not fit together.
+    """
+
+    format = "MD17 (npz)"
+    row_name = "row"
+
+    def __init__(self, path: str | Path):
+        self.path = Path(path)
+        try:
+            with zipfile.ZipFile(self.path) as archive:
+                names = {name.removesuffix(".npy") for name in archive.namelist()}
+                chosen = {
+                    "numbers": "numbers" if "numbers" in names else "Z",
+                    "positions": "positions" if "positions" in names else "R",
+                    "hamiltonian": "hamiltonian",
+                    "overlap": "overlap",
+                }
+                missing = set(chosen.values()) - names
+                if missing:
+                    raise ValueError(
+                        f"lacks the arrays {', '.join(sorted(missing))} "
+                        f"(found: {', '.join(sorted(names)) or 'none'})"
+                    )
+                if "energy" in names:
+                    chosen["energy"] = "energy"
+                self._arrays = {k: _array(self.path, archive, v) for k, v in chosen.items()}
+            lengths = {k: len(v) for k, v in self._arrays.items() if k != "numbers"}
+            if len(set(lengths.values())) > 1:
+                raise ValueError(f"arrays of different lengths: {lengths}")
+            if self._arrays["numbers"].ndim != 1:
+                raise ValueError("numbers has to be one row for all geometries")
+        except (OSError, ValueError, KeyError, TypeError, zipfile.BadZipFile) as error:
+            raise DatasetError(f"{self.path} cannot be read as MD17 arrays: {error}") from error
+
+    def close(self) -> None:
+        self._arrays = {}
+
+    def ids(self) -> list[int]:
+        return list(range(len(self._arrays["positions"])))
+
+    def sizes(self) -> list[int]:
+        return [self._arrays["numbers"].size] * len(self)
+
+    def settings(self) -> dict[str, Any]:
+        return dict(_SETTINGS)
+
+    def __getitem__(self, row_id: int) -> Record:
+        if not 0 <= row_id < len(self):
+            raise KeyError(f"{self.path} has no row {row_id}")
+        row = {k: np.array(v[row_id]) for k, v in self._arrays.items() if k != "numbers"}
+        meta: dict[str, Any] = {"kind": "md"}
+        try:
+            if "energy" in row:
+                meta["energy"] = float(row["energy"].ravel()[0])
+            return to_record(
+                row_id,
+                self._arrays["numbers"].astype(np.int32),
+                row["positions"].astype(np.float64),
+                row["hamiltonian"].astype(np.float64),
+                row["overlap"].astype(np.float64),
+                meta,
+            )
+        except (ValueError, TypeError, IndexError, RuntimeError) as error:
+            raise DatasetError(f"{self.path}, row {row_id}: {error}") from error

@@ -1,0 +1,96 @@
+"""Reader of QH9-dynamic (100k and 300k): molecular dynamics of QM9 molecules (Yu et al., 2023).
+
+Table ``data``: ``id, geo_id, N, Z, pos, ekin, epot, etot, time, Ham, converged``. As in QH9-stable,
+but for three things: positions are in **bohr**, ``id`` is the molecule (an integer, or one as an
+8-byte blob) and ``geo_id`` its geometry, and ``converged`` is 0 where the SCF did not converge.
+A row is known by its SQLite ``rowid``, whose order the published split rules count in.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from pathlib import Path
+from typing import Any
+
+from pyscf.data.nist import BOHR
+
+from ..errors import DatasetError
+from .qh9 import check_columns, connect_read_only, decode_atoms, decode_matrix, table_columns
+from .record import LabelFile, Record, check_arrays
+
+_COLUMNS = {"id", "geo_id", "N", "Z", "pos", "epot", "Ham", "converged"}
+
+
+def _molecule(value: int | bytes) -> int:
+    return int.from_bytes(value, "little") if isinstance(value, bytes) else int(value)
+
+
+class QH9DynamicDatabase(LabelFile):
+    """A QH9-dynamic file; records are in angstrom like all others.
+
+    A row whose SCF did not converge has no label: it is listed by :meth:`failures`, and reading it
+    is an error.
+
+    Raises:
+        DatasetError: not a database, or a wrong schema.
+    """
+
+    format = "QH9-dynamic"
+    row_name = "row"  # the column id is the molecule
+
+    def __init__(self, path: str | Path):
+        self.path = Path(path)
+        try:
+            self._connection = connect_read_only(self.path)
+            columns = table_columns(self._connection)
+        except sqlite3.DatabaseError as error:
+            raise DatasetError(
+                f"{self.path} cannot be opened as a QH9-dynamic database: {error}"
+            ) from error
+        check_columns(self.path, columns, _COLUMNS)
+
+    def close(self) -> None:
+        self._connection.close()
+
+    def _column(self, name: str) -> list[Any]:
+        return [v for (v,) in self._connection.execute(f"SELECT {name} FROM data ORDER BY rowid")]
+
+    def ids(self) -> list[int]:
+        return self._column("rowid")
+
+    def sizes(self) -> list[int]:
+        return self._column("N")
+
+    def molecules(self) -> list[int]:
+        return [_molecule(value) for value in self._column("id")]
+
+    def failures(self) -> dict[int, str]:
+        rows = self._connection.execute(
+            "SELECT rowid FROM data WHERE converged IS NOT 1 ORDER BY rowid"
+        )
+        return {row_id: "the SCF of this row did not converge" for (row_id,) in rows}
+
+    def settings(self) -> dict[str, Any]:
+        return {"program": "PySCF", "xc": "b3lyp", "basis": "def2-svp"}
+
+    def __getitem__(self, row_id: int) -> Record:
+        try:
+            row = self._connection.execute(
+                "SELECT N, Z, pos, Ham, id, geo_id, epot, converged FROM data WHERE rowid = ?",
+                (row_id,),
+            ).fetchone()
+        except sqlite3.DatabaseError as error:
+            raise DatasetError(f"{self.path}, row {row_id}: {error}") from error
+        if row is None:
+            raise KeyError(f"{self.path} has no row {row_id}")
+        *arrays, matrix, molecule, geometry, energy, converged = row
+        try:
+            if converged != 1:
+                raise ValueError("the SCF of this row did not converge (converged is not 1)")
+            numbers, positions = decode_atoms(*arrays)
+            hamiltonian = decode_matrix(matrix)
+            check_arrays(numbers, positions, hamiltonian)
+            meta = {"molecule": _molecule(molecule), "geo_id": geometry, "kind": "md"}
+        except (ValueError, TypeError) as error:
+            raise DatasetError(f"{self.path}, row {row_id}: {error}") from error
+        return Record(row_id, numbers, BOHR * positions, hamiltonian, meta | {"energy": energy})
