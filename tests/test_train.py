@@ -1,6 +1,7 @@
 """A whole training on hydrogen and small molecules: limits, resuming, export, use in PySCF."""
 
 import csv
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -131,7 +132,10 @@ def test_command_line_overrides_the_file(config, tmp_path, capsys):
     database, cache = str(config.data.databases[0]), str(config.data.cache)
     evaluate = ["evaluate", str(tmp_path / "model"), database, "--cache", cache]
     assert main([*evaluate, "--split", "test", "--iterations", "1"]) == 0
-    assert "orbital_rotation" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "2 geometries" in printed
+    assert re.search(r"mae_homo +[\d.e+-]+ \+- [\d.e+]+ +micro-Eh\n", printed)
+    assert re.search(r"cosine_similarity +\d+\.\d+ \+- [\d.]+ +10\^-2\n", printed)
 
 
 def test_a_new_run_can_start_from_other_weights(config, tmp_path):
