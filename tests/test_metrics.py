@@ -53,7 +53,7 @@ def test_energies_of_a_shifted_system():
 
 
 def test_levels_in_the_wrong_order_and_no_virtual_orbital():
-    """Levels -2, -1 predicted as -1, -2: each is off by 0 in energy and its orbital is the other."""
+    """Levels -2, -1 predicted as -1, -2: energies agree in order, orbitals are exchanged."""
     target, overlap = np.diag([-2.0, -1.0]), np.eye(2)
     errors = hamiltonian_errors(np.diag([-1.0, -2.0]), target, overlap, 2, np.array([2]))
     assert errors.mae_diagonal == errors.mae == pytest.approx(0.5)

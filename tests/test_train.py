@@ -81,8 +81,8 @@ def _train_one_epoch_then_stop(config):
 
     original = run._trainer
 
-    def trainer(config):
-        built = original(config)
+    def trainer(*args):
+        built = original(*args)
         built.callbacks.insert(0, Kill())
         return built
 
@@ -114,6 +114,21 @@ def test_wall_clock_limit_ends_with_a_usable_checkpoint(config, tmp_path):
     train(config)
     assert last(config, "epoch") < 5
     export(config.run.folder, tmp_path / "model")
+
+
+def test_limit_of_steps_and_further_callbacks(config):
+    import lightning as L
+
+    class Count(L.Callback):
+        steps = 0
+
+        def on_train_batch_end(self, trainer, module, *args):
+            self.steps = trainer.global_step
+
+    config.run.max_epochs, config.run.max_steps = 1000, 7
+    count = Count()
+    train(config, callbacks=[count])
+    assert count.steps == last(config, "global_step") == 7
 
 
 def test_command_line_overrides_the_file(config, tmp_path, capsys):
