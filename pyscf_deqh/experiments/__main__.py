@@ -33,7 +33,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--out", type=Path, metavar="FOLDER",
                         help="default: results/SIZE")  # fmt: skip
     parser.add_argument("--data", type=Path, nargs="+", default=[], metavar="PATH",
-                        help="labelled files or folders of them: water.db, ethanol.db … are MD17's, "
+                        help="labelled files or folders: water.db, ethanol.db … are MD17's, "
                         "QH9Stable.db and QH9-dynamic are known, the rest is in-house")  # fmt: skip
     parser.add_argument("--datasets", nargs="+", choices=(*MD17, *QH9, IN_HOUSE), default=[],
                         help="only these of what --data holds")  # fmt: skip

@@ -12,6 +12,7 @@ from lightning import Callback
 from ..benchmark.scf_runs import Method, run_classical
 from ..data.dataset import GraphStore, HamiltonianDataset
 from ..graph import collate
+from ..nn.deqh import SolverSettings
 from .cache import ResultCache, write_json
 from .comparison import provenance
 from .datasets import MD17, Dataset
@@ -96,6 +97,7 @@ def run(options: Options) -> Report:
         for seed in options.seeds
     }
     (first, *_) = counts.values()
+    tolerance = SolverSettings().forward_tolerance
     rows = []
     for step, row in first.items():
         value = spread(row["iterations"])
@@ -106,9 +108,9 @@ def run(options: Options) -> Report:
     rows.append(["paper: DEQHNet, late", f"{low}-{high}", "-", "-"])
     rows.append(["paper: PySCF", str(FIG4A["pyscf_cycles"]), "-", "-"])
     notes = [
-        f"Iterations from the identity until the on-site blocks change by less than 1e-5, at most "
-        f"{_FORWARD_ITERATIONS}; mean ± standard deviation over test geometries ({n} asked for); "
-        f"weights not averaged; seed {options.seeds[0]} in the table, all seeds in the JSON file.",
+        f"Iterations from the identity until the on-site blocks change by less than {tolerance:g}, "
+        f"relatively, at most {_FORWARD_ITERATIONS}; mean ± standard deviation over "
+        f"at most {n} test geometries; weights not averaged; seed {options.seeds[0]} in the table, all seeds in the JSON file.",
         f"PySCF: {len(cycles)} of the geometries, default settings and PySCF's own count.",
         *provenance([dataset]),
     ]

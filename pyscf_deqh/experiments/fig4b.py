@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import random
 from itertools import islice
 from pathlib import Path
@@ -24,7 +23,7 @@ from .datasets import IN_HOUSE, Dataset
 from .iteration import iterates
 from .options import Options
 from .report import Report, spread, with_spread
-from .trainings import Training, model_name
+from .trainings import Training, model_name, weights_hash
 
 _ITERATIONS = 10
 SCF, IDENTITY, MINAO = "PySCF, minao", "DEQHNet, identity", "DEQHNet, minao"
@@ -94,8 +93,7 @@ def run(options: Options) -> Report:
     molecules = _molecules(options, dataset)
     method = Method(xc=dataset.xc if dataset else "b3lyp")
     label = "no model" if model is None else model_name(model)
-    weights = model and json.loads((model / "config.json").read_text())["sha256"]
-    settings = {"xc": method.xc, "n": len(molecules), "weights": weights,
+    settings = {"xc": method.xc, "n": len(molecules), "weights": model and weights_hash(model),
                 "dataset": dataset and dataset.name}  # fmt: skip
     cache = ResultCache(options.out / "curves" / f"{label}.json", settings)
     curves = [

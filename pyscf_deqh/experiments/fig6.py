@@ -117,8 +117,9 @@ def run(options: Options) -> Report:
                if energies / mae > largest]  # fmt: skip
     notes = [
         f"Symmetric Gaussian noise of {LEVELS[0]:.0e} to {LEVELS[-1]:.0e} hartree on the "
-        f"converged matrix, {draws} draws at each of {len(LEVELS)} levels, {method.xc}/{method.basis}; ε are "
-        f"the occupied energies; ratios are of draws below {_FIRST_ORDER:.0e} hartree.",
+        f"converged matrix, {draws} draws at each of {len(LEVELS)} levels, "
+        f"{method.xc}/{method.basis}; ε are the occupied energies; ratios are of draws below "
+        f"{_FIRST_ORDER:.0e} hartree.",
         *(f"{m['molecule']}: slope of log ε over log H {m['slope']:.3f} (first order: 1), ratio "
           f"{m['ratio']['mean']:.2f} (first-order perturbation theory: "
           f"{m['first_order_ratio']:.2f})." for m in molecules),

@@ -55,11 +55,12 @@ class Report:
 
     def markdown(self, settings: dict[str, Any], hardware: dict[str, Any]) -> str:
         def listed(items: dict[str, Any]) -> str:
-            return ", ".join(f"{k} {v}" for k, v in items.items() if v not in (None, [], ()))
+            return ", ".join(f"{k} {v}" for k, v in items.items() if v not in (None, [], {}))
 
         lines = [f"# {self.title}", "", *markdown_table(*self.table), ""]
         lines += [f"- {note}" for note in self.notes]
-        lines += ["", f"Settings: {listed(settings)}.", "", f"Measured with: {listed(hardware)}."]
+        lines += ["", f"Settings: {listed(settings | {'preset': None})}."]
+        lines += ["", f"Measured with: {listed(hardware)}."]
         return "\n".join(lines) + "\n"
 
 

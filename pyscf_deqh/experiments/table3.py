@@ -14,7 +14,7 @@ from .datasets import IN_HOUSE
 from .options import Options
 from .published import TABLE3
 from .report import Report
-from .trainings import model_name
+from .trainings import model_name, weights_hash
 
 _INITS = ("1e", "minao")
 _RATIOS = {
@@ -38,7 +38,8 @@ def run(options: Options) -> Report:
     results: dict[str, Any] = {}
     for model in options.models or (DEFAULT_MODEL,):
         name = model_name(model)
-        path = options.out / "acceleration" / f"{name}.json"
+        file = f"{name}-{weights_hash(model)[:8]}-{len(molecules)}.json"
+        path = options.out / "acceleration" / file
         path.parent.mkdir(parents=True, exist_ok=True)
         found = run_benchmark(molecules, Method(model=model), _INITS, path, resume=True)
         if len(found.rows) + len(found.failures) < len(molecules):
