@@ -17,7 +17,7 @@ from pyscf_deqh.experiments.cache import ResultCache
 from pyscf_deqh.experiments.datasets import find_datasets
 from pyscf_deqh.experiments.fig4a import is_recorded
 from pyscf_deqh.experiments.fig4b import IDENTITY, MINAO, SCF
-from pyscf_deqh.experiments.iteration import iterates, iterations_to_tolerance
+from pyscf_deqh.experiments.iteration import count_iterations, iterates, relative_changes
 from pyscf_deqh.experiments.options import Options
 from pyscf_deqh.experiments.report import spread, with_spread
 from pyscf_deqh.experiments.samples import SPLIT_SIZES
@@ -80,7 +80,9 @@ def test_iterations_during_training(smoke):
     found = results(smoke, "fig4a")
     counts = found["iterations"]["0"]
     assert list(counts) == ["0", "1", "2", "5", "6"]
-    assert all(1 <= k <= 40 for row in counts.values() for k in row["iterations"])
+    for row in counts.values():
+        loose, tight = row["0.001"], row["1e-05"]
+        assert all(1 <= k <= m <= 40 for k, m in zip(loose, tight, strict=True))
     assert found["pyscf_cycles"][0] > 5
 
 
@@ -145,14 +147,15 @@ def test_iterations_are_those_of_the_solver(template):
     graphs = [build_graph(make_mol(atoms), "none") for atoms in (WATER, FORMAMIDE)]
     batch = collate(graphs, template, network.backbone.cutoff, torch.float64)
     with torch.no_grad():
-        steps, converged = iterations_to_tolerance(network, batch)
+        changes = relative_changes(network, batch, 60, 1e-9)
+        steps = count_iterations(changes, 1e-9, 60)
+        assert count_iterations(changes, 0.0, 60) == [60, 60]
         for graph, expected in zip(graphs, steps, strict=True):
             single = collate([graph], template, network.backbone.cutoff, torch.float64)
             solution = network(single)
-            assert converged.all()
-            assert int(solution.iterations[0]) == int(expected)
+            assert int(solution.iterations[0]) == expected < 60
             found = iterates(network, single, network.initial_hamiltonian(single))
-            *_, last = (h for h, _ in zip(found, range(int(expected) + 1), strict=False))
+            *_, last = (h for h, _ in zip(found, range(expected + 1), strict=False))
             torch.testing.assert_close(last, solution.hamiltonian, rtol=0, atol=1e-7)
 
 

@@ -13,30 +13,29 @@ from ..nn.deqh import DEQH
 from ..nn.qhnet import QHNet
 
 
-def iterations_to_tolerance(network: DEQH, graph: GraphBatch) -> tuple[Tensor, Tensor]:
-    """Iterations (B,) of each molecule until its state changes by less than the tolerance.
+def relative_changes(network: DEQH, graph: GraphBatch, limit: int, tolerance: float) -> Tensor:
+    """||f(x) - x|| / ||f(x)|| (k, B) of each iteration from the network's own start.
 
-    The change is relative, as in the solver. Molecules that do not get there count as the limit.
-
-    Returns:
-        The numbers, and whether the tolerance was reached (B,).
+    Goes on until all molecules were below the tolerance, at most ``limit`` times.
     """
-    settings, backbone = network.settings, network.backbone
+    backbone = network.backbone
     injected = backbone.injection(graph)
     state = backbone.state(network.initial_hamiltonian(graph), injected)
-    limit = settings.forward_max_iterations
-    steps = torch.full((graph.n_molecules,), limit, device=state.device)
-    converged = torch.zeros_like(steps, dtype=torch.bool)
-    for k in range(1, limit + 1):
+    changes: list[Tensor] = []
+    reached = torch.zeros(graph.n_molecules, dtype=torch.bool, device=state.device)
+    while len(changes) < limit and not reached.all():
         new = backbone.filter(state, injected)
-        change = (new - state).flatten(1).norm(dim=1) / new.flatten(1).norm(dim=1)
+        changes.append((new - state).flatten(1).norm(dim=1) / new.flatten(1).norm(dim=1))
+        reached |= changes[-1] < tolerance
         state = new
-        reached = (change < settings.forward_tolerance) & ~converged
-        steps[reached] = k
-        converged |= reached
-        if converged.all():
-            break
-    return steps, converged
+    return torch.stack(changes)
+
+
+def count_iterations(changes: Tensor, tolerance: float, limit: int) -> list[int]:
+    """Iterations of each molecule until its change (k, B) is below the tolerance, else the limit."""
+    below = changes < tolerance
+    first = torch.where(below.any(0), below.int().argmax(0) + 1, limit)
+    return first.tolist()
 
 
 def iterates(network: DEQH, graph: GraphBatch, initial: Tensor) -> Iterator[Tensor]:

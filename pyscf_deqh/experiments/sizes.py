@@ -97,7 +97,7 @@ _BY_NAME = {
     "full": Size(
         name="full",
         network={},
-        water=Recipe(10, 5e-4, 0.999, 40), md17=Recipe(5, 1e-3, 0.999, 40),
+        water=Recipe(10, 5e-4, 0.99, 40), md17=Recipe(5, 1e-3, 0.99, 40),
         qh9=Recipe(32, 5e-4, 0.0, 3),
         steps=200_000, minutes=0.0, steps_per_epoch=2000, warmup_steps=1000, max_validation=500,
         max_test=0, acceleration_molecules=50, counted_geometries=50, scf_geometries=10,

@@ -37,6 +37,9 @@ LABELS = {
     "deqhnet": "DEQHNet",
 }
 
+# torchdeq's default; the paper gives none.
+_TOLERANCE = 1e-3
+
 
 @dataclass(frozen=True)
 class Training:
@@ -71,11 +74,14 @@ class Training:
             solver=SolverSettings(
                 forward_max_iterations=self.forward_iterations or recipe.iterations,
                 backward_max_iterations=recipe.iterations,
+                forward_tolerance=_TOLERANCE,
+                backward_tolerance=_TOLERANCE,
                 start="identity",
             ),
             optimizer=OptimizerConfig(
                 learning_rate=recipe.learning_rate,
                 warmup_steps=size.warmup_steps,
+                weight_decay=0.01,
                 ema_decay=recipe.ema_decay,
                 rotation_weight=0.0,
             ),
