@@ -107,7 +107,7 @@ def run(options: Options) -> Report:
     notes = [
         "Iterations from the identity until the on-site blocks change by less than the given "
         f"number, relatively, at most {LIMIT}: mean ± standard deviation, largest, of at most {n} "
-        f"test geometries; weights not averaged; seed {options.seeds[0]} here, all in the JSON file.",
+        f"test geometries; weights not averaged; seed {options.seeds[0]}, others in the JSON file.",
         f"PySCF: {len(cycles)} of the geometries, default settings and PySCF's own count.",
         *provenance([dataset]),
     ]

@@ -32,7 +32,7 @@ def relative_changes(network: DEQH, graph: GraphBatch, limit: int, tolerance: fl
 
 
 def count_iterations(changes: Tensor, tolerance: float, limit: int) -> list[int]:
-    """Iterations of each molecule until its change (k, B) is below the tolerance, else the limit."""
+    """Iterations until each molecule's change (k, B) is below the tolerance, else the limit."""
     below = changes < tolerance
     first = torch.where(below.any(0), below.int().argmax(0) + 1, limit)
     return first.tolist()
