@@ -73,7 +73,8 @@ def compare(
         axes = figure.subplots(1, 2)
         for ax, metric in zip(axes, ("mae", "mae_occupied_energies"), strict=True):
             _bars(ax, results, published, metric, list(metrics).index(metric))
-        axes[0].legend(fontsize="small")
+        handles, labels = axes[0].get_legend_handles_labels()
+        figure.legend(handles, labels, loc="outside upper center", ncols=3)
 
     return Report(name, title, (header, rows), results, draw, notes)
 

@@ -55,4 +55,5 @@ def _draw(figure, results: dict[str, Any]) -> None:
             )  # fmt: skip
         ax.set_xticks(range(len(results)), list(results), fontsize="small")
         ax.set_ylabel(f"1 - {symbol} / {unit}" if complement else f"MAE of {symbol} / {unit}")
-    figure.axes[0].legend(fontsize="small")
+    handles, labels = figure.axes[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside upper center", ncols=len(labels), fontsize="small")
