@@ -134,7 +134,6 @@ def test_written_rows_come_back(tmp_path):
     [
         ({"ham": np.ones((3, 2))}, "no square matrix"),
         ({"numbers": (1, 0)}, "not atomic numbers"),
-        ({"numbers": (), "n": 0}, "no atoms"),
         ({"ham": np.array([[1.0, 2.0], [3.0, 4.0]])}, "not symmetric"),
         ({"ham": np.full((2, 2), np.nan)}, "NaN"),
         ({"numbers": (1, 1, 1)}, "N is 2"),

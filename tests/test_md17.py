@@ -121,7 +121,7 @@ def test_datasets(tmp_path):
             split_rule="md17", split_sizes=sizes,
         )  # fmt: skip
 
-    order = np.random.RandomState(42).permutation(5)  # noqa: NPY002
+    order = np.random.RandomState(42).permutation(5)
     assert [len(part(s)) for s in SPLITS] == [2, 1, 2]
     (valid,) = part("valid")
     np.testing.assert_allclose(valid.hamiltonian, matrices[order[2]], atol=1e-5)

@@ -143,6 +143,7 @@ def test_published_rules(tmp_path):
         ({"Ham": np.arange(100.0).tobytes()}, "not symmetric"),
         ({"Ham": np.zeros(99).tobytes()}, "no square matrix"),
         ({"Ham": b"short"}, "row 1"),
+        ({"Ham": b""}, "row 1"),
         ({"Ham": None}, "row 1"),
         ({"converged": None}, "did not converge"),
     ],

@@ -39,7 +39,7 @@ def test_sizes_of_table_4(rule, arguments, n, published):
 
 def test_stable_splits():
     parts = splits.qh9_stable_id(130_831)
-    order = np.random.RandomState(43).permutation(130_831)  # noqa: NPY002
+    order = np.random.RandomState(43).permutation(130_831)
     np.testing.assert_array_equal(parts["train"], order[:104_664])
     np.testing.assert_array_equal(parts["test"], order[104_664 + 13_083 :])
     parts = splits.qh9_stable_ood([23, 20, 21, 3, 22, 29])
@@ -48,7 +48,7 @@ def test_stable_splits():
 
 def test_dynamic_splits():
     parts = splits.qh9_dynamic_geo(300)
-    order = 100 + np.random.RandomState(199).permutation(100)  # noqa: NPY002
+    order = 100 + np.random.RandomState(199).permutation(100)
     np.testing.assert_array_equal(parts["train"][80:160], order[:80])
     np.testing.assert_array_equal(parts["test"][10:20], order[90:])
     random.seed(43)
@@ -63,7 +63,7 @@ def test_dynamic_splits():
 def test_md17_sizes_scale_down():
     parts = splits.md17(100, (10, 5, 20))
     assert sizes(parts) == (10, 5, 20)
-    order = np.random.RandomState(42).permutation(100)  # noqa: NPY002
+    order = np.random.RandomState(42).permutation(100)
     np.testing.assert_array_equal(parts["test"], order[15:35])
     assert sizes(splits.md17(4_999, (500, 500))) == (500, 500, 3_999)
     for wrong in ((10,), (10, 0), (1, 1, 1, 1), (90, 10), (90, 10, 1)):

@@ -23,7 +23,9 @@ def _add_label(commands) -> None:
         help="compute Kohn-Sham matrices with PySCF; run the same command again to resume",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
-    parser.add_argument("geometries", type=Path, help="xyz/extxyz file (also .gz), folder, or labels")
+    parser.add_argument(
+        "geometries", type=Path, help="xyz/extxyz file (also .gz), folder, or labels"
+    )
     parser.add_argument("--out", type=Path, required=True, help="database to make or to resume")
     parser.add_argument("--qm9-ids", type=int, nargs="+", help="only molecules with these qm9_id")
     parser.add_argument("--split", choices=SPLITS, help="only molecules of this split")

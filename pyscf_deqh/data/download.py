@@ -161,7 +161,9 @@ def _fetch_from_drive(source: Published, target: Path, progress: bool) -> None:
     try:
         done = gdown.download(id=file_id, output=str(part), quiet=not progress, resume=True)
     except Exception as error:  # gdown lets those of several libraries through
-        raise DatasetError(f"{source.url}: {error}. Run the same command again, or {by_hand}") from error
+        raise DatasetError(
+            f"{source.url}: {error}. Run the same command again, or {by_hand}"
+        ) from error
     if done is None or not part.exists():
         raise DatasetError(f"Google Drive did not give {source.url}; {by_hand}")
     os.replace(part, target)

@@ -53,9 +53,11 @@ def check_arrays(
         raise ValueError(f"positions of shape {positions.shape} for {numbers.size} atoms")
     if hamiltonian.ndim != 2 or hamiltonian.shape[0] != hamiltonian.shape[1]:
         raise ValueError(f"a Hamiltonian of shape {hamiltonian.shape} is not square")
+    if hamiltonian.size == 0:
+        raise ValueError("the Hamiltonian is empty")
     if not (np.isfinite(positions).all() and np.isfinite(hamiltonian).all()):
         raise ValueError("NaN or infinite values")
-    if np.abs(hamiltonian - hamiltonian.T).max(initial=0.0) > asymmetry:
+    if np.abs(hamiltonian - hamiltonian.T).max() > asymmetry:
         raise ValueError("the Hamiltonian is not symmetric")
 
 

@@ -46,7 +46,7 @@ def by_molecule_id(molecules: Sequence[int]) -> Positions:
 
 def qh9_stable_id(n: int) -> Positions:
     """Random 80/10/10 of ``n`` rows."""
-    order = np.random.RandomState(43).permutation(n)  # noqa: NPY002
+    order = np.random.RandomState(43).permutation(n)
     return _parts(order, int(0.8 * n), int(0.1 * n))
 
 
@@ -64,7 +64,7 @@ def qh9_dynamic_geo(n: int) -> Positions:
     """80/10/10 of the 100 geometries of each molecule, drawn anew for each; ``n`` rows in all."""
     parts = [
         # The seed is the position of the molecule's last row.
-        _parts(start + np.random.RandomState(start + _GEOMETRIES - 1).permutation(_GEOMETRIES),  # noqa: NPY002
+        _parts(start + np.random.RandomState(start + _GEOMETRIES - 1).permutation(_GEOMETRIES),
                80, 10)
         for start in range(0, n, _GEOMETRIES)
     ]  # fmt: skip
@@ -97,7 +97,7 @@ def md17(n: int, sizes: Sequence[int]) -> Positions:
     # At least one row is left for test.
     if sum(sizes) + (len(sizes) == 2) > n:
         raise DatasetError(f"split sizes {list(sizes)} do not fit {n} rows")
-    order = np.random.RandomState(42).permutation(n)  # noqa: NPY002
+    order = np.random.RandomState(42).permutation(n)
     return _parts(order[: sum(sizes)] if len(sizes) == 3 else order, sizes[0], sizes[1])
 
 

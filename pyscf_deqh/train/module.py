@@ -57,8 +57,13 @@ class HamiltonianData(L.LightningDataModule):
         limits = {"train": data.max_molecules, "valid": data.max_validation}
         self.parts = {
             split: HamiltonianDataset(
-                data.databases, split, store, limit or None, data.workers or None,
-                split_rule=data.split_rule, split_sizes=data.split_sizes,
+                data.databases,
+                split,
+                store,
+                limit or None,
+                data.workers or None,
+                split_rule=data.split_rule,
+                split_sizes=data.split_sizes,
             )  # fmt: skip
             for split, limit in limits.items()
         }
