@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from lightning import Callback
 
 from ..benchmark.scf_runs import Method, run_classical
 from ..data.dataset import GraphStore, HamiltonianDataset
+from ..data.geometry import Geometry
 from ..graph import collate
 from .cache import ResultCache, write_json
 from .comparison import provenance
@@ -80,10 +82,11 @@ def _scf_cycles(dataset: Dataset, options: Options) -> list[int]:
     n = options.size.scf_geometries
     cache = ResultCache(options.out / "scf" / f"{dataset.name}.json", {"xc": method.xc, "n": n})
     geometries = dataset.geometries("test", n)
-    return [
-        cache(str(i), lambda g=g: run_classical(method.molecule(g), method, "minao").cycles + 1)
-        for i, g in enumerate(geometries)
-    ]
+
+    def cycles(geometry: Geometry) -> int:
+        return run_classical(method.molecule(geometry), method, "minao").cycles + 1
+
+    return [cache(str(i), partial(cycles, g)) for i, g in enumerate(geometries)]
 
 
 def run(options: Options) -> Report:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -56,9 +57,7 @@ def _molecules(options: Options, dataset: Dataset | None) -> list[Geometry]:
     return random.Random(0).sample(molecules, min(n, len(molecules)))
 
 
-def error_curves(
-    geometry: Geometry, method: Method, model: Path | None
-) -> dict[str, str | list[float]]:
+def error_curves(geometry: Geometry, method: Method, model: Path | None) -> dict[str, Any]:
     """MAE (hartree) of H^0, H^1, … against the converged H for each way to get there."""
     mol = method.molecule(geometry)
     mf = method.scf(mol)
@@ -97,7 +96,7 @@ def run(options: Options) -> Report:
                 "dataset": dataset and dataset.name}  # fmt: skip
     cache = ResultCache(options.out / "curves" / f"{label}.json", settings)
     curves = [
-        cache(str(i), lambda g=g: error_curves(g, method, model))
+        cache(str(i), partial(error_curves, g, method, model))
         for i, g in enumerate(tqdm(molecules, desc="error per iteration", unit="mol"))
     ]
     names = [name for name in (SCF, IDENTITY, MINAO) if name in curves[0]]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -95,7 +96,7 @@ def _one_molecule(geometry: Geometry, method: Method, draws: int) -> dict[str, A
         "n_occupied": n,
         "nao": int(mol.nao),
         "levels": rows,
-        "slope": float(np.polyfit(*np.log(means).T, 1)[0]),
+        "slope": float(np.polyfit(np.log(means[:, 0]), np.log(means[:, 1]), 1)[0]),
         "ratio": ratios,
         # H + a S moves every level by a.
         "shift_ratio": float(1 / np.abs(overlap).mean()),
@@ -108,12 +109,13 @@ def run(options: Options) -> Report:
         geometries.append(read_geometries(BUNDLED)[0])
     method, draws = Method(), options.size.noise_draws
     cache = ResultCache(options.out / "noise" / "molecules.json", {"xc": method.xc, "draws": draws})
-    molecules = [cache(name_of(g), lambda g=g: _one_molecule(g, method, draws)) for g in geometries]
+    molecules = [cache(name_of(g), partial(_one_molecule, g, method, draws)) for g in geometries]
     rows = []
     for m in molecules:
         for name, ratio in m["ratio"].items():
+            drawn = f"{ratio['min']:.2f} - {ratio['max']:.2f}"
             rows.append([f"noise on {m['molecule']}, {name} levels", "-", "-",
-                         f"{ratio['mean']:.2f}", f"{ratio['min']:.2f} - {ratio['max']:.2f}"])  # fmt: skip
+                         f"{ratio['mean']:.2f}", drawn])  # fmt: skip
         rows.append([f"H + a S of {m['molecule']}", "-", "-", f"{m['shift_ratio']:.2f}", "-"])
     pairs = error_pairs()
     for dataset, models in pairs.items():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -18,7 +19,7 @@ def relative_changes(network: DEQH, graph: GraphBatch, limit: int, tolerance: fl
 
     Goes on until all molecules were below the tolerance, at most ``limit`` times.
     """
-    backbone = network.backbone
+    backbone: Any = network.backbone
     injected = backbone.injection(graph)
     state = backbone.state(network.initial_hamiltonian(graph), injected)
     changes: list[Tensor] = []

@@ -6,7 +6,7 @@ Energies and matrix elements in micro-hartree, cosine similarities in 10^-2, as 
 from __future__ import annotations
 
 # Table 1 (MD17): MAE of H, MAE of the occupied orbital energies, cosine similarity.
-TABLE1 = {
+TABLE1: dict[str, dict[str, tuple[float, ...]]] = {
     "water": {"qhnet": (10.79, 33.76, 99.99), "deqhnet": (36.07, 335.86, 99.99)},
     "ethanol": {"qhnet": (20.91, 81.03, 99.99), "deqhnet": (18.73, 106.94, 100.00)},
     "malondialdehyde": {"qhnet": (21.52, 82.12, 99.92), "deqhnet": (17.97, 93.79, 99.90)},
@@ -14,7 +14,7 @@ TABLE1 = {
 }
 
 # Table 2 (QH9): MAE of H in diagonal blocks, in the others, in all; then as in Table 1.
-TABLE2 = {
+TABLE2: dict[str, dict[str, tuple[float, ...]]] = {
     "stable-id": {
         "qhnet": (111.21, 73.68, 76.31, 798.51, 95.85),
         "deqhnet": (96.43, 58.75, 61.42, 4383.10, 99.84),
@@ -92,8 +92,9 @@ FIG4A = {"pyscf_cycles": "15", "deqhnet_iterations": "2-3"}
 def error_pairs() -> dict[str, dict[str, tuple[float, float]]]:
     """(MAE of H, MAE of occupied energies) of QHNet and DEQHNet by data set (Tables 1 and 2)."""
     pairs = {
-        name: {model: row[:2] for model, row in models.items()} for name, models in TABLE1.items()
+        name: {model: (row[0], row[1]) for model, row in models.items()}
+        for name, models in TABLE1.items()
     }
     for name, models in TABLE2.items():
-        pairs[name] = {model: row[2:4] for model, row in models.items()}
+        pairs[name] = {model: (row[2], row[3]) for model, row in models.items()}
     return pairs

@@ -32,7 +32,7 @@ class Report:
 
     name: str
     title: str
-    table: tuple[Sequence[str], list[Sequence[str]]]
+    table: tuple[Sequence[str], Sequence[Sequence[str]]]
     results: dict[str, Any]
     draw: Callable[[Any], None]
     notes: list[str] = field(default_factory=list)

@@ -24,7 +24,7 @@ from .options import Options
 from .report import spread
 
 # The networks of Fig. 5: which inputs beside the structure they have.
-VARIANTS = {
+VARIANTS: dict[str, dict[str, Any]] = {
     "qhnet": {"self_consistent": False, "overlap": False},
     "qhnet+s": {"self_consistent": False, "overlap": True},
     "deqhnet-s": {"self_consistent": True, "overlap": False},
