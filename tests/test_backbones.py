@@ -43,13 +43,17 @@ def turned(model, matrix):
 
 def test_rotation(model, rotation):
     after, expected = turned(model, rotation)
-    np.testing.assert_allclose(after, expected, atol=RELATIVE * np.abs(expected).max())
+    # The diagonal reduction divides vectors that symmetry makes zero by 1e-3, and the layer norm
+    # after it by another 3e-3.
+    reduced = hasattr(model.backbone, "reduction")
+    tolerance = 1e-7 if reduced else RELATIVE
+    np.testing.assert_allclose(after, expected, atol=tolerance * np.abs(expected).max(), rtol=0)
 
 
 def test_reflection(template, rotation):
     """QHNet has no parity: its products of pseudovectors and vectors mix. SO2Net has."""
     after, expected = turned(small_model(template), -rotation)
-    np.testing.assert_allclose(after, expected, atol=RELATIVE * np.abs(expected).max())
+    np.testing.assert_allclose(after, expected, atol=RELATIVE * np.abs(expected).max(), rtol=0)
 
 
 def test_translation_and_permutation(model):
@@ -60,7 +64,7 @@ def test_translation_and_permutation(model):
     h_after = solve(model, build_graph(after, "none"))[0].numpy()
     slices = before.aoslice_by_atom()[:, 2:]
     aos = np.concatenate([np.arange(*slices[i]) for i in order])
-    np.testing.assert_allclose(h[np.ix_(aos, aos)], h_after, atol=RELATIVE * np.abs(h).max())
+    np.testing.assert_allclose(h[np.ix_(aos, aos)], h_after, atol=RELATIVE * np.abs(h).max(), rtol=0)
 
 
 def test_hermitian(model):

@@ -10,7 +10,7 @@ from concurrent.futures import Future
 import numpy as np
 import pytest
 from conftest import WATER, make_mol
-from pyscf import dft, scf
+from pyscf import dft, lib, scf
 from safetensors.numpy import load as load_tensors
 
 from pyscf_deqh import DatasetError
@@ -356,7 +356,9 @@ def reads(monkeypatch):
     monkeypatch.setattr(QH9Database, "__getitem__", counted)
     monkeypatch.setattr(dataset_module, "ProcessPoolExecutor", InProcess)
     monkeypatch.setattr(dataset_module, "_CHUNK", 1)
-    return ids
+    threads = lib.num_threads()
+    yield ids
+    lib.num_threads(threads)
 
 
 @pytest.fixture
@@ -415,7 +417,7 @@ def test_an_interrupted_conversion_goes_on(tmp_path, labelled, reads, built):
     assert len(built) == 5
 
 
-def test_zeros_are_not_stored(tmp_path, labelled):
+def test_zeros_are_not_stored(tmp_path, labelled, reads):
     for reference, stored in (("none", False), ("sad", True)):
         store = GraphStore(tmp_path / "cache", reference, "def2-svp")
         dataset = HamiltonianDataset([labelled], "test", store, workers=1, progress=False)

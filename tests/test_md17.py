@@ -121,6 +121,7 @@ def test_datasets(tmp_path):
             split_rule="md17", split_sizes=sizes,
         )  # fmt: skip
 
+    assert len(part("all", ())) == 5
     order = np.random.RandomState(42).permutation(5)
     assert [len(part(s)) for s in SPLITS] == [2, 1, 2]
     (valid,) = part("valid")

@@ -13,10 +13,12 @@ from conftest import make_mol
 from pyscf import scf
 
 from pyscf_deqh import deqh_guess
+from pyscf_deqh.checkpoint import load_model
 from pyscf_deqh.data.geometry import Geometry
 from pyscf_deqh.data.label import LabelSettings, label
 from pyscf_deqh.errors import CheckpointError, ConfigError, DatasetError
 from pyscf_deqh.nn.deqh import SolverSettings
+from pyscf_deqh.nn.qhnet import QHNetConfig
 from pyscf_deqh.nn.so2net import SO2NetConfig
 from pyscf_deqh.train.__main__ import main
 from pyscf_deqh.train.config import DataConfig, OptimizerConfig, RunConfig, TrainConfig
@@ -107,6 +109,27 @@ def test_training_learns_and_its_model_starts_an_scf(config, tmp_path):
     export(config.run.folder, tmp_path / "model")
     mf = scf.RHF(make_mol("H 0 0 0; F 0 0 .95")).apply(deqh_guess, model=tmp_path / "model")
     assert mf.kernel() == pytest.approx(scf.RHF(mf.mol).kernel(), abs=1e-8)
+
+
+@pytest.mark.parametrize("consistent", [True, False])
+@pytest.mark.parametrize("overlap", [True, False])
+def test_qhnet_and_its_ablations_learn(config, tmp_path, consistent, overlap):
+    config.backbone = "qhnet"
+    config.qhnet = QHNetConfig(
+        self_consistent=consistent, overlap=overlap, layers=4, channels=8, bottleneck_channels=4,
+        radial_functions=8, heads=2, head_channels=(4, 2, 1),
+    )  # fmt: skip
+    config.solver = replace(config.solver, start="identity")
+    config.optimizer = replace(config.optimizer, learning_rate=1e-2, rotation_weight=0.0)
+    config.run.max_epochs = 15
+    train(config)
+    rows = list(csv.DictReader(next(config.run.folder.glob("csv/*/metrics.csv")).open()))
+    losses = [float(r["valid/loss"]) for r in rows if r["valid/loss"]]
+    assert losses[-1] < 0.5 * losses[0]
+    assert read_config(config.run.folder / "config.yaml") == config
+    export(config.run.folder, tmp_path / "model")
+    loaded, spec = load_model(tmp_path / "model")
+    assert spec.backbone == config.qhnet
 
 
 def test_wall_clock_limit_ends_with_a_usable_checkpoint(config, tmp_path):

@@ -1,4 +1,4 @@
-"""What every file of labels gives, whatever its format: checked records, and the file's interface."""
+"""What every file of labels gives, whatever its format: checked records and one interface."""
 
 from __future__ import annotations
 

@@ -62,12 +62,11 @@ def qh9_stable_ood(sizes: Sequence[int]) -> Positions:
 
 def qh9_dynamic_geo(n: int) -> Positions:
     """80/10/10 of the 100 geometries of each molecule, drawn anew for each; ``n`` rows in all."""
-    parts = [
+    parts = []
+    for start in range(0, n, _GEOMETRIES):
         # The seed is the position of the molecule's last row.
-        _parts(start + np.random.RandomState(start + _GEOMETRIES - 1).permutation(_GEOMETRIES),
-               80, 10)
-        for start in range(0, n, _GEOMETRIES)
-    ]  # fmt: skip
+        order = np.random.RandomState(start + _GEOMETRIES - 1).permutation(_GEOMETRIES)
+        parts.append(_parts(start + order, 80, 10))
     return {name: np.concatenate([p[name] for p in parts]) for name in SPLITS}
 
 
@@ -84,7 +83,7 @@ def qh9_dynamic_mol(n: int) -> Positions:
 
 
 def md17(n: int, sizes: Sequence[int]) -> Positions:
-    """``sizes`` = (training, validation[, test]) of ``n`` rows at random; by default test is the rest.
+    """``sizes`` = (training, validation[, test]) of ``n`` rows at random; test may be the rest.
 
     Raises:
         DatasetError: the sizes are not two or three positive numbers, or there are too few rows.

@@ -34,8 +34,10 @@ from .qhnet_layers import (
 
 # Self and pair layers follow the layers from this one on, counted from 0.
 _FIRST_BLOCK_LAYER = 3
-# On-site features this small count as zero: symmetry makes many vanish up to rounding.
-_REDUCTION_FLOOR = 1e-4
+# On-site features below this (hartree) count as zero: symmetry makes many vanish up to rounding,
+# and a unit vector made of rounding errors has no business in an equivariant network. Typical
+# vectors of H are 0.002-0.2.
+_REDUCTION_FLOOR = 1e-3
 
 
 @dataclass(frozen=True)
@@ -98,12 +100,13 @@ class DiagonalReduction(nn.Module):
         super().__init__()
         self.counts = counts
         # Kept with the weights, so that a model needs no integrals to be loaded.
-        self.register_buffer("overlaps", overlaps)
+        self.register_buffer("overlaps", overlaps.double())
 
     def forward(self, blocks: Tensor, element: Tensor) -> Features:
         """Blocks (N, T T) of atoms, indices of their elements (N,)."""
-        overlaps = self.overlaps.flatten(1, 2)[element].to(blocks)
-        reduced = torch.einsum("np,npk->nk", blocks, overlaps)
+        # In double precision: what cancels exactly, as in the overlap's on-site blocks, stays zero.
+        overlaps = self.overlaps.double().flatten(1, 2)[element]
+        reduced = torch.einsum("np,npk->nk", blocks.double(), overlaps).to(blocks)
         widths = [n * (2 * l + 1) for l, n in enumerate(self.counts)]
         features = []
         for l, part in enumerate(reduced.split(widths, dim=-1)):
@@ -163,7 +166,7 @@ class QHNet(nn.Module):
             )
         streams = [config.overlap, config.self_consistent]
         if any(streams):
-            self.reduction = DiagonalReduction(overlaps.to(torch.get_default_dtype()), counts)
+            self.reduction = DiagonalReduction(overlaps, counts)
             self.merge_norm = SteerableLayerNorm(hidden)
         self.overlap_blocks, self.hamiltonian_blocks = (
             nn.ModuleList(

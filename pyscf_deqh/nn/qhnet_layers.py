@@ -187,7 +187,7 @@ class ConvLayer(nn.Module):
         else:
             invariants = _pair_invariants(x, i, j)
         weight = self.radial(radial) * self.invariants(invariants)
-        weight = weight.view(len(weight), -1, self.channels)
+        weight = weight.unflatten(-1, (len(self.product.paths), self.channels))
         messages = frames.out_of(self.product(frames.into(take(x, j)), weight))
         sums = sum_onto(messages, i, len(x[0]))
         if not self.gated:
@@ -234,7 +234,7 @@ class PairLayer(nn.Module):
     def forward(self, x: Features, i: Tensor, j: Tensor, radial: Tensor) -> Features:
         invariants = _pair_invariants(self.linear_invariants(x), i, j)
         weight = self.radial(radial) * self.invariants(invariants)
-        weight = weight.view(len(weight), -1, self.channels)
+        weight = weight.unflatten(-1, (len(self.product.paths), self.channels))
         x = self.linear_in(self.gate_in(x))
         product = self.product(take(x, j), take(x, i), weight)
         return self.linear_out(self.gate_out(product))
@@ -301,13 +301,13 @@ class GraphAttention(nn.Module):
         """``weights`` of each path, (E, channels), do not depend on x: see :meth:`path_weights`."""
         message = add(take(self.linear_source(x), j), take(self.linear_target(x), i))
         mixed = self._mix(frames.into(message), weights)
-        scalars = mixed[0][:, 0].view(-1, self.heads, 2 * self.scores)
+        scalars = mixed[0][:, 0].unflatten(-1, (self.heads, 2 * self.scores))
         score, value = scalars.split(self.scores, dim=-1)
         score = (smooth_leaky_relu(score) * self.score).sum(-1)
         attention = segment_softmax(score, i, len(x[0]))
         values = [value.flatten(1)[:, None], *mixed[1:]]
         messages = [
-            (v.unflatten(-1, (self.heads, -1)) * attention[:, None, :, None]).flatten(2)
+            (v.unflatten(-1, (self.heads, v.shape[-1] // self.heads)) * attention[:, None, :, None]).flatten(2)
             for v in values
         ]
         return self.linear_out(sum_onto(frames.out_of(messages), i, len(x[0])))

@@ -64,7 +64,7 @@ class HamiltonianData(L.LightningDataModule):
                 data.workers or None,
                 split_rule=data.split_rule,
                 split_sizes=data.split_sizes,
-            )  # fmt: skip
+            )
             for split, limit in limits.items()
         }
 
