@@ -9,6 +9,7 @@ from pyscf_deqh.nn.products import (
     PairFrames,
     SphericalProduct,
     inner_products,
+    path_weight,
 )
 
 C, N = 3, 5
@@ -28,6 +29,10 @@ def irreps(lmax, channels, parity):
     return o3.Irreps([(channels, (l, parity(l))) for l in range(lmax + 1)])
 
 
+def instructions(paths, mode):
+    return [(*path, mode, True, path_weight(path[2], len(paths))) for path in paths]
+
+
 def natural(l):
     return (-1) ** l
 
@@ -42,7 +47,7 @@ def test_spherical_product_equals_the_full_tensor_product(lin, lmax, lout):
     result = frames.out_of(ours(frames.into(x), weight))
     full = o3.TensorProduct(
         irreps(lin, C, natural), irreps(lmax, 1, natural), irreps(lout, C, natural),
-        [(*path, "uvu", True) for path in ours.paths],
+        instructions(ours.paths, "uvu"),
         shared_weights=False, internal_weights=False,
     ).double()  # fmt: skip
     harmonics = o3.spherical_harmonics(
@@ -60,7 +65,7 @@ def test_channel_product_equals_the_full_tensor_product():
     weight = torch.randn(N, len(ours.paths), C, dtype=torch.float64)
     even = irreps(lmax, C, lambda l: 1)
     full = o3.TensorProduct(
-        even, even, even, [(*path, "uuu", True) for path in ours.paths],
+        even, even, even, instructions(ours.paths, "uuu"),
         shared_weights=False, internal_weights=False,
     ).double()  # fmt: skip
     expected = full(flat(x), flat(y), weight.flatten(1))

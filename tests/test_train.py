@@ -186,6 +186,14 @@ def test_a_new_run_can_start_from_other_weights(config, tmp_path):
         torch.testing.assert_close(value, last(config)[name])
 
 
+def test_divergence_is_reported(config):
+    config.backbone = "qhnet"
+    config.qhnet = QHNetConfig(self_consistent=False, layers=4, channels=4, head_channels=(2, 1))
+    config.optimizer = replace(config.optimizer, learning_rate=1e30, rotation_weight=0.0)
+    with pytest.raises(ConfigError, match="smaller optimizer.learning_rate"):
+        train(config)
+
+
 def test_bad_input(config, tmp_path):
     with pytest.raises(ConfigError, match="at least one QH9 database"):
         train(replace(config, data=replace(config.data, databases=[])))

@@ -1,7 +1,9 @@
 """Tensor products of steerable features, channel by channel.
 
 Features here are lists: one tensor (n, 2l + 1, channels) for each degree l, components in e3nn's
-order. Paths l1 x l2 -> l3 are normalized as in ``e3nn.o3.TensorProduct`` ("component").
+order. Paths l1 x l2 -> l3 are normalized as in ``e3nn.o3.TensorProduct`` ("component"); where QHNet
+sums them, with the path weights of its published code: without these its features, which multiply
+each other without a norm between, grow beyond all bounds.
 """
 
 from __future__ import annotations
@@ -33,10 +35,21 @@ def coupling_paths(first: int, second: int, third: int, natural: bool) -> list[P
     ]
 
 
+def path_weight(degree: int, n_paths: int) -> float:
+    """QHNet's weight of a path that ends in ``degree``, of ``n_paths`` paths to all degrees."""
+    return math.sqrt((2 * degree + 1) / n_paths)
+
+
 def _path_norms(paths: list[Path], summed: bool = True) -> list[float]:
-    """sqrt(2 l3 + 1), divided by the root of the number of paths where these are summed."""
+    """sqrt(2 l3 + 1); where paths are summed, over the root of their number and path-weighted."""
     ends = [l3 for *_, l3 in paths]
-    return [math.sqrt((2 * l3 + 1) / (ends.count(l3) if summed else 1)) for l3 in ends]
+    if not summed:
+        return [math.sqrt(2 * l3 + 1) for l3 in ends]
+    weights = [path_weight(l3, len(paths)) for l3 in ends]
+    return [
+        math.sqrt((2 * l3 + 1) / ends.count(l3) * weight)
+        for l3, weight in zip(ends, weights, strict=True)
+    ]
 
 
 class PairFrames:
@@ -96,7 +109,7 @@ class SphericalProduct(nn.Module):
         sums: list[list[Tensor]] = [[] for _ in range(self.degrees_out + 1)]
         for p, (l1, _, l3) in enumerate(self.paths):
             sums[l3].append(self.path_output(p, x[l1], weight[:, p]))
-        return [torch.stack(parts).sum(0) for parts in sums]
+        return [sum(parts[1:], parts[0]) for parts in sums]
 
 
 class ChannelProduct(nn.Module):
@@ -130,7 +143,7 @@ class ChannelProduct(nn.Module):
             ):
                 path = self.paths.index((l1, l2, l3))
                 sums[l3].append(part * weight[..., path, None, :])
-        return [torch.stack(parts).sum(0) for parts in sums]
+        return [sum(parts[1:], parts[0]) for parts in sums]
 
 
 def inner_products(x: Features, y: Features) -> Tensor:

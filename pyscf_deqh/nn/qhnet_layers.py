@@ -41,10 +41,8 @@ def smooth_leaky_relu(x: Tensor) -> Tensor:
 
 def add(*features: Features) -> Features:
     """Sum of feature lists of any length."""
-    return [
-        torch.stack([part for part in parts if part is not None]).sum(0)
-        for parts in zip_longest(*features)
-    ]
+    present = ([part for part in parts if part is not None] for parts in zip_longest(*features))
+    return [sum(parts[1:], parts[0]) for parts in present]
 
 
 def take(x: Features, index: Tensor) -> Features:

@@ -14,6 +14,7 @@ from torch.utils.data import DataLoader, RandomSampler
 
 from ..ao import OrbitalTemplate
 from ..data.dataset import GraphStore, HamiltonianDataset
+from ..errors import ConfigError
 from ..graph import GraphBatch, collate
 from ..metrics import HamiltonianErrors
 from ..nn.backbones import build_backbone
@@ -146,6 +147,11 @@ class HamiltonianModule(L.LightningModule):
     def training_step(self, batch: GraphBatch, batch_idx: int):
         solution = self.model(batch)
         parts = hamiltonian_loss(solution.hamiltonian, batch, self.config.optimizer.rotation_weight)
+        if not torch.isfinite(parts["loss"]):
+            raise ConfigError(
+                f"the training diverged at step {self.global_step}: the loss is NaN or infinite; "
+                "start again with a smaller optimizer.learning_rate or more optimizer.warmup_steps"
+            )
         n = batch.n_molecules
         for name, value in parts.items():
             self.log(f"train/{name}", value, prog_bar=True, batch_size=n)
