@@ -172,8 +172,8 @@ def test_command_line_overrides_the_file(config, tmp_path, capsys):
     assert main([*evaluate, "--split", "test", "--iterations", "1"]) == 0
     printed = capsys.readouterr().out
     assert "2 geometries" in printed
-    assert re.search(r"mae_homo +[\d.e+-]+ \+- [\d.e+]+ +micro-Eh\n", printed)
-    assert re.search(r"cosine_similarity +[\d.]+ \+- [\d.e-]+ +10\^-2\n", printed)
+    assert re.search(r"mae_homo +[\d.e+-]+ \+- [\d.e+-]+ +micro-Eh\n", printed)
+    assert re.search(r"cosine_similarity +[\d.e+-]+ \+- [\d.e+-]+ +10\^-2\n", printed)
 
 
 def test_a_new_run_can_start_from_other_weights(config, tmp_path):

@@ -87,6 +87,6 @@ def summary(values: dict[str, list[float]]) -> str:
     for name, column in values.items():
         factor, unit = UNITS.get(name, (1.0, ""))
         numbers = factor * np.array(column)
-        line = f"  {name:22} {numbers.mean():10.4g} +- {numbers.std():<8.2g} {unit}"
+        line = f"  {name:22} {numbers.mean():10.4g} +- {numbers.std():<10.4g} {unit}"
         lines.append(line.rstrip())
     return "\n".join(lines)
