@@ -11,6 +11,20 @@ from .orbitals import solve_roothaan
 # Orbitals closer in energy than this (hartree) are one degenerate set.
 DEGENERACY = 1e-5
 
+# How each error is printed: factor and unit, as in Tables 1-3.
+_MICRO_HARTREE = (1e6, "micro-Eh")
+UNITS: dict[str, tuple[float, str]] = {
+    "mae": _MICRO_HARTREE,
+    "mae_diagonal": _MICRO_HARTREE,
+    "mae_nondiagonal": _MICRO_HARTREE,
+    "mae_occupied_energies": _MICRO_HARTREE,
+    "mae_homo": _MICRO_HARTREE,
+    "mae_lumo": _MICRO_HARTREE,
+    "mae_gap": _MICRO_HARTREE,
+    "cosine_similarity": (1e2, "10^-2"),
+    "orbital_rotation": (1.0, ""),
+}
+
 
 @dataclass(frozen=True)
 class HamiltonianErrors:
@@ -18,8 +32,10 @@ class HamiltonianErrors:
 
     Attributes:
         mae, mae_diagonal, mae_nondiagonal: mean absolute error of all matrix elements, of those
-            between functions of the same atom, and of the rest.
+            between functions of the same atom (diagonal blocks), and of the rest.
         mae_occupied_energies: of the occupied orbital energies.
+        mae_homo, mae_lumo, mae_gap: of the highest occupied and the lowest virtual level, and of
+            their difference. The latter two are NaN where there is no virtual orbital.
         cosine_similarity: mean over occupied orbitals, 1 is perfect.
         orbital_rotation: Frobenius norm of the occupied-virtual block of the error in the true
             orbitals, each element divided by the difference of orbital energies: the first-order
@@ -31,6 +47,9 @@ class HamiltonianErrors:
     mae_diagonal: float
     mae_nondiagonal: float
     mae_occupied_energies: float
+    mae_homo: float
+    mae_lumo: float
+    mae_gap: float
     cosine_similarity: float
     orbital_rotation: float
 
@@ -46,9 +65,15 @@ def cosine_similarity(
 ) -> float:
     """Mean |cosine| between predicted and target orbitals' coefficient vectors (columns).
 
-    The sign of an orbital is arbitrary, so absolute values count. Within a degenerate set of
-    target orbitals any rotation is as good: there, the singular values of the sets' mutual cosines
-    take the place of the cosines.
+    Orbitals are compared in the order of their energies, by the plain product of their vectors
+    (without S), each vector normalized. The sign of an orbital is arbitrary, so absolute values
+    count. Within a degenerate set of target orbitals any rotation is as good: there, the singular
+    values of the sets' mutual cosines take the place of the cosines. Without degeneracy, this is
+    the plain mean of absolute cosines. Two predicted levels in the wrong order count as two errors.
+
+    Args:
+        predicted, target: (nao, n) coefficients, ascending in energy.
+        target_energies: (n,) in hartree; levels within :data:`DEGENERACY` are degenerate.
     """
     a = predicted / np.linalg.norm(predicted, axis=0)
     b = target / np.linalg.norm(target, axis=0)
@@ -81,11 +106,17 @@ def hamiltonian_errors(
     same = same_atom_mask(ao_per_atom)
     coupling = true_orbitals[:, :n].T @ error @ true_orbitals[:, n:]
     gaps = true_energies[None, n:] - true_energies[:n, None]
+    shift = energies - true_energies
+    homo = shift[n - 1]
+    lumo = shift[n] if n < len(shift) else np.nan
     return HamiltonianErrors(
         mae=float(np.abs(error).mean()),
         mae_diagonal=float(np.abs(error[same]).mean()),
         mae_nondiagonal=float(np.abs(error[~same]).mean()) if not same.all() else 0.0,
-        mae_occupied_energies=float(np.abs(energies[:n] - true_energies[:n]).mean()),
+        mae_occupied_energies=float(np.abs(shift[:n]).mean()),
+        mae_homo=float(abs(homo)),
+        mae_lumo=float(abs(lumo)),
+        mae_gap=float(abs(lumo - homo)),
         cosine_similarity=cosine_similarity(
             orbitals[:, :n], true_orbitals[:, :n], true_energies[:n]
         ),

@@ -87,6 +87,10 @@ def test_interrupt_keeps_the_results(tmp_path, monkeypatch):
     )
     assert len(results.rows) == 1
     assert json.loads(path.read_text())["summary"]["n"] == 1
+    resumed = acceleration.run_benchmark(
+        [geometry], Method(xc="hf"), ["minao"], path, progress=False, resume=True
+    )
+    assert resumed.rows == json.loads(path.read_text())["rows"]
 
 
 def test_bad_arguments(tmp_path, capsys):

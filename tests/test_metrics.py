@@ -1,5 +1,7 @@
 """Metrics and loss against cases worked out by hand."""
 
+from dataclasses import fields
+
 import numpy as np
 import pytest
 import torch
@@ -10,7 +12,13 @@ from pyscf_deqh.benchmark.ratios import error_level_cycle, mean_and_std, ratios
 from pyscf_deqh.benchmark.scf_runs import SCFRun
 from pyscf_deqh.data.graph import build_graph
 from pyscf_deqh.graph import collate
-from pyscf_deqh.metrics import cosine_similarity, hamiltonian_errors, same_atom_mask
+from pyscf_deqh.metrics import (
+    UNITS,
+    HamiltonianErrors,
+    cosine_similarity,
+    hamiltonian_errors,
+    same_atom_mask,
+)
 from pyscf_deqh.train.loss import element_loss, hamiltonian_loss, orbital_rotation
 
 
@@ -24,9 +32,41 @@ def test_errors_of_a_two_level_system():
     assert errors.mae_nondiagonal == pytest.approx(0.2)
     root = np.sqrt(0.25 + 0.04)
     assert errors.mae_occupied_energies == pytest.approx(abs(-0.4 - root + 1.0))
+    assert errors.mae_homo == errors.mae_occupied_energies
+    assert errors.mae_lumo == pytest.approx(-0.4 + root)
+    assert errors.mae_gap == pytest.approx(2 * root - 1.0)
     assert errors.orbital_rotation == pytest.approx(0.2)
     angle = 0.5 * np.arctan2(2 * 0.2, 1.0)
     assert errors.cosine_similarity == pytest.approx(np.cos(angle))
+
+
+def test_energies_of_a_shifted_system():
+    """H* + 0.01 S moves all levels by 0.01: no gap error, no change of orbitals."""
+    target, overlap = np.diag([-2.0, -1.0, 0.5]), np.diag([1.0, 2.0, 1.0])
+    errors = hamiltonian_errors(target + 0.01 * overlap, target, overlap, 2, np.array([1, 2]))
+    assert errors.mae_occupied_energies == pytest.approx(0.01)
+    assert errors.mae_homo == pytest.approx(0.01)
+    assert errors.mae_lumo == pytest.approx(0.01)
+    assert errors.mae_gap == pytest.approx(0.0, abs=1e-14)
+    assert errors.cosine_similarity == pytest.approx(1.0)
+    assert errors.mae == pytest.approx(0.04 / 9)
+
+
+def test_levels_in_the_wrong_order_and_no_virtual_orbital():
+    """Levels -2, -1 predicted as -1, -2: energies agree in order, orbitals are exchanged."""
+    target, overlap = np.diag([-2.0, -1.0]), np.eye(2)
+    errors = hamiltonian_errors(np.diag([-1.0, -2.0]), target, overlap, 2, np.array([2]))
+    assert errors.mae_diagonal == errors.mae == pytest.approx(0.5)
+    assert errors.mae_nondiagonal == 0.0
+    assert errors.mae_occupied_energies == pytest.approx(0.0)
+    assert errors.cosine_similarity == pytest.approx(0.0)
+    assert np.isnan(errors.mae_lumo)
+    assert np.isnan(errors.mae_gap)
+
+
+def test_every_error_has_a_unit():
+    assert list(UNITS) == [field.name for field in fields(HamiltonianErrors)]
+    assert UNITS["mae_diagonal"] == (1e6, "micro-Eh")
 
 
 def test_same_atom_mask():

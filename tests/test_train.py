@@ -1,6 +1,7 @@
 """A whole training on hydrogen and small molecules: limits, resuming, export, use in PySCF."""
 
 import csv
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -82,8 +83,8 @@ def _train_one_epoch_then_stop(config):
 
     original = run._trainer
 
-    def trainer(config):
-        built = original(config)
+    def trainer(*args):
+        built = original(*args)
         built.callbacks.insert(0, Kill())
         return built
 
@@ -138,6 +139,21 @@ def test_wall_clock_limit_ends_with_a_usable_checkpoint(config, tmp_path):
     export(config.run.folder, tmp_path / "model")
 
 
+def test_limit_of_steps_and_further_callbacks(config):
+    import lightning as L
+
+    class Count(L.Callback):
+        steps = 0
+
+        def on_train_batch_end(self, trainer, module, *args):
+            self.steps = trainer.global_step
+
+    config.run.max_epochs, config.run.max_steps = 1000, 7
+    count = Count()
+    train(config, callbacks=[count])
+    assert count.steps == last(config, "global_step") == 7
+
+
 def test_command_line_overrides_the_file(config, tmp_path, capsys):
     path = tmp_path / "run.yaml"
     write_config(config, path)
@@ -154,7 +170,10 @@ def test_command_line_overrides_the_file(config, tmp_path, capsys):
     database, cache = str(config.data.databases[0]), str(config.data.cache)
     evaluate = ["evaluate", str(tmp_path / "model"), database, "--cache", cache]
     assert main([*evaluate, "--split", "test", "--iterations", "1"]) == 0
-    assert "orbital_rotation" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "2 geometries" in printed
+    assert re.search(r"mae_homo +[\d.e+-]+ \+- [\d.e+-]+ +micro-Eh\n", printed)
+    assert re.search(r"cosine_similarity +[\d.e+-]+ \+- [\d.e+-]+ +10\^-2\n", printed)
 
 
 def test_a_new_run_can_start_from_other_weights(config, tmp_path):

@@ -128,13 +128,21 @@ def run_benchmark(
     inits: Sequence[str],
     path: Path | None = None,
     progress: bool = True,
+    resume: bool = False,
 ) -> Results:
     """Run every molecule; a failure is listed and the rest goes on.
 
     The first calls of a process load the model and the integral library; a water molecule takes
-    them before the clock starts. An interrupt returns what is done so far.
+    them before the clock starts. An interrupt returns what is done so far; with ``resume``, rows
+    that ``path`` holds already are kept and their molecules (known by name) not run again.
     """
     results = Results(method, inits, path)
+    if resume and path is not None and path.is_file():
+        results.rows = json.loads(path.read_text())["rows"]
+        done = {row["name"] for row in results.rows}
+        geometries = [g for g in geometries if name_of(g) not in done]
+        if not geometries:
+            return results
     water = method.molecule(_WATER)
     run_deqh(water, method)
     run_classical(water, method, inits[0])

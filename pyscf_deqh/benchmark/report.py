@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -67,8 +68,8 @@ def _median_curve(curves: Sequence[Sequence[float]]) -> np.ndarray:
     return np.median(np.array(padded), axis=0)
 
 
-def plot(results: Results, path: Path) -> None:
-    """Orbital gradient per cycle, one line per guess, to an image file.
+def new_figure(**options: Any) -> Any:
+    """An empty matplotlib figure that needs no display.
 
     Raises:
         ConfigError: matplotlib is not installed.
@@ -76,11 +77,20 @@ def plot(results: Results, path: Path) -> None:
     try:
         from matplotlib.figure import Figure
     except ImportError as error:
-        raise ConfigError("--plot needs matplotlib: pip install 'pyscf_deqh[plot]'") from error
+        raise ConfigError("plots need matplotlib: pip install 'pyscf_deqh[plot]'") from error
+    return Figure(**options)
+
+
+def plot(results: Results, path: Path) -> None:
+    """Orbital gradient per cycle, one line per guess, to an image file.
+
+    Raises:
+        ConfigError: matplotlib is not installed.
+    """
     curves = {"deqh": [r["deqh"]["gradient"] for r in results.rows]}
     for init in results.inits:
         curves[init] = [r["baselines"][init]["gradient"] for r in results.rows]
-    figure = Figure(figsize=(6, 4), layout="constrained")
+    figure = new_figure(figsize=(6, 4), layout="constrained")
     axes = figure.subplots()
     for name, lines in curves.items():
         if lines:

@@ -49,7 +49,7 @@ def _export(argv: list[str]) -> int:
 
 def _evaluate(argv: list[str]) -> int:
     from ..data.splits import SPLIT_RULES, SPLITS
-    from .evaluate import evaluate
+    from .evaluate import evaluate, summary
 
     parser = argparse.ArgumentParser(prog="python -m pyscf_deqh.train evaluate")
     parser.add_argument("model", help="bundled model or exported folder")
@@ -63,9 +63,9 @@ def _evaluate(argv: list[str]) -> int:
     args = parser.parse_args(argv)
     results = evaluate(args.model, args.databases, args.split, args.cache, args.iterations,
                        args.split_rule, args.split_sizes)  # fmt: skip
-    print(f"{args.model}, {args.split}: mean +- standard deviation, in hartree where it applies")
-    for name, (mean, std) in results.items():
-        print(f"  {name:22} {mean:10.3e} +- {std:.1e}")
+    n = len(results["mae"])
+    print(f"{args.model}, {args.split}: mean +- standard deviation of {n} geometries")
+    print(summary(results))
     return 0
 
 

@@ -73,7 +73,8 @@ class RunConfig:
 
     Attributes:
         folder: checkpoints and logs.
-        max_epochs: end of the run and of the learning-rate schedule.
+        max_epochs, max_steps: end of the run and of the learning-rate schedule, whichever comes
+            first; no limit of steps if 0.
         max_minutes: wall-clock limit, resumed time included (0: none). The learning rate follows
             the clock where that is ahead of the epochs, so that a limited run ends annealed.
         batch_size: molecules per step.
@@ -86,6 +87,7 @@ class RunConfig:
 
     folder: Path = Path("runs/default")
     max_epochs: int = 100
+    max_steps: int = 0
     max_minutes: float = 0.0
     batch_size: int = 8
     batches_per_epoch: int = 0

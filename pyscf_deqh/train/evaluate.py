@@ -15,7 +15,7 @@ from ..ao import OrbitalTemplate
 from ..checkpoint import load_model
 from ..data.dataset import GraphStore, HamiltonianDataset
 from ..graph import GraphBatch, collate
-from ..metrics import HamiltonianErrors, hamiltonian_errors
+from ..metrics import UNITS, HamiltonianErrors, hamiltonian_errors
 
 
 def batch_errors(
@@ -46,38 +46,47 @@ def evaluate(
     iterations: int | None = None,
     split_rule: str = "qm9-id",
     split_sizes: Sequence[int] = (),
-) -> dict[str, tuple[float, float]]:
-    """Mean and standard deviation over the molecules of a split, by metric (hartree).
+    max_molecules: int | None = None,
+) -> dict[str, list[float]]:
+    """Errors of every molecule of a split: one list for each metric, iterations and residual.
 
     Args:
-        model: bundled model or exported folder.
+        model: bundled model or exported folder. It runs on a GPU where PyTorch sees one.
         databases: QH9, QH9-dynamic or MD17 files.
         split: ``train``, ``valid``, ``test`` or ``all``.
         cache: folder of the graphs.
         iterations: limit of the fixed-point iteration, instead of the model's own.
-        split_rule, split_sizes: see :class:`~pyscf_deqh.data.dataset.HamiltonianDataset`.
+        split_rule, split_sizes, max_molecules: see
+            :class:`~pyscf_deqh.data.dataset.HamiltonianDataset`.
     """
-    network, spec = load_model(model)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    network, spec = load_model(model, device)
     if iterations is not None:
         network.configure(replace(spec.solver, forward_max_iterations=iterations))
     store = GraphStore(cache, spec.reference, spec.basis)
     dataset = HamiltonianDataset(
-        databases, split, store, split_rule=split_rule, split_sizes=split_sizes
+        databases, split, store, max_molecules, split_rule=split_rule, split_sizes=split_sizes
     )
-    rows: list[list[float]] = []
     names = [field.name for field in fields(HamiltonianErrors)]
+    values: dict[str, list[float]] = {name: [] for name in (*names, "iterations", "residual")}
     for i in tqdm(range(len(dataset)), desc=f"evaluating {split}", unit="mol"):
-        batch = collate([dataset[i]], spec.template, spec.backbone.cutoff_bohr)
+        batch = collate([dataset[i]], spec.template, spec.backbone.cutoff_bohr).to(device)
         with torch.no_grad():
             solution = network(batch)
         (errors,) = batch_errors(batch, solution.hamiltonian, spec.template)
-        rows.append(
-            [getattr(errors, name) for name in names]
-            + [float(solution.iterations[0]), float(solution.residual[0])]
-        )
-    table = np.array(rows)
-    columns = [*names, "iterations", "residual"]
-    return {
-        name: (float(column.mean()), float(column.std()))
-        for name, column in zip(columns, table.T, strict=True)
-    }
+        for name in names:
+            values[name].append(getattr(errors, name))
+        values["iterations"].append(float(solution.iterations[0]))
+        values["residual"].append(float(solution.residual[0]))
+    return values
+
+
+def summary(values: dict[str, list[float]]) -> str:
+    """Mean and standard deviation over molecules, one line for each metric, in printed units."""
+    lines = []
+    for name, column in values.items():
+        factor, unit = UNITS.get(name, (1.0, ""))
+        numbers = factor * np.array(column)
+        line = f"  {name:22} {numbers.mean():10.4g} +- {numbers.std():<10.4g} {unit}"
+        lines.append(line.rstrip())
+    return "\n".join(lines)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import warnings
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -70,7 +71,7 @@ def _initialize(module: HamiltonianModule, checkpoint: Path) -> None:
         raise CheckpointError(f"cannot start from {checkpoint}: {error}") from error
 
 
-def _trainer(config: TrainConfig) -> L.Trainer:
+def _trainer(config: TrainConfig, further: Sequence[L.Callback] = ()) -> L.Trainer:
     run, options = config.run, config.optimizer
     folder = run.folder / "checkpoints"
     callbacks: list[L.Callback] = [
@@ -81,6 +82,7 @@ def _trainer(config: TrainConfig) -> L.Trainer:
         ),
         TQDMProgressBar(refresh_rate=10),
         _WallClock(),
+        *further,
     ]  # fmt: skip
     if options.ema_decay:
         callbacks.append(
@@ -94,6 +96,7 @@ def _trainer(config: TrainConfig) -> L.Trainer:
     return L.Trainer(
         default_root_dir=run.folder,
         max_epochs=run.max_epochs,
+        max_steps=run.max_steps or -1,
         limit_train_batches=run.batches_per_epoch or None,
         check_val_every_n_epoch=run.validate_every,
         gradient_clip_val=options.clip,
@@ -112,13 +115,19 @@ def _trainer(config: TrainConfig) -> L.Trainer:
     )
 
 
-def train(config: TrainConfig, resume: bool = False, init: Path | None = None) -> None:
+def train(
+    config: TrainConfig,
+    resume: bool = False,
+    init: Path | None = None,
+    callbacks: Sequence[L.Callback] = (),
+) -> None:
     """Run a training, or go on with one.
 
     Args:
         config: the run. A resumed run must name the same folder.
         resume: go on from ``checkpoints/last.ckpt`` of the run's folder, if there is one.
         init: checkpoint whose weights (and scales) a new run starts from.
+        callbacks: further Lightning callbacks, for measurements during the training.
 
     Raises:
         ConfigError: no databases, or a folder that holds another run and ``resume`` is off.
@@ -150,7 +159,7 @@ def train(config: TrainConfig, resume: bool = False, init: Path | None = None) -
     sizes = {split: len(part) for split, part in data.parts.items()}
     print(f"{parameters} parameters, {sizes['train']} training and {sizes['valid']} "
           f"validation geometries", flush=True)  # fmt: skip
-    trainer = _trainer(config)
+    trainer = _trainer(config, callbacks)
     # What Lightning says of an existing checkpoint folder and of few batches is meant here.
     warnings.filterwarnings("ignore", message=".*(exists and is not empty|logging interval).*")
     trainer.fit(module, data, ckpt_path=last if last.exists() else None, weights_only=True)

@@ -1,0 +1,110 @@
+"""Which labelled files belong to which of the paper's data sets, and their split rules."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from ..data.formats import open_labels
+from ..data.geometry import Geometry
+from ..data.qh9_dynamic import QH9DynamicDatabase
+from ..data.splits import split_ids
+from ..errors import ConfigError
+
+MD17 = ("water", "ethanol", "malondialdehyde", "uracil")
+QH9 = ("stable-id", "stable-ood", "dynamic-geo", "dynamic-mol")
+IN_HOUSE = "in-house"
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """One data set of Tables 1 and 2, or ``in-house``: labelled files and their split."""
+
+    name: str
+    databases: tuple[Path, ...]
+    split_rule: str
+    split_sizes: tuple[int, ...] = ()
+
+    @property
+    def xc(self) -> str:
+        """Functional of the labels; QH9's where the file does not say."""
+        with open_labels(self.databases[0]) as file:
+            return file.settings().get("xc", "b3lyp")
+
+    def geometries(self, split: str, n: int) -> list[Geometry]:
+        """At most ``n`` geometries, evenly spread over a split."""
+        found = []
+        for path in self.databases:
+            with open_labels(path) as file:
+                unusable = file.failures()
+                ids = split_ids(file, split, self.split_rule, self.split_sizes)
+                found += [(path, i) for i in ids if i not in unusable]
+        chosen = np.linspace(0, len(found) - 1, min(n, len(found))).round().astype(int)
+        geometries = []
+        for k in chosen:
+            path, row = found[k]
+            with open_labels(path) as file:
+                geometries.append(file[row].geometry())
+        return geometries
+
+
+def _files(paths: Sequence[Path]) -> list[Path]:
+    files: list[Path] = []
+    for path in paths:
+        if path.is_dir():
+            inside = sorted(p for p in path.iterdir() if p.suffix in (".db", ".npz"))
+            if not inside:
+                raise ConfigError(f"no .db or .npz file in {path}")
+            files += inside
+        elif path.is_file():
+            files.append(path)
+        else:
+            raise ConfigError(f"no file or folder {path}")
+    return files
+
+
+def _md17_molecule(path: Path) -> str | None:
+    stem = path.stem.lower().replace("malonaldehyde", "malondialdehyde")
+    return next((name for name in MD17 if name in stem), None)
+
+
+def find_datasets(paths: Sequence[Path], split_sizes: Sequence[int]) -> dict[str, Dataset]:
+    """Data sets by name.
+
+    A file with the name of an MD17 molecule in its own is that molecule's, split by the rule
+    ``md17``; QH9-dynamic and ``QH9Stable.db`` make two data sets each, one for each of their
+    splits; all other files together are ``in-house``, split by molecule.
+
+    Args:
+        paths: files, or folders of them.
+        split_sizes: training, validation and perhaps test rows for ``md17``; empty: published.
+
+    Raises:
+        ConfigError: a path does not exist, or two files are of the same data set.
+    """
+    found: dict[str, Dataset] = {}
+    own: list[Path] = []
+    for path in _files(paths):
+        molecule = _md17_molecule(path)
+        if molecule is not None:
+            new = {molecule: Dataset(molecule, (path,), "md17", tuple(split_sizes))}
+        else:
+            with open_labels(path) as file:
+                dynamic = isinstance(file, QH9DynamicDatabase)
+            if dynamic or "qh9stable" in path.stem.lower():
+                names = [name for name in QH9 if name.startswith("dynamic") == dynamic]
+                new = {name: Dataset(name, (path,), f"qh9-{name}") for name in names}
+            else:
+                own.append(path)
+                continue
+        for name in new:
+            if name in found:
+                other = found[name].databases[0]
+                raise ConfigError(f"{path} and {other} are both {name}: name one of them")
+        found |= new
+    if own:
+        found[IN_HOUSE] = Dataset(IN_HOUSE, tuple(own), "qm9-id")
+    return found

@@ -1,0 +1,94 @@
+"""What an experiment leaves: numbers as JSON, a Markdown table, a plot."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from .. import __version__
+from ..benchmark.acceleration import environment
+from ..benchmark.report import new_figure
+from .cache import write_json
+
+
+@dataclass
+class Report:
+    """The outcome of one experiment.
+
+    Attributes:
+        name: of the files.
+        title: first line of the Markdown file.
+        table: header and rows, as text.
+        results: all numbers, in JSON's types.
+        draw: draws the plot on an empty matplotlib figure.
+        notes: what a reader has to know beside the table, one sentence each.
+    """
+
+    name: str
+    title: str
+    table: tuple[Sequence[str], Sequence[Sequence[str]]]
+    results: dict[str, Any]
+    draw: Callable[[Any], None]
+    notes: list[str] = field(default_factory=list)
+
+    def write(self, folder: Path, settings: dict[str, Any]) -> None:
+        """Write ``NAME.json``, ``NAME.md`` and ``NAME.png``.
+
+        Raises:
+            ConfigError: matplotlib is not installed; the other two files are written before.
+        """
+        hardware = describe_environment()
+        content = {"experiment": self.name, "title": self.title, "settings": settings,
+                   "environment": hardware, "notes": self.notes,
+                   "results": self.results}  # fmt: skip
+        write_json(folder / f"{self.name}.json", content)
+        (folder / f"{self.name}.md").write_text(self.markdown(settings, hardware))
+        figure = new_figure(figsize=(7, 4.5), layout="constrained")
+        self.draw(figure)
+        figure.savefig(folder / f"{self.name}.png", dpi=150)
+
+    def markdown(self, settings: dict[str, Any], hardware: dict[str, Any]) -> str:
+        def listed(items: dict[str, Any]) -> str:
+            return ", ".join(f"{k} {v}" for k, v in items.items() if v not in (None, [], {}))
+
+        lines = [f"# {self.title}", "", *markdown_table(*self.table), ""]
+        lines += [f"- {note}" for note in self.notes]
+        lines += ["", f"Settings: {listed(settings | {'preset': None})}."]
+        lines += ["", f"Measured with: {listed(hardware)}."]
+        return "\n".join(lines) + "\n"
+
+
+def describe_environment() -> dict[str, Any]:
+    """Hardware and versions."""
+    found = environment() | {"pyscf_deqh": __version__}
+    for name in ("e3nn", "torchdeq", "lightning"):
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            found[name] = None
+    found["gpu"] = torch.cuda.get_device_name() if torch.cuda.is_available() else None
+    return found
+
+
+def markdown_table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
+    lines = ["| " + " | ".join(header) + " |", "|" + "---|" * len(header)]
+    return lines + ["| " + " | ".join(row) + " |" for row in rows]
+
+
+def spread(values: Iterable[float]) -> dict[str, Any]:
+    """Mean and sample standard deviation (None for a single value), with the number of values."""
+    array = np.asarray(list(values), dtype=float)
+    std = float(array.std(ddof=1)) if len(array) > 1 else None
+    return {"mean": float(array.mean()), "std": std, "n": len(array)}
+
+
+def with_spread(value: dict[str, Any], factor: float = 1.0, digits: int = 1) -> str:
+    """``mean ± standard deviation``, multiplied by ``factor``."""
+    text = f"{factor * value['mean']:.{digits}f}"
+    return text if value["std"] is None else f"{text} ± {factor * value['std']:.{digits}f}"

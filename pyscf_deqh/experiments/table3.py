@@ -1,0 +1,93 @@
+"""Table 3: how far given models shorten SCFs that would start from 1e or minao."""
+
+from __future__ import annotations
+
+import random
+from typing import Any
+
+from ..benchmark.__main__ import BUNDLED
+from ..benchmark.acceleration import run_benchmark
+from ..benchmark.scf_runs import Method
+from ..checkpoint import DEFAULT_MODEL
+from ..data.geometry import Geometry, read_geometries
+from .datasets import IN_HOUSE
+from .options import Options
+from .published import TABLE3
+from .report import Report
+from .trainings import model_name, weights_hash
+
+_INITS = ("1e", "minao")
+_RATIOS = {
+    "optimal_ratio": "optimal",
+    "achieved_ratio": "achieved (less is better)",
+    "error_level_ratio": "error level (more is better)",
+}
+_MODELS = {"qhnet": "QHNet", "deqhnet": "DEQHNet"}
+
+
+def _molecules(options: Options) -> list[Geometry]:
+    n = options.n or options.size.acceleration_molecules
+    if options.size.name == "smoke":
+        return options.need(IN_HOUSE)[IN_HOUSE].geometries("test", n)
+    molecules = read_geometries(BUNDLED)
+    return random.Random(0).sample(molecules, min(n, len(molecules)))
+
+
+def run(options: Options) -> Report:
+    molecules = _molecules(options)
+    results: dict[str, Any] = {}
+    for model in options.models or (DEFAULT_MODEL,):
+        name = model_name(model)
+        file = f"{name}-{weights_hash(model)[:8]}-{len(molecules)}.json"
+        path = options.out / "acceleration" / file
+        path.parent.mkdir(parents=True, exist_ok=True)
+        found = run_benchmark(molecules, Method(model=model), _INITS, path, resume=True)
+        if len(found.rows) + len(found.failures) < len(molecules):
+            raise KeyboardInterrupt
+        results[name] = found.to_json()
+    rows = [_row(name, init, summary) for name, content in results.items()
+            for init, summary in content["summaries"].items()]  # fmt: skip
+    for data, inits in TABLE3.items():
+        for init, ratios in inits.items():
+            for key, label in _MODELS.items():
+                cells = ["{:.3f} ± {:.3f}".format(*ratios[ratio][key]) for ratio in _RATIOS]
+                rows.append([f"paper: {label}, {data}", init, "50", *cells])
+    notes = [
+        f"{len(molecules)} molecules, B3LYP/def2-SVP with PySCF's default settings; mean ± "
+        "standard deviation over molecules; cycles are counted from 0.",
+    ]
+    if options.size.name == "smoke":
+        notes.append("The molecules are those of the smoke run, with 4 or 5 atoms.")
+    else:
+        notes.append(
+            "The molecules are from the bundled set of 44 of QM9's, with 7-9 heavy atoms, that no "
+            "model was trained on; the paper's are 50 others of the test splits of QH9."
+        )
+    for name, content in results.items():
+        notes += [f"{name}: {f['name']} failed: {f['reason']}" for f in content["failures"]]
+    return Report(
+        "table3", "Table 3: acceleration of SCFs",
+        (["model", "initial guess", "n", *_RATIOS.values()], rows),
+        results, lambda figure: _draw(figure, results), notes,
+    )  # fmt: skip
+
+
+def _row(name: str, init: str, summary: dict[str, Any]) -> list[str]:
+    cells = [f"{summary[r]['mean']:.3f} ± {summary[r]['std']:.3f}" for r in _RATIOS]
+    return [name, init, str(summary["n"]), *cells]
+
+
+def _draw(figure, results: dict[str, Any]) -> None:
+    for ax, init in zip(figure.subplots(1, 2, sharey=True), _INITS, strict=True):
+        entries = {name: content["summaries"][init] for name, content in results.items()}
+        ours = {k: (v["achieved_ratio"]["mean"], v["achieved_ratio"]["std"])
+                for k, v in entries.items()}  # fmt: skip
+        paper = {f"paper: {label}": TABLE3["stable-id"][init]["achieved_ratio"][key]
+                 for key, label in _MODELS.items()}  # fmt: skip
+        bars = ours | paper
+        means, stds = zip(*bars.values(), strict=True)
+        colors = ["C0"] * len(ours) + ["C7"] * len(paper)
+        ax.bar(range(len(bars)), means, yerr=stds, color=colors)
+        ax.set_xticks(range(len(bars)), list(bars), rotation=30, ha="right", fontsize="small")
+        ax.set_title(f"against {init}")
+    figure.axes[0].set_ylabel("achieved ratio")

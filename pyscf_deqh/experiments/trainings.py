@@ -1,0 +1,178 @@
+"""One training of one variant on one data set with one seed: to its budget, resumed, evaluated."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning import Callback
+
+from ..checkpoint import load_model, resolve_model
+from ..metrics import HamiltonianErrors
+from ..nn.deqh import SolverSettings
+from ..nn.qhnet import QHNetConfig
+from ..train.config import DataConfig, OptimizerConfig, RunConfig, TrainConfig
+from ..train.evaluate import evaluate
+from ..train.run import export, train
+from .cache import ResultCache
+from .datasets import Dataset
+from .options import Options
+from .report import spread
+
+# The networks of Fig. 5: which inputs beside the structure they have.
+VARIANTS: dict[str, dict[str, Any]] = {
+    "qhnet": {"self_consistent": False, "overlap": False},
+    "qhnet+s": {"self_consistent": False, "overlap": True},
+    "deqhnet-s": {"self_consistent": True, "overlap": False},
+    "deqhnet": {"self_consistent": True, "overlap": True},
+}
+LABELS = {
+    "qhnet": "QHNet",
+    "qhnet+s": "QHNet with S",
+    "deqhnet-s": "DEQHNet without S",
+    "deqhnet": "DEQHNet",
+}
+
+# torchdeq's default; the paper gives none.
+_TOLERANCE = 1e-3
+
+
+@dataclass(frozen=True)
+class Training:
+    """What distinguishes a training from others of the same options."""
+
+    variant: str
+    dataset: Dataset
+    seed: int
+    forward_iterations: int | None = None  # instead of the recipe's
+
+    @property
+    def name(self) -> str:
+        limit = f"-{self.forward_iterations}" if self.forward_iterations else ""
+        return f"{self.dataset.name}-{self.variant}{limit}-seed{self.seed}"
+
+    def folder(self, options: Options) -> Path:
+        return options.out / "trainings" / self.name
+
+    def config(self, options: Options) -> TrainConfig:
+        size, recipe = options.size, options.size.recipe(self.dataset.name)
+        minutes, steps = options.budget
+        return TrainConfig(
+            backbone="qhnet",
+            qhnet=QHNetConfig(**VARIANTS[self.variant], **size.network),
+            data=DataConfig(
+                databases=list(self.dataset.databases),
+                split_rule=self.dataset.split_rule,
+                split_sizes=list(self.dataset.split_sizes),
+                cache=options.out / "cache",
+                max_validation=size.max_validation,
+            ),
+            solver=SolverSettings(
+                forward_max_iterations=self.forward_iterations or recipe.iterations,
+                backward_max_iterations=recipe.iterations,
+                forward_tolerance=_TOLERANCE,
+                backward_tolerance=_TOLERANCE,
+                start="identity",
+            ),
+            optimizer=OptimizerConfig(
+                learning_rate=recipe.learning_rate,
+                warmup_steps=size.warmup_steps,
+                weight_decay=0.01,
+                ema_decay=recipe.ema_decay,
+                rotation_weight=0.0,
+            ),
+            run=RunConfig(
+                folder=self.folder(options) / "run",
+                max_epochs=1_000_000,
+                max_steps=steps,
+                max_minutes=minutes,
+                batch_size=recipe.batch_size,
+                batches_per_epoch=size.steps_per_epoch,
+                seed=self.seed,
+            ),
+        )
+
+    def settings(self, options: Options) -> dict[str, Any]:
+        """All that the result depends on, without places and hardware."""
+        settings = json.loads(json.dumps(asdict(self.config(options)), default=str))
+        for section, name in (("run", "folder"), ("data", "cache")):
+            del settings[section][name]
+        del settings["so2net"]
+        settings["data"]["databases"] = [path.name for path in self.dataset.databases]
+        return settings | {"max_test": options.size.max_test}
+
+
+def run_training(
+    training: Training, options: Options, callbacks: Sequence[Callback] = ()
+) -> dict[str, Any]:
+    """Train, or go on, and evaluate on the test split; what is done already is read.
+
+    Returns:
+        Steps, seconds and parameters of the training, and the errors of each test molecule.
+    """
+    folder = training.folder(options)
+    cache = ResultCache(folder / "result.json", training.settings(options))
+
+    def make() -> dict[str, Any]:
+        print(f"{training.name} ({LABELS[training.variant]})", flush=True)
+        config, model = training.config(options), folder / "model"
+        if not (model / "config.json").is_file():
+            train(config, resume=True, callbacks=callbacks)
+            export(config.run.folder, model)
+        dataset = training.dataset
+        errors = evaluate(
+            model, dataset.databases, "test", config.data.cache,
+            split_rule=dataset.split_rule, split_sizes=dataset.split_sizes,
+            max_molecules=options.size.max_test or None,
+        )  # fmt: skip
+        last = config.run.folder / "checkpoints" / "last.ckpt"
+        state = torch.load(last, map_location="cpu", weights_only=True)
+        return {
+            "steps": int(state["global_step"]),
+            "seconds": float(state["seconds"]),
+            "parameters": sum(p.numel() for p in load_model(model)[0].parameters()),
+            "test_errors": errors,
+        }
+
+    return cache("result", make)
+
+
+def model_name(model: str | Path) -> str:
+    """Short name of a model; that of its training for those trained here.
+
+    Raises:
+        CheckpointError: there is no such model.
+    """
+    folder = resolve_model(model)
+    return folder.parent.name if folder.name == "model" else folder.name
+
+
+def weights_hash(model: str | Path) -> str:
+    """SHA-256 of a model's weights, as its configuration has it."""
+    return json.loads((resolve_model(model) / "config.json").read_text())["sha256"]
+
+
+def over_seeds(runs: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Spread over seeds of each metric's mean over the test molecules, and of the steps."""
+    names = [*HamiltonianErrors.__dataclass_fields__, "iterations"]
+    out: dict[str, Any] = {
+        name: spread(sum(r["test_errors"][name]) / len(r["test_errors"][name]) for r in runs)
+        for name in names
+    }
+    out["steps"] = spread(r["steps"] for r in runs)
+    out["seconds"] = spread(r["seconds"] for r in runs)
+    out["test_molecules"] = len(runs[0]["test_errors"]["mae"])
+    out["parameters"] = runs[0]["parameters"]
+    return out
+
+
+def train_variant(variant: str, dataset: Dataset, options: Options) -> dict[str, Any]:
+    """All seeds of one variant: the summary, and each run under ``runs``."""
+    runs = {
+        str(seed): run_training(Training(variant, dataset, seed), options) for seed in options.seeds
+    }
+    return over_seeds(list(runs.values())) | {"runs": runs}

@@ -1,0 +1,208 @@
+"""All experiments in the smallest size, and the parts whose numbers can be checked."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from conftest import FORMAMIDE, WATER, make_mol, small_qhnet
+from pyscf import scf
+
+from pyscf_deqh.data.graph import build_graph
+from pyscf_deqh.errors import ConfigError
+from pyscf_deqh.experiments import fig6, published, trainings
+from pyscf_deqh.experiments.__main__ import NAMES, main
+from pyscf_deqh.experiments.cache import ResultCache
+from pyscf_deqh.experiments.datasets import find_datasets
+from pyscf_deqh.experiments.fig4a import is_recorded
+from pyscf_deqh.experiments.fig4b import IDENTITY, MINAO, SCF
+from pyscf_deqh.experiments.iteration import count_iterations, iterates, relative_changes
+from pyscf_deqh.experiments.options import Options
+from pyscf_deqh.experiments.report import spread, with_spread
+from pyscf_deqh.experiments.samples import SPLIT_SIZES
+from pyscf_deqh.experiments.sizes import size_of
+from pyscf_deqh.experiments.trainings import VARIANTS
+from pyscf_deqh.graph import collate
+
+
+@pytest.fixture(scope="module")
+def smoke(tmp_path_factory):
+    """The folder of a smoke run of everything."""
+    folder = tmp_path_factory.mktemp("smoke")
+    assert main(["all", "--out", str(folder)]) == 0
+    return folder
+
+
+def results(folder, name):
+    return json.loads((folder / f"{name}.json").read_text())["results"]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_files(smoke, name):
+    content = json.loads((smoke / f"{name}.json").read_text())
+    assert content["settings"]["size"] == "smoke"
+    assert content["settings"]["seeds"] == [0]
+    assert {"pyscf", "torch", "cores", "machine", "pyscf_deqh"} <= set(content["environment"])
+    text = (smoke / f"{name}.md").read_text()
+    assert text.startswith("# ")
+    assert "nan" not in text
+    columns = {line.count("|") for line in text.splitlines() if line.startswith("|")}
+    assert len(columns) == 1
+    assert (smoke / f"{name}.png").read_bytes()[:4] == b"\x89PNG"
+
+
+def test_tables_of_errors(smoke):
+    """Every number is there; molecules without data are listed, with the paper's figures."""
+    text = (smoke / "table1.md").read_text()
+    for molecule, models in published.TABLE1.items():
+        for values in models.values():
+            assert all(f"{value:.2f}" in text for value in values)
+        assert (f"| {molecule} | QHNet | no data |" in text) == (molecule != "water")
+    run = results(smoke, "table1")["water"]["deqhnet"]["runs"]["0"]
+    assert run["steps"] == size_of("smoke").steps
+    assert all(len(v) == SPLIT_SIZES[2] for v in run["test_errors"].values())
+    for row in results(smoke, "table2")["in-house"].values():
+        low, high = sorted([row["mae_diagonal"]["mean"], row["mae_nondiagonal"]["mean"]])
+        assert low < row["mae"]["mean"] < high
+        assert row["mae"]["std"] is None
+    assert "| in-house | DEQHNet |" in (smoke / "table2.md").read_text()
+
+
+def test_acceleration(smoke):
+    (content,) = results(smoke, "table3").values()
+    for row in content["rows"]:
+        for ratios in row["ratios"].values():
+            assert ratios["optimal_ratio"] < ratios["achieved_ratio"] < 1.0
+
+
+def test_iterations_during_training(smoke):
+    found = results(smoke, "fig4a")
+    counts = found["iterations"]["0"]
+    assert list(counts) == ["0", "1", "2", "5", "6"]
+    for row in counts.values():
+        loose, tight = row["0.001"], row["1e-05"]
+        assert all(1 <= k <= m <= 40 for k, m in zip(loose, tight, strict=True))
+    assert found["pyscf_cycles"][0] > 5
+
+
+def test_error_per_iteration(smoke):
+    """The SCF converges; DEQHNet comes to the same matrix from both starts."""
+    for curve in results(smoke, "fig4b")["curves"]:
+        assert curve[SCF][-1] < 1e-6 < curve[SCF][0]
+        assert curve[MINAO][0] == curve[SCF][0] < curve[IDENTITY][0]
+        gaps = np.abs(np.subtract(curve[IDENTITY], curve[MINAO]))
+        assert gaps[-1] < gaps[0]
+
+
+def test_ablation_shares_trainings(smoke):
+    found = results(smoke, "fig5")
+    assert set(found["water"]) == set(VARIANTS)
+    for model in ("qhnet", "deqhnet"):
+        assert found["water"][model] == results(smoke, "table1")["water"][model]
+    sizes = [found["water"][v]["parameters"] for v in VARIANTS]
+    assert sizes[0] < sizes[1] == sizes[2] < sizes[3]
+
+
+def test_noise_is_of_first_order(smoke):
+    (water,) = results(smoke, "fig6")["molecules"]
+    assert water["slope"] == pytest.approx(1.0, abs=0.02)
+    for orbitals in ("occupied", "all"):
+        ratio = water["ratio"][orbitals]
+        assert ratio["mean"] == pytest.approx(ratio["first_order"], rel=0.05)
+        assert ratio["min"] < ratio["mean"] < ratio["max"]
+
+
+def test_a_second_run_computes_nothing(smoke, tmp_path, monkeypatch, capsys):
+    folder = tmp_path / "again"
+    shutil.copytree(smoke, folder)
+    for name in ("train", "evaluate"):
+        monkeypatch.setattr(trainings, name, None)
+    assert main(["fig5", "--out", str(folder)]) == 0
+    assert results(folder, "fig5") == results(smoke, "fig5")
+    assert main(["fig5", "--out", str(folder), "--steps", "7"]) == 2
+    assert "other settings (run)" in capsys.readouterr().err
+
+
+def test_first_order_ratio_of_noise():
+    """The shift of a level is c^T N c: its mean absolute value by direct sampling."""
+    mol = make_mol(WATER)
+    orbitals = scf.RHF(mol).run().mo_coeff[:, :5]
+    rng = np.random.default_rng(0)
+    noise = [fig6.hermitian_noise(mol.nao, 1e-3, rng) for _ in range(4000)]
+    assert np.std(noise) == pytest.approx(1e-3, rel=0.01)
+    shifts = np.einsum("pi,dpq,qi->di", orbitals, noise, orbitals)
+    sampled = np.abs(shifts).mean() / np.abs(noise).mean()
+    assert fig6.first_order_ratio(orbitals) == pytest.approx(sampled, rel=0.02)
+
+
+def test_published_numbers_agree_with_each_other():
+    for models in published.TABLE2.values():
+        for diagonal, rest, mean, _, _ in models.values():
+            assert rest < mean < diagonal
+    assert published.error_pairs()["dynamic-mol"]["qhnet"] == (173.92, 9719.58)
+    assert published.error_pairs()["uracil"]["deqhnet"] == (15.07, 107.49)
+
+
+def test_iterations_are_those_of_the_solver(template):
+    """The same fixed point and, for a single molecule, the same number of iterations."""
+    network = small_qhnet(template, forward_max_iterations=60, forward_tolerance=1e-9)
+    with torch.no_grad():
+        for parameter in network.backbone.hamiltonian_blocks.parameters():
+            parameter.mul_(0.3)  # a weak H stream, so that f contracts
+    graphs = [build_graph(make_mol(atoms), "none") for atoms in (WATER, FORMAMIDE)]
+    batch = collate(graphs, template, network.backbone.cutoff, torch.float64)
+    with torch.no_grad():
+        changes = relative_changes(network, batch, 60, 1e-9)
+        steps = count_iterations(changes, 1e-9, 60)
+        assert count_iterations(changes, 0.0, 60) == [60, 60]
+        for graph, expected in zip(graphs, steps, strict=True):
+            single = collate([graph], template, network.backbone.cutoff, torch.float64)
+            solution = network(single)
+            assert int(solution.iterations[0]) == expected < 60
+            found = iterates(network, single, network.initial_hamiltonian(single))
+            *_, last = (h for h, _ in zip(found, range(expected + 1), strict=False))
+            torch.testing.assert_close(last, solution.hamiltonian, rtol=0, atol=1e-7)
+
+
+def test_recorded_steps():
+    assert [k for k in range(300) if is_recorded(k)] == [0, 1, 2, 5, 10, 20, 50, 100, 200]
+
+
+def test_spread():
+    assert spread([1.0, 3.0]) == {"mean": 2.0, "std": pytest.approx(2**0.5), "n": 2}
+    assert with_spread(spread([1.0, 3.0]), 10.0) == "20.0 ± 14.1"
+    assert with_spread(spread([1.0]), 1.0, 2) == "1.00"
+
+
+def test_results_are_kept_and_other_settings_refused(tmp_path):
+    path = tmp_path / "a.json"
+    assert ResultCache(path, {"x": 1})("key", lambda: [1.5]) == [1.5]
+    assert ResultCache(path, {"x": 1})("key", lambda: None) == [1.5]
+    with pytest.raises(ConfigError, match="other settings"):
+        ResultCache(path, {"x": 2})
+
+
+def test_data_are_recognised(smoke, tmp_path):
+    shutil.copy(smoke / "samples" / "water.db", tmp_path / "schnorb_hamiltonian_malonaldehyde.db")
+    for name in ("QH9Stable.db", "mine_0.db", "mine_1.db"):
+        shutil.copy(smoke / "samples" / "molecules.db", tmp_path / name)
+    found = find_datasets([tmp_path, smoke / "samples" / "water.db"], (6, 3))
+    assert set(found) == {"malondialdehyde", "water", "stable-id", "stable-ood", "in-house"}
+    assert found["water"].split_sizes == (6, 3)
+    assert found["water"].xc == "pbe"
+    assert found["stable-ood"].split_rule == "qh9-stable-ood"
+    assert [p.name for p in found["in-house"].databases] == ["mine_0.db", "mine_1.db"]
+    assert len(found["in-house"].geometries("test", 4)) == 4
+    with pytest.raises(ConfigError, match="both water"):
+        find_datasets([smoke / "samples", smoke / "samples" / "water.db"], ())
+    with pytest.raises(ConfigError, match="no file or folder"):
+        find_datasets([tmp_path / "none"], ())
+
+
+def test_missing_data(tmp_path, capsys):
+    assert main(["table1", "--size", "small", "--out", str(tmp_path)]) == 2
+    assert "name labelled files" in capsys.readouterr().err
+    options = Options(size_of("small"), tmp_path, datasets=("uracil",))
+    with pytest.raises(ConfigError, match="no data for uracil"):
+        options.need()
