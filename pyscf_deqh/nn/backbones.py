@@ -1,19 +1,38 @@
-"""The backbones that configurations and checkpoints can name."""
+"""The backbones that configurations and checkpoints can name; each is imported when it is needed."""
 
 from __future__ import annotations
 
-from typing import Any
+from importlib import import_module
+from typing import TYPE_CHECKING, Any, Union
 
-import torch
-from torch import nn
+from torch import Tensor, nn
 
 from ..ao import OrbitalTemplate
 from ..errors import ConfigError
-from .qhnet import QHNet, QHNetConfig
-from .so2net import SO2Net, SO2NetConfig
 
-BackboneConfig = SO2NetConfig | QHNetConfig
-BACKBONES: dict[str, type[BackboneConfig]] = {"so2net": SO2NetConfig, "qhnet": QHNetConfig}
+if TYPE_CHECKING:
+    from .qhnet import QHNetConfig
+    from .so2net import SO2NetConfig
+
+    BackboneConfig = Union[SO2NetConfig, QHNetConfig]
+
+# Modules of this package, with the name of the network; its configuration is NAMEConfig.
+BACKBONES = {"so2net": "SO2Net", "qhnet": "QHNet"}
+
+
+def check_kind(kind: str) -> None:
+    """Make sure that there is a backbone of this name.
+
+    Raises:
+        ConfigError: there is none.
+    """
+    if kind not in BACKBONES:
+        raise ConfigError(f"backbone {kind!r} is not one of {', '.join(BACKBONES)}")
+
+
+def _module(kind: str):
+    check_kind(kind)
+    return import_module(f".{kind}", __package__)
 
 
 def config_from(kind: str, options: dict[str, Any]) -> BackboneConfig:
@@ -22,18 +41,16 @@ def config_from(kind: str, options: dict[str, Any]) -> BackboneConfig:
     Raises:
         ConfigError: no backbone of that name.
     """
-    if kind not in BACKBONES:
-        raise ConfigError(f"backbone {kind!r} is not one of {', '.join(BACKBONES)}")
-    return BACKBONES[kind](**options)
+    return getattr(_module(kind), f"{BACKBONES[kind]}Config")(**options)
 
 
 def kind_of(config: BackboneConfig) -> str:
     """The name of a configuration's backbone."""
-    return next(kind for kind, cls in BACKBONES.items() if isinstance(config, cls))
+    return type(config).__module__.rpartition(".")[2]
 
 
 def build_backbone(
-    template: OrbitalTemplate, config: BackboneConfig, onsite_overlaps: torch.Tensor | None = None
+    template: OrbitalTemplate, config: BackboneConfig, onsite_overlaps: Tensor | None = None
 ) -> nn.Module:
     """An untrained backbone.
 
@@ -43,6 +60,8 @@ def build_backbone(
         onsite_overlaps: of :func:`pyscf_deqh.onsite.onsite_overlaps`, for backbones with a diagonal
             reduction; not needed if a state dict is loaded afterwards.
     """
-    if isinstance(config, QHNetConfig):
-        return QHNet(template, config, onsite_overlaps)
-    return SO2Net(template, config)
+    kind = kind_of(config)
+    network = getattr(_module(kind), BACKBONES[kind])
+    if kind == "qhnet":
+        return network(template, config, onsite_overlaps)
+    return network(template, config)

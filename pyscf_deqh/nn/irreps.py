@@ -12,11 +12,11 @@ import math
 from dataclasses import dataclass
 
 import torch
-from e3nn import o3
 from torch import Tensor, nn
 
 from ..ao import OrbitalTemplate
 from ..errors import ConfigError
+from .angular import wigner_3j
 
 
 @dataclass(frozen=True)
@@ -132,7 +132,7 @@ class BlockCoupling(nn.Module):
         for start1, l1 in zip(starts, shells, strict=True):
             for start2, l2 in zip(starts, shells, strict=True):
                 for degree in range(abs(l1 - l2), l1 + l2 + 1):
-                    coefficients = o3.wigner_3j(l1, l2, degree, dtype=torch.float64)
+                    coefficients = wigner_3j(l1, l2, degree)
                     matrix = torch.zeros(size, size, 2 * degree + 1, dtype=torch.float64)
                     matrix[start1 : start1 + 2 * l1 + 1, start2 : start2 + 2 * l2 + 1] = (
                         coefficients * math.sqrt(2 * degree + 1)

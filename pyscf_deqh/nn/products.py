@@ -12,9 +12,9 @@ import math
 from functools import cached_property
 
 import torch
-from e3nn import o3
 from torch import Tensor, nn
 
+from .angular import wigner_3j
 from .wigner import wigner_d
 
 Features = list[Tensor]
@@ -105,7 +105,7 @@ class SphericalProduct(nn.Module):
         l1, l2, l3 = path
         inner = min(l1, l3)
         m = torch.arange(-inner, inner + 1)
-        tensor = o3.wigner_3j(l1, l2, l3, dtype=torch.float64)[:, l2] * norm
+        tensor = wigner_3j(l1, l2, l3)[:, l2] * norm
         # Component-normalized harmonics of the polar axis are sqrt(2 l2 + 1) for m = 0.
         return tensor[l1 + m, l3 + m] * math.sqrt(2 * l2 + 1)
 
@@ -142,9 +142,7 @@ class ChannelProduct(nn.Module):
         for l1 in range(lmax + 1):
             for l2 in range(lmax + 1):
                 ends = [p[2] for p in self.paths if p[:2] == (l1, l2)]
-                tensors = [
-                    o3.wigner_3j(l1, l2, l3, dtype=torch.float64) * norm[l1, l2, l3] for l3 in ends
-                ]
+                tensors = [wigner_3j(l1, l2, l3) * norm[l1, l2, l3] for l3 in ends]
                 matrix = torch.cat(tensors, dim=-1).flatten(0, 1).T.contiguous()
                 self.register_buffer(f"matrix_{l1}_{l2}", matrix, persistent=False)
                 self.pairs.append((l1, l2, ends))

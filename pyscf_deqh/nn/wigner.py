@@ -10,8 +10,9 @@ from __future__ import annotations
 import functools
 
 import torch
-from e3nn import o3
 from torch import Tensor
+
+from .angular import representation
 
 
 @functools.cache
@@ -20,11 +21,7 @@ def _axis_exchange(l: int) -> Tensor:
     rotation = torch.tensor(
         [[0.0, 1.0, 0.0], [-1.0, 0.0, 0.0], [0.0, 0.0, 1.0]], dtype=torch.float64
     )
-    generator = torch.Generator().manual_seed(0)
-    points = torch.randn(8 * (2 * l + 1), 3, dtype=torch.float64, generator=generator)
-    before = o3.spherical_harmonics(l, points, normalize=True)
-    after = o3.spherical_harmonics(l, points @ rotation.T, normalize=True)
-    return torch.linalg.lstsq(before, after).solution.T
+    return representation(l, rotation)
 
 
 def _polar_rotation(l: int, angle: Tensor) -> Tensor:

@@ -5,8 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from ..errors import ConfigError
-from ..nn.backbones import BACKBONES, BackboneConfig
+from ..nn.backbones import check_kind
 from ..nn.deqh import SolverSettings
 from ..nn.qhnet import QHNetConfig
 from ..nn.so2net import SO2NetConfig
@@ -117,10 +116,9 @@ class TrainConfig:
     run: RunConfig = field(default_factory=RunConfig)
 
     def __post_init__(self):
-        if self.backbone not in BACKBONES:
-            raise ConfigError(f"backbone: {self.backbone!r} is not one of {', '.join(BACKBONES)}")
+        check_kind(self.backbone)
 
     @property
-    def model(self) -> BackboneConfig:
+    def model(self) -> SO2NetConfig | QHNetConfig:
         """Hyperparameters of the chosen backbone."""
         return self.so2net if self.backbone == "so2net" else self.qhnet
