@@ -1,9 +1,9 @@
-"""The backbones that configurations and checkpoints can name; each is imported when it is needed."""
+"""The backbones that configurations and checkpoints can name, imported when they are needed."""
 
 from __future__ import annotations
 
 from importlib import import_module
-from typing import TYPE_CHECKING, Any, Union
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from .qhnet import QHNetConfig
     from .so2net import SO2NetConfig
 
-    BackboneConfig = Union[SO2NetConfig, QHNetConfig]
+    BackboneConfig = SO2NetConfig | QHNetConfig
 
 # Modules of this package, with the name of the network; its configuration is NAMEConfig.
 BACKBONES = {"so2net": "SO2Net", "qhnet": "QHNet"}
