@@ -10,7 +10,7 @@ version = next(
 )
 
 train = [
-    # EMAWeightAveraging came with 2.6. Releases 2.6.2 and 2.6.3 carried malware
+    # WeightAveraging came with 2.6. Releases 2.6.2 and 2.6.3 carried malware
     # (GHSA-w37p-236h-pfx3) and must never be installed.
     "lightning>=2.6,<3,!=2.6.2,!=2.6.3",
     "jsonargparse[signatures]>=4.49",

@@ -22,7 +22,7 @@ from pyscf_deqh.nn.qhnet import QHNetConfig
 from pyscf_deqh.nn.so2net import SO2NetConfig
 from pyscf_deqh.train.__main__ import main
 from pyscf_deqh.train.config import DataConfig, OptimizerConfig, RunConfig, TrainConfig
-from pyscf_deqh.train.run import export, read_config, train, write_config
+from pyscf_deqh.train.run import export, moving_average, read_config, train, write_config
 
 
 @pytest.fixture(scope="module")
@@ -184,6 +184,19 @@ def test_a_new_run_can_start_from_other_weights(config, tmp_path):
     train(other, init=start)
     for name, value in last(other, "current_model_state").items():
         torch.testing.assert_close(value, last(config)[name])
+
+
+def test_the_average_follows_a_short_run():
+    """Constant weights are their own average; the memory of a drift is at most that of decay."""
+    average = moving_average(0.99)
+    value = torch.tensor([1.0])
+    for n in range(5):
+        value = average(value, torch.tensor([3.0]), n)
+    assert value > 2.9
+    drift = torch.tensor([0.0])
+    for n in range(2000):
+        drift = average(drift, torch.tensor([float(n)]), n)
+    assert 1999 - drift.item() == pytest.approx(0.99 / 0.01, rel=0.02)
 
 
 def test_divergence_is_reported(config):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -13,11 +13,12 @@ import lightning as L
 import torch
 import yaml
 from lightning.pytorch.callbacks import (
-    EMAWeightAveraging,
     ModelCheckpoint,
     TQDMProgressBar,
+    WeightAveraging,
 )
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
+from torch import Tensor
 
 from ..checkpoint import ModelSpec, save_model
 from ..errors import CheckpointError, ConfigError
@@ -71,6 +72,19 @@ def _initialize(module: HamiltonianModule, checkpoint: Path) -> None:
         raise CheckpointError(f"cannot start from {checkpoint}: {error}") from error
 
 
+def moving_average(decay: float) -> Callable[[Tensor, Tensor, Tensor | int], Tensor]:
+    """Exponential moving average whose memory grows with the run, up to ``decay``.
+
+    With a constant decay the average of a short run is that of its untrained weights.
+    """
+
+    def average(averaged: Tensor, current: Tensor, n_averaged: Tensor | int) -> Tensor:
+        n = int(n_averaged)
+        return averaged.lerp(current, 1 - min(decay, (1 + n) / (10 + n)))
+
+    return average
+
+
 def _trainer(config: TrainConfig, further: Sequence[L.Callback] = ()) -> L.Trainer:
     run, options = config.run, config.optimizer
     folder = run.folder / "checkpoints"
@@ -87,11 +101,7 @@ def _trainer(config: TrainConfig, further: Sequence[L.Callback] = ()) -> L.Train
     if options.ema_decay:
         callbacks.append(
             # Parameters only: an average of index buffers truncates 4 * 0.9 + 4 * 0.1 to 3.
-            EMAWeightAveraging(
-                use_buffers=False,
-                decay=options.ema_decay,
-                update_starting_at_step=options.warmup_steps,
-            )
+            WeightAveraging(use_buffers=False, avg_fn=moving_average(options.ema_decay))
         )
     return L.Trainer(
         default_root_dir=run.folder,
