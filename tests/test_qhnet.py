@@ -79,6 +79,17 @@ def test_overlap_is_an_input_only_where_asked(template, consistent):
         assert torch.equal(one, other) is not overlap
 
 
+def test_overlap_is_a_constant_of_the_element(template):
+    """On-site blocks of S do not know the molecule, and the diagonal reduction reads no others."""
+    model = small_qhnet(template)
+    batch = batch_of(model, WATER, FORMAMIDE)
+    features = model.backbone._reduce(batch, batch.overlap)
+    for z in batch.element.unique():
+        for f in features:
+            same = f[batch.element == z]
+            torch.testing.assert_close(same, same[:1].expand_as(same), atol=1e-12, rtol=0)
+
+
 def test_reduction_features_are_unit_vectors(template):
     from pyscf_deqh.onsite import onsite_overlaps
 
