@@ -1,5 +1,22 @@
 """Exceptions that the package raises for input it cannot work with."""
 
+# Packages of optional extras, by the name they are imported with.
+_EXTRAS = {
+    "lightning": "train",
+    "jsonargparse": "train",
+    "yaml": "train",
+    "tensorboard": "train",
+    "matplotlib": "plot",
+}
+
+
+def missing_extra(error: ModuleNotFoundError) -> str:
+    """What to tell a user who lacks an optional package; any other missing module is raised."""
+    package = (error.name or "").partition(".")[0]
+    if package not in _EXTRAS:
+        raise error
+    return f"{package} is not installed: pip install 'pyscf_deqh[{_EXTRAS[package]}]'"
+
 
 class DEQHError(Exception):
     """Base class of all errors of this package."""

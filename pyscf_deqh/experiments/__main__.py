@@ -11,7 +11,7 @@ import importlib
 import sys
 from pathlib import Path
 
-from ..errors import ConfigError, DEQHError
+from ..errors import ConfigError, DEQHError, missing_extra
 from .datasets import IN_HOUSE, MD17, QH9
 from .options import Options
 from .sizes import SIZES, size_of
@@ -70,6 +70,9 @@ def main(argv: list[str] | None = None) -> int:
             report = importlib.import_module(f".{name}", __package__).run(options)
             report.write(options.out, options.to_json())
             print(f"\n{(options.out / f'{name}.md').read_text()}", flush=True)
+        except ModuleNotFoundError as error:
+            print(f"error: {missing_extra(error)}", file=sys.stderr)
+            return 2
         except ConfigError as error:
             # The others may have what this one lacks.
             print(f"error: {name}: {error}", file=sys.stderr)

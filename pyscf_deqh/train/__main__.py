@@ -12,7 +12,7 @@ import sys
 from dataclasses import fields
 from pathlib import Path
 
-from ..errors import DEQHError
+from ..errors import DEQHError, missing_extra
 
 
 def _train(argv: list[str]) -> int:
@@ -74,6 +74,9 @@ def main(argv: list[str] | None = None) -> int:
     try:
         command = {"export": _export, "evaluate": _evaluate}.get(argv[0] if argv else "")
         return command(argv[1:]) if command else _train(argv)
+    except ModuleNotFoundError as error:
+        print(f"error: {missing_extra(error)}", file=sys.stderr)
+        return 2
     except DEQHError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
