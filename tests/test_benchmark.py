@@ -70,7 +70,7 @@ def test_command_prints_a_table_and_writes_everything(tmp_path, capsys):
 
 
 def test_interrupt_keeps_the_results(tmp_path, monkeypatch):
-    geometry = acceleration._WATER
+    geometry = acceleration.WATER
     done = []
     original = acceleration.benchmark_molecule
 

@@ -17,9 +17,10 @@ from ..data.geometry import Geometry
 from .ratios import RATIOS, mean_and_std, ratios
 from .scf_runs import Method, run_classical, run_deqh
 
-_WATER = Geometry(
+WATER = Geometry(
     np.array([8, 1, 1], dtype=np.int32),
     np.array([[0.0, 0.0, 0.119], [0.0, 0.763, -0.477], [0.0, -0.763, -0.477]]),
+    {"name": "water"},
 )
 
 
@@ -143,7 +144,7 @@ def run_benchmark(
         geometries = [g for g in geometries if name_of(g) not in done]
         if not geometries:
             return results
-    water = method.molecule(_WATER)
+    water = method.molecule(WATER)
     run_deqh(water, method)
     run_classical(water, method, inits[0])
     bar = tqdm(geometries, desc="benchmark", unit="mol", disable=not progress)

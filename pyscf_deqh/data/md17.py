@@ -20,7 +20,7 @@ import numpy as np
 from pyscf import gto
 
 from ..errors import DatasetError
-from .qh9 import connect_read_only, table_columns
+from .qh9 import connect_read_only, opening, table_columns
 from .record import LabelFile, Record, check_arrays
 
 _BASIS = "def2-svp"
@@ -91,13 +91,9 @@ class MD17Database(LabelFile):
 
     def __init__(self, path: str | Path):
         self.path = Path(path)
-        try:
+        with opening(self.path, "an ASE"):
             self._connection = connect_read_only(self.path)
             columns = table_columns(self._connection)
-        except sqlite3.DatabaseError as error:
-            raise DatasetError(
-                f"{self.path} cannot be opened as an ASE database: {error}"
-            ) from error
         if "natoms" not in columns.get("systems", ()):
             raise DatasetError(f"{self.path} has no table 'systems' as ASE databases have")
         try:

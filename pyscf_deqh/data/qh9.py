@@ -10,6 +10,8 @@ from __future__ import annotations
 
 import json
 import sqlite3
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +48,15 @@ def decode_matrix(blob: bytes) -> np.ndarray:
     if size * size != values.size:
         raise ValueError(f"Ham holds {values.size} numbers, which is no square matrix")
     return values.reshape(size, size)
+
+
+@contextmanager
+def opening(path: Path, kind: str) -> Iterator[None]:
+    """Turn errors of SQLite into a DatasetError that says what the file was to be."""
+    try:
+        yield
+    except sqlite3.DatabaseError as error:
+        raise DatasetError(f"{path} cannot be opened as {kind} database: {error}") from error
 
 
 def connect_read_only(path: Path) -> sqlite3.Connection:
@@ -87,17 +98,13 @@ class QH9Database(LabelFile):
 
     def __init__(self, path: str | Path, writable: bool = False):
         self.path = Path(path)
-        try:
+        with opening(self.path, "a QH9"):
             if writable:
                 self._connection = sqlite3.connect(self.path)
                 self._connection.executescript(_SCHEMA)
             else:
                 self._connection = connect_read_only(self.path)
             columns = table_columns(self._connection)
-        except sqlite3.DatabaseError as error:
-            raise DatasetError(
-                f"{self.path} cannot be opened as a QH9 database: {error}"
-            ) from error
         check_columns(self.path, columns, {"id", "N", "Z", "pos", "Ham"})
         if "geo_id" in columns["data"]:
             # Its positions are in bohr.

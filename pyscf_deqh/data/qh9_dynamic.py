@@ -15,7 +15,14 @@ from typing import Any
 from pyscf.data.nist import BOHR
 
 from ..errors import DatasetError
-from .qh9 import check_columns, connect_read_only, decode_atoms, decode_matrix, table_columns
+from .qh9 import (
+    check_columns,
+    connect_read_only,
+    decode_atoms,
+    decode_matrix,
+    opening,
+    table_columns,
+)
 from .record import LabelFile, Record, check_arrays
 
 _COLUMNS = {"id", "geo_id", "N", "Z", "pos", "epot", "Ham", "converged"}
@@ -40,13 +47,9 @@ class QH9DynamicDatabase(LabelFile):
 
     def __init__(self, path: str | Path):
         self.path = Path(path)
-        try:
+        with opening(self.path, "a QH9-dynamic"):
             self._connection = connect_read_only(self.path)
             columns = table_columns(self._connection)
-        except sqlite3.DatabaseError as error:
-            raise DatasetError(
-                f"{self.path} cannot be opened as a QH9-dynamic database: {error}"
-            ) from error
         check_columns(self.path, columns, _COLUMNS)
 
     def close(self) -> None:

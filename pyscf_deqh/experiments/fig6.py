@@ -9,7 +9,7 @@ import numpy as np
 from tqdm import tqdm
 
 from ..benchmark.__main__ import BUNDLED
-from ..benchmark.acceleration import name_of
+from ..benchmark.acceleration import WATER, name_of
 from ..benchmark.scf_runs import Method, run_classical
 from ..data.geometry import Geometry, read_geometries
 from ..orbitals import solve_roothaan
@@ -24,11 +24,6 @@ LEVELS = np.logspace(-7, -2, 11)
 _FIRST_ORDER = 1e-3
 _MICRO = 1e6
 _MODELS = {"qhnet": "QHNet", "deqhnet": "DEQHNet"}
-_WATER = Geometry(
-    np.array([8, 1, 1], dtype=np.int32),
-    np.array([[0.0, 0.0, 0.119], [0.0, 0.763, -0.477], [0.0, -0.763, -0.477]]),
-    {"name": "water"},
-)
 
 
 def hermitian_noise(n: int, deviation: float, rng: np.random.Generator) -> np.ndarray:
@@ -104,7 +99,7 @@ def _one_molecule(geometry: Geometry, method: Method, draws: int) -> dict[str, A
 
 
 def run(options: Options) -> Report:
-    geometries = [_WATER]
+    geometries = [WATER]
     if options.size.name != "smoke":
         geometries.append(read_geometries(BUNDLED)[0])
     method, draws = Method(), options.size.noise_draws

@@ -88,12 +88,12 @@ class SphericalProduct(nn.Module):
         self.paths = coupling_paths(degrees_in, lmax, degrees_out, natural=True)
         norms = _path_norms(self.paths, summed)
         # Paths that differ in l2 alone are neighbours: their factors are the columns of one matrix.
-        self.groups: list[tuple[int, int, int, int]] = []
+        self.groups: dict[tuple[int, int], slice] = {}
         for l3 in range(degrees_out + 1):
             for l1 in range(degrees_in + 1):
                 members = [p for p, path in enumerate(self.paths) if path[::2] == (l1, l3)]
                 if members:
-                    self.groups.append((l1, l3, members[0], members[-1] + 1))
+                    self.groups[l1, l3] = slice(members[0], members[-1] + 1)
                     columns = [self._factors(self.paths[p], norms[p]) for p in members]
                     self.register_buffer(
                         f"factors_{l1}_{l3}", torch.stack(columns, dim=-1), persistent=False
@@ -113,17 +113,17 @@ class SphericalProduct(nn.Module):
         """Output (E, 2 l3 + 1, C) of one path for features x (E, 2 l1 + 1, C), weight (E, C)."""
         l1, _, l3 = self.paths[path]
         inner = min(l1, l3)
-        first = next(g[2] for g in self.groups if g[:2] == (l1, l3))
-        factor = getattr(self, f"factors_{l1}_{l3}")[:, path - first, None].to(x)
+        column = path - self.groups[l1, l3].start
+        factor = getattr(self, f"factors_{l1}_{l3}")[:, column, None].to(x)
         part = x[:, l1 - inner : l1 + inner + 1] * (factor * weight[:, None])
         return nn.functional.pad(part, (0, 0, l3 - inner, l3 - inner))
 
     def forward(self, x: Features, weight: Tensor) -> Features:
         """Sums over the paths of each degree, in the pairs' frames; ``weight`` (E, paths, C)."""
         sums: list[list[Tensor]] = [[] for _ in range(self.degrees_out + 1)]
-        for l1, l3, first, last in self.groups:
+        for (l1, l3), members in self.groups.items():
             inner = min(l1, l3)
-            kernel = getattr(self, f"factors_{l1}_{l3}").to(weight) @ weight[:, first:last]
+            kernel = getattr(self, f"factors_{l1}_{l3}").to(weight) @ weight[:, members]
             part = x[l1][:, l1 - inner : l1 + inner + 1] * kernel
             sums[l3].append(nn.functional.pad(part, (0, 0, l3 - inner, l3 - inner)))
         return [sum(parts[1:], parts[0]) for parts in sums]

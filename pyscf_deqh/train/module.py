@@ -28,7 +28,9 @@ from .loss import hamiltonian_loss
 def build_model(config: TrainConfig) -> DEQH:
     """An untrained model for the elements and basis of ``config``."""
     template = OrbitalTemplate.from_basis(config.data.basis, tuple(config.data.elements))
-    overlaps = torch.from_numpy(onsite_overlaps(config.data.basis, template))
+    overlaps = None
+    if config.backbone == "qhnet":
+        overlaps = torch.from_numpy(onsite_overlaps(config.data.basis, template))
     return DEQH(build_backbone(template, config.model, overlaps), config.solver)
 
 
