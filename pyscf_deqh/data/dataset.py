@@ -109,6 +109,10 @@ class GraphStore:
         query = "SELECT 1 FROM graphs WHERE key = ?"
         return self._connect().execute(query, (key,)).fetchone() is not None
 
+    def sizes(self) -> dict[str, int]:
+        """Length of every graph in bytes, by key: a measure of its molecule's size."""
+        return dict(self._connect().execute("SELECT key, length(graph) FROM graphs"))
+
     def __getitem__(self, key: str) -> MolecularGraph:
         row = self._connect().execute("SELECT graph FROM graphs WHERE key = ?", (key,)).fetchone()
         if row is None:
@@ -282,6 +286,11 @@ class HamiltonianDataset(Dataset):
 
     def __len__(self) -> int:
         return len(self.keys)
+
+    def sizes(self) -> list[int]:
+        """Bytes of each graph, which order the molecules by their number of AOs."""
+        sizes = self.store.sizes()
+        return [sizes[key] for key in self.keys]
 
     def __getitem__(self, index: int) -> MolecularGraph:
         return self.store[self.keys[index]]

@@ -6,10 +6,11 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ..errors import UnsupportedMoleculeError
+from ..errors import ConfigError, UnsupportedMoleculeError
+from ..fitted import FittedFock
 from ..graph import MolecularGraph
 from ..orbitals import orthonormal_basis, solve_roothaan
-from ..reference import reference_hamiltonian, superposed_atomic_density
+from ..reference import REFERENCES, sad_reference, superposed_atomic_density
 
 if TYPE_CHECKING:
     from pyscf.gto import Mole
@@ -45,21 +46,29 @@ def check_molecule(mol: Mole) -> None:
         raise UnsupportedMoleculeError(f"atoms {i} and {j} are at the same place")
 
 
-def build_graph(mol: Mole, reference: str, hamiltonian: np.ndarray | None = None) -> MolecularGraph:
+def build_graph(
+    mol: Mole,
+    reference: str,
+    hamiltonian: np.ndarray | None = None,
+    fitted: FittedFock | None = None,
+) -> MolecularGraph:
     """Graph of a molecule: overlap, reference Hamiltonian, orthonormal vectors, optional label.
 
     Args:
         mol: a built molecule.
         reference: ``'sad'`` or ``'none'``.
         hamiltonian: converged Fock matrix (nao, nao) in hartree, for training and metrics.
+        fitted: builds the reference; one made for it and kept can serve further Fock matrices.
     """
+    if reference not in REFERENCES:
+        raise ConfigError(f"unknown reference {reference!r}; known: {', '.join(REFERENCES)}")
     overlap = mol.intor_symmetric("int1e_ovlp")
     if reference == "none":
         atomic_density = fock = np.zeros_like(overlap)
         basis_vectors = orthonormal_basis(overlap)
     else:
         atomic_density = superposed_atomic_density(mol)
-        fock = reference_hamiltonian(mol, reference, atomic_density)
+        fock = sad_reference(mol, atomic_density, fitted or FittedFock(mol))
         basis_vectors = solve_roothaan(fock, overlap)[1]
     graph = MolecularGraph(
         numbers=np.array([mol.atom_charge(i) for i in range(mol.natm)], dtype=np.int32),

@@ -9,6 +9,31 @@ from torch import Tensor
 _SMALLEST_GAP = 0.02
 # Energy (hartree) of the orbitals that pad small molecules of a batch: above all real ones.
 _PADDING_ENERGY = 100.0
+_MAX_PURIFICATIONS = 80
+
+
+def _purified(hamiltonian: Tensor, electron_pairs: Tensor) -> Tensor:
+    """Projectors (B, n, n) on the lowest eigenvectors, by products of matrices alone.
+
+    Trace-correcting second-order purification (Niklasson, Phys. Rev. B 66, 155115, 2002): what a
+    GPU does at once for a whole batch, where it would diagonalize one matrix after the other.
+    """
+    diagonal = torch.diagonal(hamiltonian, dim1=-2, dim2=-1)
+    radius = hamiltonian.abs().sum(-1) - diagonal.abs()
+    highest, lowest = (diagonal + radius).amax(-1), (diagonal - radius).amin(-1)
+    highest, lowest = highest[:, None, None], lowest[:, None, None]
+    eye = torch.eye(hamiltonian.shape[-1], dtype=hamiltonian.dtype, device=hamiltonian.device)
+    p = (highest * eye - hamiltonian) / (highest - lowest)
+    for step in range(_MAX_PURIFICATIONS):
+        square = p @ p
+        trace, of_square = (m.diagonal(dim1=-2, dim2=-1).sum(-1) for m in (p, square))
+        too_many = (of_square - electron_pairs).abs() < (
+            2 * trace - of_square - electron_pairs
+        ).abs()
+        p = torch.where(too_many[:, None, None], square, 2 * p - square)
+        if step % 5 == 4 and ((trace - of_square).abs() < 1e-5 * electron_pairs).all():
+            break
+    return p
 
 
 class _DensityMatrix(torch.autograd.Function):
@@ -54,4 +79,10 @@ def density_matrix(hamiltonian: Tensor, basis_vectors: Tensor, n_occupied: Tenso
     n = hamiltonian.shape[-1]
     occupied = torch.arange(n, device=hamiltonian.device) < n_occupied[:, None]
     empty = (basis_vectors == 0).all(dim=1)
+    if hamiltonian.is_cuda and not hamiltonian.requires_grad:
+        h = basis_vectors.mT @ hamiltonian @ basis_vectors
+        # Padding above all orbitals, but not so far that it slows the purification down.
+        h = h + torch.diag_embed(empty.to(h.dtype) * h.abs().amax((1, 2))[:, None])
+        projector = _purified(h, n_occupied.to(h.dtype))
+        return 2 * basis_vectors @ projector @ basis_vectors.mT
     return _DensityMatrix.apply(hamiltonian, basis_vectors, occupied, empty)

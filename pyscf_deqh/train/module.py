@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Iterator, Sequence
 from dataclasses import fields
 from functools import partial
 
 import lightning as L
 import numpy as np
 import torch
-from torch.utils.data import DataLoader, RandomSampler
+from torch.utils.data import DataLoader, Sampler
 
 from ..ao import OrbitalTemplate
 from ..data.dataset import GraphStore, HamiltonianDataset
@@ -34,16 +35,44 @@ def build_model(config: TrainConfig) -> DEQH:
     return DEQH(build_backbone(template, config.model, overlaps), config.solver)
 
 
-class EpochSampler(RandomSampler):
-    """A random order that depends on seed and epoch alone, so that resumed runs repeat it."""
+class SizeBatches(Sampler[list[int]]):
+    """Random batches of molecules of similar size, which need little padding.
 
-    def __init__(self, data, seed: int):
-        super().__init__(data)
-        self.seed = seed
-        self.set_epoch(0)
+    A random order is cut into pools of some batches; each pool is sorted by size. The order depends
+    on seed and epoch alone, so that resumed runs repeat it.
+
+    Args:
+        sizes: of the molecules, in any unit.
+        batch_size: molecules per batch; the last, incomplete one is left out unless it is the only
+            one, because its molecules would get a larger weight.
+        seed: of the order.
+    """
+
+    _POOL = 12  # batches
+
+    def __init__(self, sizes: Sequence[int], batch_size: int, seed: int):
+        self.sizes, self.batch_size, self.seed = np.asarray(sizes), batch_size, seed
+        self.epoch = 0
 
     def set_epoch(self, epoch: int) -> None:
-        self.generator = torch.Generator().manual_seed(1_000_003 * self.seed + epoch)
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return max(len(self.sizes) // self.batch_size, 1)
+
+    def __iter__(self) -> Iterator[list[int]]:
+        rng = np.random.default_rng((self.seed, self.epoch))
+        order = rng.permutation(len(self.sizes))[: len(self) * self.batch_size]
+        pool = self._POOL * self.batch_size
+        batches = []
+        for first in range(0, len(order), pool):
+            chosen = order[first : first + pool]
+            chosen = chosen[np.argsort(self.sizes[chosen], kind="stable")]
+            batches += [
+                chosen[i : i + self.batch_size] for i in range(0, len(chosen), self.batch_size)
+            ]
+        for position in rng.permutation(len(batches)):
+            yield batches[position].tolist()
 
 
 class HamiltonianData(L.LightningDataModule):
@@ -74,7 +103,6 @@ class HamiltonianData(L.LightningDataModule):
     def _loader(self, split: str, **options) -> DataLoader:
         return DataLoader(
             self.parts[split],
-            self.config.run.batch_size,
             collate_fn=self._collate,
             num_workers=self.config.data.loaders,
             persistent_workers=self.config.data.loaders > 0,
@@ -85,15 +113,12 @@ class HamiltonianData(L.LightningDataModule):
         return batch.to(device)
 
     def train_dataloader(self) -> DataLoader:
-        train = self.parts["train"]
-        # Incomplete batches would get a larger weight per molecule.
-        full = len(train) >= self.config.run.batch_size
-        return self._loader(
-            "train", sampler=EpochSampler(train, self.config.run.seed), drop_last=full
-        )
+        run = self.config.run
+        batches = SizeBatches(self.parts["train"].sizes(), run.batch_size, run.seed)
+        return self._loader("train", batch_sampler=batches)
 
     def val_dataloader(self) -> DataLoader:
-        return self._loader("valid")
+        return self._loader("valid", batch_size=self.config.run.batch_size)
 
 
 class HamiltonianModule(L.LightningModule):
