@@ -15,6 +15,7 @@ from .settings import SMOKE, Settings, Sizes
 
 # Modules of this package, each with a function run(settings, report).
 PARTS = {
+    "guess": "guess",
     "gpu": "gpu",
 }  # fmt: skip
 

@@ -17,7 +17,7 @@ class Sizes:
         so2net, qhnet: options of the untrained networks' configurations; ``qhnet``'s defaults are
             the paper's.
         small_atoms: atoms of the molecules that rates are measured on.
-        nonane_carbons: carbon atoms of the larger molecule of part ``guess``; nonane has 29 atoms.
+        larger_carbons: of the alkane in part ``guess``; nonane has 29 atoms.
         training_batches: molecules per step on the CPU.
         device_batches: molecules per batch on a GPU.
         stored: molecules in the graph store that loading is timed with.
@@ -30,7 +30,7 @@ class Sizes:
     so2net: dict[str, Any] = field(default_factory=lambda: {"injection_layers": 1})
     qhnet: dict[str, Any] = field(default_factory=dict)
     small_atoms: int = 15
-    nonane_carbons: int = 9
+    larger_carbons: int = 9
     training_batches: tuple[int, ...] = (4, 8, 16)
     device_batches: tuple[int, ...] = (1, 32, 256)
     stored: int = 64
@@ -38,7 +38,7 @@ class Sizes:
     reference_atoms: int = 120
     error_carbons: int = 12
     peak_order: int = 2048
-    peak_bytes: int = 2**28
+    peak_bytes: int = 2**30
 
 
 # Every line of code in a minute; the figures mean nothing.
@@ -48,7 +48,7 @@ SMOKE = Sizes(
     qhnet={"layers": 4, "channels": 8, "bottleneck_channels": 4, "radial_functions": 32,
            "heads": 2, "head_channels": (4, 2, 1)},
     small_atoms=11,
-    nonane_carbons=2,
+    larger_carbons=2,
     training_batches=(2,),
     device_batches=(1, 2),
     stored=4,
