@@ -16,6 +16,7 @@ from .settings import SMOKE, Settings, Sizes
 # Modules of this package, each with a function run(settings, report).
 PARTS = {
     "guess": "guess",
+    "paper": "paper",
     "gpu": "gpu",
 }  # fmt: skip
 
@@ -62,7 +63,8 @@ def main(argv: list[str] | None = None) -> int:
             if part == "gpu" and settings.device == "cuda" and not torch.cuda.is_available():
                 report.start(part, "left out, PyTorch sees no GPU")
                 continue
-            import_module(f".{PARTS[part]}", __package__).run(settings, report)
+            with report.attempt(part):
+                import_module(f".{PARTS[part]}", __package__).run(settings, report)
     except DEQHError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

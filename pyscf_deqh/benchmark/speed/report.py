@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from ...errors import DEQHError
 from ..acceleration import environment
 from .timing import Sample
 
@@ -57,9 +58,15 @@ class Report:
 
     @contextmanager
     def attempt(self, name: str) -> Iterator[None]:
-        """A row's failure is a row; the others go on."""
+        """A row's failure is a row; the others go on.
+
+        Raises:
+            DEQHError: the run was asked for something impossible; no row can do better.
+        """
         try:
             yield
+        except DEQHError:
+            raise
         except Exception as error:
             first = (str(error).strip() or repr(error)).splitlines()[0][:200]
             self.say(name, f"failed: {type(error).__name__}: {first}", failed=True)
