@@ -17,6 +17,8 @@ from .settings import SMOKE, Settings, Sizes
 PARTS = {
     "guess": "guess",
     "paper": "paper",
+    "training": "training",
+    "import": "imports",
     "gpu": "gpu",
 }  # fmt: skip
 
