@@ -18,6 +18,7 @@ PARTS = {
     "guess": "guess",
     "paper": "paper",
     "training": "training",
+    "growth": "growth",
     "import": "imports",
     "gpu": "gpu",
 }  # fmt: skip

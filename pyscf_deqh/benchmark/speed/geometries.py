@@ -45,6 +45,6 @@ def water_cluster(n_molecules: int) -> Geometry:
         up = 1 if site.sum() % 2 == 0 else -1
         oxygen = WATER_SPACING * site
         x, y = OH_BOND * math.sin(HOH_ANGLE / 2), up * OH_BOND * math.cos(HOH_ANGLE / 2)
-        positions += [oxygen, oxygen + [x, y, 0.0], oxygen + [-x, y, 0.0]]
+        positions += list(oxygen + np.array([[0.0, 0.0, 0.0], [x, y, 0.0], [-x, y, 0.0]]))
     numbers = np.array([8, 1, 1] * n_molecules, dtype=np.int32)
     return Geometry(numbers, np.array(positions), {"name": f"(H2O){n_molecules}"})

@@ -133,7 +133,7 @@ def _rate_row(
         torch.cuda.reset_peak_memory_stats(bench.device)
     step = prepare(model, batch)
     steps = getattr(step, "per_call", 1)
-    sample = bench.time(step).map(lambda seconds: size * steps / seconds)
+    sample = bench.time(step).rate(size * steps)
     memory = torch.cuda.max_memory_allocated(bench.device) if bench.on_cuda else 0
     notes = []
     if size < asked:
@@ -205,7 +205,7 @@ def _accuracy(bench: _Bench, kind: str, model: DEQH) -> None:
             double = copy.deepcopy(fixed).double()
             solve = inference(double, bench.batch(double, n, torch.float64))
             exact = solve()
-            sample = bench.time(solve).map(lambda seconds: n / seconds)
+            sample = bench.time(solve).rate(n)
             bench.report.add(f"{kind}, float64, batch {n}", sample, "molecules/s")
     batch = bench.batch(fixed, n)
     modes: dict[str, Callable] = {
@@ -220,7 +220,7 @@ def _accuracy(bench: _Bench, kind: str, model: DEQH) -> None:
             with context():
                 solve = inference(fixed, batch)
                 difference = (solve().double() - exact)[batch.orbital_mask].abs()
-                sample = bench.time(solve).map(lambda seconds: n / seconds)
+                sample = bench.time(solve).rate(n)
             change = (exact - batch.reference)[batch.orbital_mask].abs()
             bench.report.add(f"{kind}, {mode}, batch {n}", sample, "molecules/s")
             bench.report.add(f"{kind}, {mode}: max |H - H(float64)|", difference.max().item(), "Eh",
@@ -328,7 +328,7 @@ def _speedup(
     expected: Tensor,
 ) -> None:  # fmt: skip
     deviation = ((result - expected).abs().max() / expected.abs().max()).item()
-    bench.report.add(f"{name}: {what}, eager", before.map(lambda s: 1e3 * s), "ms")
-    bench.report.add(f"{name}: {what}", after.map(lambda s: 1e3 * s), "ms")
+    bench.report.add(f"{name}: {what}, eager", before.scaled(1e3), "ms")
+    bench.report.add(f"{name}: {what}", after.scaled(1e3), "ms")
     bench.report.add(f"{name}: speed-up", before.median / after.median, "",
                      f"relative deviation {deviation:.1e}")  # fmt: skip

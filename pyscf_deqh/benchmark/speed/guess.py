@@ -94,11 +94,11 @@ def _molecule(settings: Settings, report: Report, geometry: Geometry, peaks: Pea
     guess = measure(whole, settings.repeats)
     _milliseconds(report, f"{label}: whole guess", guess)
     cycle = _cycle(report, mol, method, label)
-    report.add(f"{label}: whole guess / one SCF cycle", guess.map(lambda s: s / cycle))
+    report.add(f"{label}: whole guess / one SCF cycle", guess.scaled(1 / cycle))
 
 
 def _milliseconds(report: Report, name: str, seconds: Sample, note: str = "") -> None:
-    report.add(name, seconds.map(lambda s: 1e3 * s), "ms", note)
+    report.add(name, seconds.scaled(1e3), "ms", note)
 
 
 def _reference_stages(settings: Settings, report: Report, mol: gto.Mole, label: str) -> None:
@@ -147,7 +147,7 @@ def _network_stages(
                f"{work.flops / 1e9:.3g} GFLOP take {1e3 * arithmetic:.3g} ms at the peak, "
                f"{work.bytes / 1e6:.3g} MB {1e3 * traffic:.3g} ms",
                flops=work.flops, bytes=work.bytes)  # fmt: skip
-    report.add(f"{label}: network / floor", network.map(lambda s: s / floor))
+    report.add(f"{label}: network / floor", network.scaled(1 / floor))
 
 
 def _cycle(report: Report, mol: gto.Mole, method: Method, label: str) -> float:

@@ -42,13 +42,19 @@ def run(settings: Settings, report: Report) -> None:
     ours, solved = timed(
         f"solver, {limit} iterations and readout", lambda: model(batch).hamiltonian
     )
-    fast, _ = timed(f"plain recursion, {applications} applications, our products",
-                    lambda: plain_recursion(network, start, batch, applications))  # fmt: skip
+    name = "plain recursion, {} applications, {} products"
+    fast, _ = timed(
+        name.format(applications, "our"),
+        lambda: plain_recursion(network, start, batch, applications),
+    )
     with molecule_frame():
-        slow, expected = timed(f"plain recursion, {applications} applications, full products",
-                               lambda: plain_recursion(full, start, batch, applications))  # fmt: skip
-        short, _ = timed(f"plain recursion, {limit} applications, full products",
-                         lambda: plain_recursion(full, start, batch, limit))  # fmt: skip
+        slow, expected = timed(
+            name.format(applications, "full"),
+            lambda: plain_recursion(full, start, batch, applications),
+        )
+        short, _ = timed(
+            name.format(limit, "full"), lambda: plain_recursion(full, start, batch, limit)
+        )
     report.add("speed-up at the same output", slow.median / ours.median, "",
                "recursion with full products / solver")  # fmt: skip
     report.add(f"speed-up over {limit} applications", short.median / ours.median, "",

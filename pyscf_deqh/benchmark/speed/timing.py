@@ -30,8 +30,12 @@ class Sample:
         low, high = np.percentile(self.values, (25, 75))
         return float(high - low)
 
-    def map(self, function: Callable[[float], float]) -> Sample:
-        return Sample(tuple(function(value) for value in self.values))
+    def scaled(self, factor: float) -> Sample:
+        return Sample(tuple(factor * value for value in self.values))
+
+    def rate(self, count: float) -> Sample:
+        """``count`` per value: how many a second, of a number done in these seconds."""
+        return Sample(tuple(count / value for value in self.values))
 
 
 def measure(

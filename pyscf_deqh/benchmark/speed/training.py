@@ -41,8 +41,8 @@ def run(settings: Settings, report: Report) -> None:
         with report.attempt(f"batch {n}"):
             batch = batch_of(model, graphs, n)
             steps = TrainingSteps(model, batch)
-            done = n * steps.per_call
-            sample = measure(steps, settings.repeats, 1, _ROW_SECONDS).map(lambda s, d=done: d / s)
+            seconds = measure(steps, settings.repeats, 1, _ROW_SECONDS)
+            sample = seconds.rate(n * steps.per_call)
             report.add(f"training, batch {n}", sample, "molecules/s",
                        f"a measurement is {steps.per_call} steps, one of each depth")  # fmt: skip
             rates[n] = sample.median
@@ -86,10 +86,9 @@ def _loading(
                 chosen = [data[i % len(data)] for i in range(n)]
                 collate(chosen, backbone.template, backbone.cutoff)
 
-            sample = measure(load, settings.repeats, 2, _ROW_SECONDS)
-            sample = sample.map(lambda seconds, n=n: n / seconds)
+            sample = measure(load, settings.repeats, 2, _ROW_SECONDS).rate(n)
             report.add(f"loading, batch {n}", sample, "molecules/s",
-                       "reading the graph store and batching, one process, cached pages")  # fmt: skip
+                       "graph store and batching, one process, cached pages")  # fmt: skip
             report.add(f"loading / training, batch {n}", sample.median / rates[n])
 
 
