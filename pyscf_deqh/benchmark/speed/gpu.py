@@ -20,7 +20,7 @@ from torch.profiler import ProfilerActivity, profile
 from ...graph import GraphBatch, MolecularGraph
 from ...nn.deqh import DEQH
 from .report import Report
-from .samples import batch_of, bundled_geometries, labelled_graphs, untrained
+from .samples import batch_of, geometries_of, labelled_graphs, untrained
 from .settings import Settings
 from .steps import TrainingSteps, inference
 from .timing import Sample, measure
@@ -77,7 +77,7 @@ def run(settings: Settings, report: Report) -> None:
     report.start("gpu", f"untrained networks on {name}, molecules of {settings.sizes.small_atoms} "
                  "atoms, made-up labels")  # fmt: skip
     report.environment["device"] = name
-    bench.graphs = labelled_graphs(bundled_geometries(settings.sizes.small_atoms))
+    bench.graphs = labelled_graphs(geometries_of(settings.sizes.small_atoms))
     models = {}
     for kind in ("so2net", "qhnet"):
         with report.attempt(f"{kind}: network"):

@@ -27,7 +27,7 @@ from ..scf_runs import Method, run_classical
 from .geometries import polyethylene
 from .peaks import Peaks, count_work, machine_peaks
 from .report import Report
-from .samples import bundled_geometries
+from .samples import geometries_of
 from .settings import Settings
 from .steps import inference
 from .timing import Sample, measure
@@ -69,7 +69,7 @@ def run(settings: Settings, report: Report) -> None:
     peaks = machine_peaks(sizes.peak_order, sizes.peak_bytes)
     report.add("peak of single-precision matrix products", peaks.flops / 1e9, "GFLOP/s")
     report.add("peak of memory copies, read and written", peaks.bandwidth / 1e9, "GB/s")
-    small = bundled_geometries(sizes.small_atoms)[-1]
+    small = geometries_of(sizes.small_atoms)[-1]
     for geometry in (small, polyethylene(sizes.larger_carbons)):
         with report.attempt(f"{len(geometry.numbers)} atoms"):
             _molecule(settings, report, geometry, peaks)

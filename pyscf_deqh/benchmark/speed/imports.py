@@ -9,7 +9,7 @@ import sys
 from typing import Any
 
 from .report import Report
-from .samples import bundled_geometries
+from .samples import geometries_of
 from .settings import Settings
 from .timing import Sample
 
@@ -66,7 +66,7 @@ def fresh_interpreter(options: dict[str, Any], threads: int) -> dict[str, Any]:
 
 
 def run(settings: Settings, report: Report) -> None:
-    geometry = bundled_geometries(settings.sizes.small_atoms)[-1]
+    geometry = geometries_of(settings.sizes.small_atoms)[-1]
     report.start("import", f"fresh interpreters, {settings.threads} threads; guesses of "
                  f"{len(geometry.numbers)} atoms")  # fmt: skip
     options = {"model": str(settings.model), "atom": geometry.atom()}

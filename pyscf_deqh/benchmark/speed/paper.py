@@ -10,7 +10,7 @@ from torch import Tensor
 
 from .plain_recursion import molecule_frame, plain_recursion, with_full_products
 from .report import Report
-from .samples import batch_of, bundled_geometries, labelled_graphs, untrained
+from .samples import batch_of, geometries_of, labelled_graphs, untrained
 from .settings import Settings
 from .timing import Sample, measure
 
@@ -24,7 +24,7 @@ def run(settings: Settings, report: Report) -> None:
     network: Any = model.backbone
     report.say("network", f"{sum(p.numel() for p in model.parameters()) / 1e6:.2f} M parameters, "
                f"{network.config.channels} channels")  # fmt: skip
-    graphs = labelled_graphs(bundled_geometries(settings.sizes.small_atoms)[-1:])
+    graphs = labelled_graphs(geometries_of(settings.sizes.small_atoms)[-1:])
     batch = batch_of(model, graphs)
     start = model.initial_hamiltonian(batch)
     limit = model.settings.forward_max_iterations

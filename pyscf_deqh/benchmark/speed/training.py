@@ -16,7 +16,7 @@ from ...data.qh9 import QH9Database
 from ...data.record import Record
 from ...graph import BOHR, MolecularGraph, collate
 from .report import Report
-from .samples import BASIS, batch_of, bundled_geometries, labelled_graphs, untrained
+from .samples import BASIS, batch_of, geometries_of, labelled_graphs, untrained
 from .settings import Settings
 from .steps import TrainingSteps
 from .timing import measure
@@ -34,7 +34,7 @@ def run(settings: Settings, report: Report) -> None:
         f"{config.injection_layers + config.filter_layers} layers, {settings.threads} threads, "
         f"{sizes.small_atoms} atoms, made-up labels",
     )  # fmt: skip
-    geometries = bundled_geometries(sizes.small_atoms)
+    geometries = geometries_of(sizes.small_atoms)
     graphs = labelled_graphs(geometries)
     rates = {}
     for n in sizes.training_batches:
