@@ -1,4 +1,7 @@
-"""``python -m pyscf_deqh.benchmark --init 1e minao``: what the DEQH guess saves, measured."""
+"""``python -m pyscf_deqh.benchmark --init 1e minao``: what the DEQH guess saves, measured.
+
+``python -m pyscf_deqh.benchmark speed`` measures how fast the guess and training are.
+"""
 
 from __future__ import annotations
 
@@ -38,6 +41,11 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def main(argv: list[str] | None = None) -> int:
+    argv = sys.argv[1:] if argv is None else argv
+    if argv[:1] == ["speed"]:
+        from .speed.command import main as speed
+
+        return speed(argv[1:])
     args = _parser().parse_args(argv)
     from .acceleration import run_benchmark
     from .report import plot, table

@@ -1,0 +1,160 @@
+"""Part ``guess``: the stages of one guess, its network's floor, and one SCF cycle."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from functools import wraps
+from typing import Any
+from unittest.mock import patch
+
+import torch
+from pyscf import gto
+from pyscf.dft.gen_grid import Grids
+from pyscf.dft.numint import NumInt
+from pyscf.scf import hf
+
+from ...checkpoint import load_model
+from ...data.geometry import Geometry
+from ...data.graph import build_graph
+from ...graph import collate
+from ...guess import guess_density, predict_hamiltonian
+from ...orbitals import solve_roothaan
+from ...reference import reference_hamiltonian, superposed_atomic_density
+from ..acceleration import name_of
+from ..scf_runs import Method, run_classical
+from .geometries import polyethylene
+from .peaks import Peaks, count_work, machine_peaks
+from .report import Report
+from .samples import geometries_of
+from .settings import Settings
+from .steps import inference
+from .timing import Sample, measure
+
+# PySCF's functions that make the parts of the reference; what is left is the Coulomb matrix.
+_REFERENCE_PARTS: dict[str, tuple[Any, str]] = {
+    "grid": (Grids, "build"),
+    "exchange-correlation": (NumInt, "nr_rks"),
+    "core Hamiltonian": (hf, "get_hcore"),
+}
+
+
+@contextmanager
+def _calls_timed(parts: dict[str, tuple[Any, str]]) -> Iterator[dict[str, float]]:
+    """Seconds spent in each function or method, by name."""
+    seconds = dict.fromkeys(parts, 0.0)
+
+    def timed(name: str, function: Any) -> Any:
+        @wraps(function)
+        def call(*args: Any, **kwargs: Any) -> Any:
+            started = time.perf_counter()
+            try:
+                return function(*args, **kwargs)
+            finally:
+                seconds[name] += time.perf_counter() - started
+
+        return call
+
+    with ExitStack() as stack:
+        for name, (owner, attribute) in parts.items():
+            function = getattr(owner, attribute)
+            stack.enter_context(patch.object(owner, attribute, timed(name, function)))
+        yield seconds
+
+
+def run(settings: Settings, report: Report) -> None:
+    sizes = settings.sizes
+    report.start("guess", f"model {settings.model}, {settings.threads} threads")
+    peaks = machine_peaks(sizes.peak_order, sizes.peak_bytes)
+    report.add("peak of single-precision matrix products", peaks.flops / 1e9, "GFLOP/s")
+    report.add("peak of memory copies, read and written", peaks.bandwidth / 1e9, "GB/s")
+    small = geometries_of(sizes.small_atoms)[-1]
+    for geometry in (small, polyethylene(sizes.larger_carbons)):
+        with report.attempt(f"{len(geometry.numbers)} atoms"):
+            _molecule(settings, report, geometry, peaks)
+
+
+def _molecule(settings: Settings, report: Report, geometry: Geometry, peaks: Peaks) -> None:
+    method = Method(model=settings.model, device="cpu")
+    mol = method.molecule(geometry)
+    label = f"{mol.natm} atoms"
+    report.say(label, f"{name_of(geometry)}, {mol.nao} orbitals", nao=int(mol.nao))
+    _reference_stages(settings, report, mol, label)
+    _network_stages(settings, report, mol, label, peaks)
+
+    mf = method.scf(mol)
+    hamiltonian = predict_hamiltonian(mol, settings.model, "cpu").hamiltonian
+    orbitals = measure(lambda: guess_density(mf, mol, hamiltonian), settings.repeats)
+    _milliseconds(report, f"{label}: eigenproblem and density", orbitals)
+
+    def whole() -> None:
+        guess_density(mf, mol, predict_hamiltonian(mol, settings.model, "cpu").hamiltonian)
+
+    guess = measure(whole, settings.repeats)
+    _milliseconds(report, f"{label}: whole guess", guess)
+    cycle = _cycle(report, mol, method, label)
+    report.add(f"{label}: whole guess / one SCF cycle", guess.scaled(1 / cycle))
+
+
+def _milliseconds(report: Report, name: str, seconds: Sample, note: str = "") -> None:
+    report.add(name, seconds.scaled(1e3), "ms", note)
+
+
+def _reference_stages(settings: Settings, report: Report, mol: gto.Mole, label: str) -> None:
+    def add(name: str, function: Any) -> None:
+        _milliseconds(report, f"{label}: {name}", measure(function, settings.repeats))
+
+    add("overlap", lambda: mol.intor_symmetric("int1e_ovlp"))
+    add("superposed atomic density", lambda: superposed_atomic_density(mol))
+    density, overlap = superposed_atomic_density(mol), mol.intor_symmetric("int1e_ovlp")
+    totals, parts = [], []
+    for _ in range(settings.repeats):
+        with _calls_timed(_REFERENCE_PARTS) as seconds:
+            started = time.perf_counter()
+            fock = reference_hamiltonian(mol, "sad", density)
+            totals.append(time.perf_counter() - started)
+        parts.append(seconds)
+    _milliseconds(report, f"{label}: reference", Sample(tuple(totals)))
+    rest = [total - sum(part.values()) for total, part in zip(totals, parts, strict=True)]
+    for name in _REFERENCE_PARTS:
+        sample = Sample(tuple(part[name] for part in parts))
+        _milliseconds(report, f"{label}: reference, {name}", sample)
+    _milliseconds(report, f"{label}: reference, Coulomb matrix and rest", Sample(tuple(rest)))
+    add("orbitals of the reference", lambda: solve_roothaan(fock, overlap))
+
+
+def _network_stages(
+    settings: Settings, report: Report, mol: gto.Mole, label: str, peaks: Peaks
+) -> None:
+    model, spec = load_model(settings.model)
+    graph = build_graph(mol, spec.reference)
+
+    def features():
+        return collate([graph], spec.template, spec.backbone.cutoff_bohr)
+
+    _milliseconds(report, f"{label}: features", measure(features, settings.repeats))
+    batch = features()
+    solve = inference(model, batch)
+    with torch.no_grad():
+        iterations = int(model(batch).iterations[0])
+    network = measure(solve, settings.repeats, 2)
+    _milliseconds(report, f"{label}: network", network, f"{iterations} iterations")
+    work = count_work(solve)
+    arithmetic, traffic = work.seconds(peaks)
+    floor = max(arithmetic, traffic)
+    report.add(f"{label}: network, floor", 1e3 * floor, "ms",
+               f"{work.flops / 1e9:.3g} GFLOP take {1e3 * arithmetic:.3g} ms at the peak, "
+               f"{work.bytes / 1e6:.3g} MB {1e3 * traffic:.3g} ms",
+               flops=work.flops, bytes=work.bytes)  # fmt: skip
+    report.add(f"{label}: network / floor", network.scaled(1 / floor))
+
+
+def _cycle(report: Report, mol: gto.Mole, method: Method, label: str) -> float:
+    """Seconds per Fock build of a real SCF, its integrals and everything else included."""
+    scf = run_classical(mol, method, "minao")
+    seconds = scf.scf_seconds / scf.fock_builds
+    report.add(f"{label}: one SCF cycle", 1e3 * seconds, "ms",
+               f"{method.xc}/{method.basis} from minao: {scf.scf_seconds:.3g} s, "
+               f"{scf.fock_builds} Fock builds", fock_builds=scf.fock_builds)  # fmt: skip
+    return seconds
