@@ -21,6 +21,7 @@ plot = ["matplotlib>=3.7"]
 md17 = ["ase>=3.22"]
 # ASE has announced that it will remove `fixcm`, which the thermostat has to be told.
 md = ["ase>=3.23,<3.30", "tblite>=0.4"]
+embed = [*md, "rdkit>=2023.9"]
 
 setup(
     name="pyscf_deqh",
@@ -51,13 +52,14 @@ setup(
         "train": train,
         "plot": plot,
         "md": md,
+        "embed": embed,
         "md17": md17,
         "download": ["gdown>=5"],
-        "test": [*train, *plot, *md, "pytest>=8"],
+        "test": [*train, *plot, *embed, "pytest>=8"],
         "dev": [
             *train,
             *plot,
-            *md,
+            *embed,
             "pytest>=8",
             "ruff>=0.6",
             "mypy>=1.10",

@@ -98,6 +98,15 @@ def resolve_model(name: str | Path) -> Path:
     )
 
 
+def weights_hash(model: str | Path) -> str:
+    """SHA-256 of a model's weights, as its configuration has it.
+
+    Raises:
+        CheckpointError: no such model.
+    """
+    return _read_config(resolve_model(model))["sha256"]
+
+
 def load_model(name: str | Path = DEFAULT_MODEL, device: str = "cpu") -> tuple[DEQH, ModelSpec]:
     """Load a bundled model by name, or any exported model by its folder.
 

@@ -7,6 +7,9 @@ _EXTRAS = {
     "yaml": "train",
     "tensorboard": "train",
     "matplotlib": "plot",
+    "ase": "md",
+    "tblite": "md",
+    "rdkit": "embed",
 }
 
 

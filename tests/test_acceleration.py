@@ -4,9 +4,9 @@ import random
 
 import pytest
 
-from pyscf_deqh.benchmark.__main__ import BUNDLED
 from pyscf_deqh.benchmark.acceleration import run_benchmark
 from pyscf_deqh.benchmark.scf_runs import Method
+from pyscf_deqh.benchmark.sets import BUNDLED
 from pyscf_deqh.data.geometry import read_geometries
 
 

@@ -8,7 +8,7 @@ import torch
 from conftest import make_mol
 from pyscf import scf
 
-from pyscf_deqh.benchmark.ratios import error_level_cycle, mean_and_std, ratios
+from pyscf_deqh.benchmark.ratios import distribution, error_level_cycle, ratios
 from pyscf_deqh.benchmark.scf_runs import SCFRun
 from pyscf_deqh.data.graph import build_graph
 from pyscf_deqh.graph import collate
@@ -142,8 +142,10 @@ def test_ratios_by_hand():
     )
     assert error_level_cycle(baseline, 0.3) == 2
     assert error_level_cycle(baseline, -1.0) == 8
+    assert ratios(deqh, baseline, np.zeros((3, 3))) == result | {"error_level_ratio": None}
 
 
-def test_mean_and_std():
-    assert mean_and_std([1.0, 3.0]) == {"mean": 2.0, "std": 1.0}
-    assert np.isnan(mean_and_std([])["mean"])
+def test_distribution():
+    assert distribution([1.0, None, 3.0]) == {"mean": 2.0, "std": 1.0, "median": 2.0, "n": 2}
+    assert distribution([1.0, 2.0, 6.0])["median"] == 2.0
+    assert np.isnan(distribution([None])["mean"])

@@ -14,14 +14,14 @@ from ..checkpoint import DEFAULT_MODEL
 from ..data.geometry import read_geometries
 from ..errors import DEQHError
 from .scf_runs import INITS, Method
-
-BUNDLED = Path(__file__).parent / "molecules" / "qm9_test.xyz"
+from .sets import BUNDLED
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m pyscf_deqh.benchmark",
         description=__doc__,
+        epilog="'python -m pyscf_deqh.benchmark suite --help': all bundled sets in one run.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     parser.add_argument("--init", nargs="+", choices=INITS, default=["minao"],
@@ -29,6 +29,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--molecules", type=Path, default=BUNDLED,
                         help="xyz/extxyz file, folder of them, or QH9 database; the default is the "
                         "bundled set of QM9 molecules that no model was trained on")  # fmt: skip
+    parser.add_argument("--first", type=int, help="only this many molecules from the beginning")
     parser.add_argument("--n", type=int, help="a random selection of this many molecules")
     parser.add_argument("--seed", type=int, default=0, help="seed of that selection")
     parser.add_argument("--xc", default="b3lyp", help="functional, or hf")
@@ -46,12 +47,16 @@ def main(argv: list[str] | None = None) -> int:
         from .speed.command import main as speed
 
         return speed(argv[1:])
+    if argv[:1] == ["suite"]:
+        from .suite import main as suite
+
+        return suite(argv[1:])
     args = _parser().parse_args(argv)
     from .acceleration import run_benchmark
     from .report import plot, table
 
     try:
-        geometries = read_geometries(args.molecules)
+        geometries = read_geometries(args.molecules)[: args.first]
         if args.n is not None and args.n < len(geometries):
             geometries = random.Random(args.seed).sample(geometries, args.n)
         method = Method(args.xc, args.basis, args.model, args.device)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import platform
@@ -13,8 +14,11 @@ import numpy as np
 from pyscf import lib
 from tqdm import tqdm
 
+from .. import __version__
+from ..checkpoint import weights_hash
 from ..data.geometry import Geometry
-from .ratios import RATIOS, mean_and_std, ratios
+from ..errors import UnsupportedMoleculeError
+from .ratios import RATIOS, distribution, hamiltonian_mae, ratios
 from .scf_runs import Method, run_classical, run_deqh
 
 WATER = Geometry(
@@ -24,21 +28,40 @@ WATER = Geometry(
 )
 
 
+def _processor() -> str:
+    """The processor's name where the system tells one, else its architecture."""
+    try:
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    except OSError:
+        pass
+    return platform.processor() or platform.machine()
+
+
 def environment() -> dict:
-    """What the figures were measured with."""
+    """What the figures were measured with: hardware, threads and versions."""
+    import torch
+
     return {
-        "machine": platform.processor() or platform.machine(),
+        "machine": _processor(),
+        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
         "cores": os.cpu_count(),
         "threads": lib.num_threads(),
         "python": platform.python_version(),
+        "pyscf_deqh": __version__,
         **{name: version(name) for name in ("pyscf", "torch", "numpy")},
     }
 
 
 def name_of(geometry: Geometry) -> str:
+    """What a molecule is known by; a frame of a trajectory by its temperature and number too."""
     info = geometry.info
-    label = f"qm9-{info['qm9_id']}" if "qm9_id" in info else info.get("id", "")
-    return f"{label} {info.get('smiles', info.get('name', ''))}".strip() or "molecule"
+    words = [f"qm9-{info['qm9_id']}" if "qm9_id" in info else info.get("id", "")]
+    words.append(info.get("name", info.get("smiles", "")))
+    if "frame" in info:
+        words.append(f"{info.get('temperature', '?')} K frame {info['frame']}")
+    return " ".join(word for word in words if word) or "molecule"
 
 
 def benchmark_molecule(geometry: Geometry, method: Method, inits: Sequence[str]) -> dict:
@@ -60,7 +83,7 @@ def benchmark_molecule(geometry: Geometry, method: Method, inits: Sequence[str])
         row["baselines"][init] = baseline.to_row()
         row["ratios"][init] = ratios(deqh, baseline, predicted)
         row["energy_difference"][init] = deqh.energy - baseline.energy
-        row["hamiltonian_mae"] = float(np.abs(predicted - baseline.hamiltonian).mean())
+        row["hamiltonian_mae"] = hamiltonian_mae(predicted, baseline)
     return row
 
 
@@ -69,15 +92,15 @@ def _converged(row: dict, init: str) -> bool:
 
 
 def summarize(rows: Sequence[dict], init: str, model: str) -> dict:
-    """Mean and standard deviation of all ratios over the molecules where both runs converged."""
+    """Distributions of all ratios over the molecules where both runs converged."""
     good = [row for row in rows if _converged(row, init)]
     guess = [r["deqh"]["guess_seconds"] / _seconds(r["baselines"][init]) for r in good]
     return {
-        **{name: mean_and_std(r["ratios"][init][name] for r in good) for name in RATIOS},
-        "guess_share": mean_and_std(guess),
-        "cycles_deqh": mean_and_std(r["deqh"]["cycles"] for r in good),
-        "cycles_baseline": mean_and_std(r["baselines"][init]["cycles"] for r in good),
-        "hamiltonian_mae": mean_and_std(r["hamiltonian_mae"] for r in good),
+        **{name: distribution(r["ratios"][init][name] for r in good) for name in RATIOS},
+        "guess_share": distribution(guess),
+        "cycles_deqh": distribution(r["deqh"]["cycles"] for r in good),
+        "cycles_baseline": distribution(r["baselines"][init]["cycles"] for r in good),
+        "hamiltonian_mae": distribution(r["hamiltonian_mae"] for r in good),
         "max_energy_difference": max(
             (abs(r["energy_difference"][init]) for r in good), default=float("nan")
         ),
@@ -107,7 +130,13 @@ class Results:
     def to_json(self) -> dict:
         summaries = self.summaries()
         return {
-            "method": {"xc": self.method.xc, "basis": self.method.basis},
+            "method": {
+                "xc": self.method.xc,
+                "basis": self.method.basis,
+                "model": str(self.method.model),
+                "weights": weights_hash(self.method.model),
+                "device": self.method.device,
+            },
             "environment": environment(),
             "summary": summaries[self.inits[0]],
             "summaries": summaries,
@@ -145,7 +174,9 @@ def run_benchmark(
         if not geometries:
             return results
     water = method.molecule(WATER)
-    run_deqh(water, method)
+    # A model that does not serve the method says so for each molecule.
+    with contextlib.suppress(UnsupportedMoleculeError):
+        run_deqh(water, method)
     run_classical(water, method, inits[0])
     bar = tqdm(geometries, desc="benchmark", unit="mol", disable=not progress)
     try:

@@ -17,6 +17,16 @@ RATIOS = (
 )
 
 
+def hamiltonian_mae(predicted: np.ndarray, baseline: SCFRun) -> float | None:
+    """MAE (hartree) of a prediction against the converged Fock matrix.
+
+    None where the prediction is in another basis set.
+    """
+    if predicted.shape != baseline.hamiltonian.shape:
+        return None
+    return float(np.abs(predicted - baseline.hamiltonian).mean())
+
+
 def error_level_cycle(baseline: SCFRun, error_level: float) -> int:
     """First cycle whose Fock matrix is, on average, that close (hartree) to the converged one."""
     for cycle, fock in enumerate(baseline.focks):
@@ -25,29 +35,33 @@ def error_level_cycle(baseline: SCFRun, error_level: float) -> int:
     return baseline.cycles
 
 
-def ratios(deqh: SCFRun, baseline: SCFRun, predicted: np.ndarray) -> dict[str, float]:
+def ratios(deqh: SCFRun, baseline: SCFRun, predicted: np.ndarray) -> dict[str, float | None]:
     """Ratios of one molecule.
 
     achieved: cycles from the DEQH guess over cycles from the baseline's guess.
     optimal: one cycle over the baseline's, what a perfect prediction would reach.
     error_level: cycles that the baseline needs to come as close to the converged Hamiltonian as
-        the prediction, over all its cycles.
+        the prediction, over all its cycles; None where the prediction is in another basis set.
     effective: Fock builds, those hidden in the guesses included (cheap ones in full).
     wall: seconds, guesses included.
     """
     cycles = max(baseline.cycles, 1)
-    error_level = float(np.abs(predicted - baseline.hamiltonian).mean())
+    error_level = hamiltonian_mae(predicted, baseline)
     return {
         "achieved_ratio": deqh.cycles / cycles,
         "optimal_ratio": 1 / cycles,
-        "error_level_ratio": error_level_cycle(baseline, error_level) / cycles,
+        "error_level_ratio": None
+        if error_level is None
+        else error_level_cycle(baseline, error_level) / cycles,
         "effective_ratio": deqh.all_fock_builds / baseline.all_fock_builds,
         "wall_ratio": deqh.seconds / baseline.seconds,
     }
 
 
-def mean_and_std(values: Iterable[float]) -> dict[str, float]:
-    array = np.asarray(list(values), dtype=float)
+def distribution(values: Iterable[float | None]) -> dict[str, float]:
+    """Mean, standard deviation, median and number of the values; None is no value."""
+    array = np.array([value for value in values if value is not None], dtype=float)
     if not len(array):
-        return {"mean": float("nan"), "std": float("nan")}
-    return {"mean": float(array.mean()), "std": float(array.std())}
+        return {"mean": float("nan"), "std": float("nan"), "median": float("nan"), "n": 0}
+    mean, std, median = float(array.mean()), float(array.std()), float(np.median(array))
+    return {"mean": mean, "std": std, "median": median, "n": len(array)}

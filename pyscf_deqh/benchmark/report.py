@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -46,19 +46,26 @@ def table(results: Results) -> str:
         lines += ["", f"deqh ({summary['model']}) against {init}, n = {summary['n']}"]
         for name in (*RATIOS, "guess_share"):
             value = summary[name]
-            lines.append(
-                f"  {name:18} {value['mean']:6.3f} +- {value['std']:.3f}   {_MEANING[name]}"
-            )
+            if value["n"]:
+                lines.append(
+                    f"  {name:18} {value['mean']:6.3f} +- {value['std']:.3f}   {_MEANING[name]}"
+                )
         mae = summary["hamiltonian_mae"]
-        lines.append(
-            f"  {'MAE of H':18} {1e6 * mae['mean']:6.0f} +- {1e6 * mae['std']:.0f}   micro-Eh"
-        )
+        if mae["n"]:
+            lines.append(
+                f"  {'MAE of H':18} {1e6 * mae['mean']:6.0f} +- {1e6 * mae['std']:.0f}   micro-Eh"
+            )
         lines.append(f"  {'largest |dE|':18} {summary['max_energy_difference']:.1e} Eh")
         if summary["not_converged"]:
             lines.append("  not converged, left out: " + ", ".join(summary["not_converged"]))
     for failure in results.failures:
         lines.append(f"failed: {failure['name']}: {failure['reason']}")
     return "\n".join(lines)
+
+
+def markdown_table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
+    lines = ["| " + " | ".join(header) + " |", "|" + "---|" * len(header)]
+    return lines + ["| " + " | ".join(row) + " |" for row in rows]
 
 
 def _median_curve(curves: Sequence[Sequence[float]]) -> np.ndarray:

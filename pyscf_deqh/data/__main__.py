@@ -8,9 +8,10 @@ import sys
 from dataclasses import fields
 from pathlib import Path
 
-from ..errors import ConfigError, DatasetError, DEQHError
+from ..errors import ConfigError, DatasetError, DEQHError, missing_extra
 from .download import DATASETS, download
 from .dynamics import ENGINES
+from .embed import embed, read_smiles
 from .formats import open_labels
 from .geometry import Geometry, read_geometries
 from .label import LabelSettings, label
@@ -139,6 +140,26 @@ def _run_md(args: argparse.Namespace) -> int:
     return 1 if failures else 0
 
 
+def _add_embed(commands) -> None:
+    parser = commands.add_parser(
+        "embed",
+        help="geometries from SMILES; run the same command again to resume",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    parser.add_argument("smiles", type=Path, help="text file with lines 'SMILES name'")
+    parser.add_argument("--out", type=Path, required=True, help="xyz file to make or to resume")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the conformers")
+    parser.set_defaults(run=_run_embed)
+
+
+def _run_embed(args: argparse.Namespace) -> int:
+    written, failures = embed(read_smiles(args.smiles), args.out, args.seed)
+    print(f"{args.out}: {written} molecules written now, {len(failures)} failed")
+    for name, reason in failures.items():
+        print(f"  {name}: {reason}")
+    return 1 if failures else 0
+
+
 def _add_info(commands) -> None:
     parser = commands.add_parser("info", help="what a file of labels holds")
     parser.add_argument("database", type=Path, help="QH9, QH9-dynamic or MD17 file")
@@ -173,6 +194,7 @@ def _run_download(args: argparse.Namespace) -> int:
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m pyscf_deqh.data", description=__doc__)
     commands = parser.add_subparsers(required=True)
+    _add_embed(commands)
     _add_md(commands)
     _add_label(commands)
     _add_info(commands)
@@ -182,6 +204,9 @@ def main(argv: list[str] | None = None) -> int:
         return args.run(args)
     except DEQHError as error:
         print(f"error: {error}", file=sys.stderr)
+        return 2
+    except ModuleNotFoundError as error:
+        print(f"error: {missing_extra(error)}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("interrupted; run the same command again to go on", file=sys.stderr)

@@ -19,6 +19,7 @@ from tqdm import tqdm
 
 from ..errors import ConfigError, DatasetError
 from .dynamics import Engine, State, isotope_masses, thermal_velocities
+from .frames import complete_frames, foreign_file
 from .geometry import Geometry, parse_comment, read_geometries, read_xyz
 
 MD17 = Path(__file__).parent / "molecules" / "md17.xyz"
@@ -202,26 +203,15 @@ def _numbered(starts: Sequence[Geometry]) -> dict[int, Geometry]:
     return numbered
 
 
-def _complete_frames(path: Path) -> tuple[int, dict[int, _Frame]]:
+def _last_frames(path: Path) -> tuple[int, dict[int, _Frame]]:
     """Where the last complete frame ends, and the last complete frame of each trajectory."""
     end, last = 0, {}
-    marker = f"Properties={_COLUMNS} "
-    with open(path, "rb") as handle:
-        try:
-            while head := handle.readline():
-                lines = [handle.readline().decode() for _ in range(int(head) + 1)]
-                # A comment cut short is the marker's beginning; a stranger's file stays untouched.
-                if lines[0][: len(marker)] != marker[: len(lines[0])]:
-                    raise ValueError("another comment line")
-                if not lines[-1].endswith("\n"):
-                    break
-                last[int(lines[0].split(" trajectory=")[1].split()[0])] = lines
-                end = handle.tell()
-            return end, {number: _Frame.parse(lines) for number, lines in last.items()}
-        except (ValueError, IndexError, KeyError) as error:
-            raise DatasetError(
-                f"{path} was not written by this command (byte {end}: {error})"
-            ) from error
+    try:
+        for end, lines in complete_frames(path, _COLUMNS):  # noqa: B007
+            last[int(lines[0].split(" trajectory=")[1].split()[0])] = lines
+        return end, {number: _Frame.parse(lines) for number, lines in last.items()}
+    except (ValueError, IndexError, KeyError) as error:
+        raise foreign_file(path, end, error) from error
 
 
 def _resume(
@@ -230,7 +220,7 @@ def _resume(
     """The last frame of each trajectory; a frame that was being written is cut off."""
     if not path.exists():
         return {}
-    end, last = _complete_frames(path)
+    end, last = _last_frames(path)
     for number, frame in last.items():
         changed = {k: (frame.info.get(k), v) for k, v in made_by.items() if frame.info.get(k) != v}
         if changed:

@@ -12,10 +12,10 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from ..benchmark.__main__ import BUNDLED
 from ..benchmark.acceleration import name_of
 from ..benchmark.scf_runs import Method, run_classical
-from ..checkpoint import load_model, resolve_model
+from ..benchmark.sets import BUNDLED, PUBLISHED
+from ..checkpoint import load_model, resolve_model, weights_hash
 from ..data.geometry import Geometry, read_geometries
 from ..data.graph import build_graph
 from ..graph import collate
@@ -24,7 +24,7 @@ from .datasets import IN_HOUSE, Dataset
 from .iteration import iterates
 from .options import Options
 from .report import Report, spread, with_spread
-from .trainings import Training, model_name, weights_hash
+from .trainings import Training, model_name
 
 _ITERATIONS = 10
 SCF, IDENTITY, MINAO = "PySCF, minao", "DEQHNet, identity", "DEQHNet, minao"
@@ -53,7 +53,7 @@ def _molecules(options: Options, dataset: Dataset | None) -> list[Geometry]:
     n = options.n or options.size.curve_molecules
     if dataset is not None:
         return dataset.geometries("test", n)
-    molecules = read_geometries(BUNDLED)
+    molecules = read_geometries(BUNDLED)[:PUBLISHED]
     return random.Random(0).sample(molecules, min(n, len(molecules)))
 
 

@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from ..benchmark.__main__ import BUNDLED
 from ..benchmark.acceleration import WATER, name_of
 from ..benchmark.scf_runs import Method, run_classical
+from ..benchmark.sets import BUNDLED
 from ..data.geometry import Geometry, read_geometries
 from ..orbitals import solve_roothaan
 from .cache import ResultCache

@@ -9,11 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
-from .. import __version__
 from ..benchmark.acceleration import environment
-from ..benchmark.report import new_figure
+from ..benchmark.report import markdown_table, new_figure
 from .cache import write_json
 
 
@@ -66,19 +64,13 @@ class Report:
 
 def describe_environment() -> dict[str, Any]:
     """Hardware and versions."""
-    found = environment() | {"pyscf_deqh": __version__}
+    found = environment()
     for name in ("e3nn", "torchdeq", "lightning"):
         try:
             found[name] = version(name)
         except PackageNotFoundError:
             found[name] = None
-    found["gpu"] = torch.cuda.get_device_name() if torch.cuda.is_available() else None
     return found
-
-
-def markdown_table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
-    lines = ["| " + " | ".join(header) + " |", "|" + "---|" * len(header)]
-    return lines + ["| " + " | ".join(row) + " |" for row in rows]
 
 
 def spread(values: Iterable[float]) -> dict[str, Any]:

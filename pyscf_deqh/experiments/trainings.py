@@ -151,11 +151,6 @@ def model_name(model: str | Path) -> str:
     return folder.parent.name if folder.name == "model" else folder.name
 
 
-def weights_hash(model: str | Path) -> str:
-    """SHA-256 of a model's weights, as its configuration has it."""
-    return json.loads((resolve_model(model) / "config.json").read_text())["sha256"]
-
-
 def over_seeds(runs: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """Spread over seeds of each metric's mean over the test molecules, and of the steps."""
     names = [*HamiltonianErrors.__dataclass_fields__, "iterations"]

@@ -105,7 +105,7 @@ class SO2Linear(nn.Module):
 def edge_rms_normalize(parts: EdgeFeatures, eps: float = 1e-6) -> EdgeFeatures:
     """Divide each pair's features by their root mean square over all components and channels."""
     square = torch.stack([p.square().flatten(1).sum(1) for p in parts]).sum(0)
-    count = sum(p[0].numel() for p in parts)
+    count = sum(p.shape[1:].numel() for p in parts)
     scale = torch.rsqrt(square / count + eps)
     return [p * scale.view(-1, *[1] * (p.dim() - 1)) for p in parts]
 

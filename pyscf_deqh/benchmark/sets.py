@@ -1,0 +1,76 @@
+"""Bundled test molecules, and the sets of the suite: which molecules, method and classical guesses.
+
+``molecules/README.md`` tells how the molecules were made.
+"""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass
+from pathlib import Path
+
+from ..data.geometry import Geometry, read_geometries
+from .scf_runs import CHEAP_SCF, Method
+
+FOLDER = Path(__file__).parent / "molecules"
+BUNDLED = FOLDER / "qm9_test.xyz"
+# The published figures of the benchmark and of the paper's tables are for the first molecules.
+PUBLISHED = 44
+
+SEED = 0
+_TRANSFER_MOLECULES = 8
+
+
+@dataclass(frozen=True)
+class SuiteSet:
+    """One row of the suite's table.
+
+    Attributes:
+        name: of the set and its files.
+        title: in the table.
+        file: molecules.
+        inits: classical guesses to compare with; the first one is minao.
+        xc, basis: the method.
+        limit: number of molecules; None for all.
+    """
+
+    name: str
+    title: str
+    file: Path
+    inits: tuple[str, ...]
+    xc: str = Method.xc
+    basis: str = Method.basis
+    limit: int | None = None
+
+    @property
+    def is_transfer(self) -> bool:
+        """Whether the method is another than the bundled models'."""
+        return (self.xc, self.basis) != (Method.xc, Method.basis)
+
+    def geometries(self, n: int | None = None) -> list[Geometry]:
+        """The molecules in random order, at most ``n`` of them: those of a smaller n come first."""
+        geometries = read_geometries(self.file)
+        random.Random(SEED).shuffle(geometries)
+        limits = [limit for limit in (self.limit, n) if limit is not None]
+        return geometries[: min(limits)] if limits else geometries
+
+    def method(self, model: str | Path, device: str = "auto") -> Method:
+        return Method(self.xc, self.basis, model, device)
+
+
+def _transfer(name: str, **method: str) -> SuiteSet:
+    xc, basis = method.get("xc", Method.xc), method.get("basis", Method.basis)
+    return SuiteSet(name, f"QM9 test, {xc}/{basis}", BUNDLED, ("minao",), xc, basis,
+                    _TRANSFER_MOLECULES)  # fmt: skip
+
+
+SUITE = {
+    entry.name: entry
+    for entry in (
+        SuiteSet("qm9", "QM9 test", BUNDLED, ("minao", "1e", CHEAP_SCF)),
+        SuiteSet("md", "MD snapshots", FOLDER / "md_test.xyz", ("minao", CHEAP_SCF)),
+        SuiteSet("larger", "larger molecules", FOLDER / "larger_test.xyz", ("minao", CHEAP_SCF)),
+        *(_transfer(xc, xc=xc) for xc in ("pbe", "pbe0", "wb97x", "hf")),
+        *(_transfer(basis, basis=basis) for basis in ("def2-tzvp", "cc-pvdz")),
+    )
+}

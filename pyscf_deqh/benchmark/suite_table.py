@@ -1,0 +1,132 @@
+"""The suite's table in Markdown: ratios of each set, and below it every run that disappoints."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from .acceleration import Results
+from .report import markdown_table
+from .scf_runs import CHEAP_SCF
+from .sets import SEED, SUITE
+
+# Hartree. Convergence leaves differences of 1e-9; another state lies farther away.
+_ABOVE = 1e-6
+
+# Header, classical guess, name in the summary, factor, digits.
+_COLUMNS = (
+    ("achieved vs minao", "minao", "achieved_ratio", 1.0, 3),
+    ("achieved vs 1e", "1e", "achieved_ratio", 1.0, 3),
+    ("effective vs minao", "minao", "effective_ratio", 1.0, 3),
+    ("wall vs minao", "minao", "wall_ratio", 1.0, 3),
+    ("wall vs cheap-scf", CHEAP_SCF, "wall_ratio", 1.0, 3),
+    ("MAE of H / micro-Eh", "minao", "hamiltonian_mae", 1e6, 0),
+    ("guess, share of minao's time", "minao", "guess_share", 1.0, 3),
+)
+
+_EXPLANATION = (
+    "DEQH over the classical guess: mean ± standard deviation (median) over the molecules where "
+    "both runs converged. achieved: cycles, counted from 0; effective: Fock builds, those of the "
+    "guesses counted in full; wall: seconds, guesses included."
+)
+
+
+def suite_table(
+    results: Mapping[str, Results],
+    methods: Sequence[dict[str, Any]],
+    environments: Sequence[dict[str, Any]],
+) -> str:
+    """The whole text.
+
+    Args:
+        results: by name of the set, merged over its files.
+        methods: with the models' names, weights and devices.
+        environments: hardware and versions.
+    """
+    header = ["set", "n", *(column[0] for column in _COLUMNS)]
+    cells = [_row(name, entry) for name, entry in results.items()]
+    widths = [max(map(len, column)) for column in zip(header, *cells, strict=True)]
+    header, *cells = (
+        [cell.ljust(width) for cell, width in zip(row, widths, strict=True)]
+        for row in (header, *cells)
+    )
+    lines = ["# Benchmark suite", "", *markdown_table(header, cells), "", _EXPLANATION]
+    for title, found in _disappointments(results).items():
+        lines += ["", f"{title}: {len(found) or 'none'}", *(["", *found] if found else [])]
+    lines += ["", "Measured with:", ""]
+    lines += _unique(
+        f"- model {m['model']} (weights {m['weights'][:12]}), device {m['device']}" for m in methods
+    )
+    lines.append(f"- molecules in random order, seed {SEED}")
+    lines += _unique(
+        "- " + ", ".join(f"{key} {value}" for key, value in e.items() if value is not None)
+        for e in environments
+    )
+    return "\n".join(lines) + "\n"
+
+
+def _unique(lines: Iterable[str]) -> list[str]:
+    return list(dict.fromkeys(lines))
+
+
+def _row(name: str, results: Results) -> list[str]:
+    summaries = results.summaries()
+    n, rows = summaries["minao"]["n"], len(results.rows) + len(results.failures)
+    cells = [SUITE[name].title, str(n) if n == rows else f"{n} of {rows}"]
+    for _, init, quantity, factor, digits in _COLUMNS:
+        value = summaries.get(init, {}).get(quantity)
+        # A prediction of one functional has no error against the matrix of another.
+        foreign = quantity == "hamiltonian_mae" and SUITE[name].is_transfer
+        if value is None or not value["n"] or foreign:
+            cells.append("")
+            continue
+        mean, std, median = (
+            f"{factor * value[part]:.{digits}f}" for part in ("mean", "std", "median")
+        )
+        cells.append(f"{mean} ± {std} ({median})")
+    return cells
+
+
+def _not_converged(rows: Sequence[dict]) -> list[dict]:
+    """Where minao converged and DEQH did not."""
+    return [r for r in rows if r["baselines"]["minao"]["converged"] and not r["deqh"]["converged"]]
+
+
+def _above(rows: Sequence[dict]) -> list[dict]:
+    """Where both converged, DEQH to a higher energy."""
+    return [
+        r
+        for r in rows
+        if r["baselines"]["minao"]["converged"]
+        and r["deqh"]["converged"]
+        and r["energy_difference"]["minao"] > _ABOVE
+    ]
+
+
+def failed(results: Results) -> bool:
+    """Whether a run raised, did not converge, or went to a higher energy than from minao."""
+    return bool(results.failures or _not_converged(results.rows) or _above(results.rows))
+
+
+def _disappointments(results: Mapping[str, Results]) -> dict[str, list[str]]:
+    """Lines of the lists below the table, by title."""
+    lists: dict[str, list[str]] = {
+        "Not run": [],
+        "Not converged, although minao converged": [],
+        f"Energy above minao's by more than {_ABOVE:.0e} Eh": [],
+        "More cycles than from minao": [],
+    }
+    not_run, not_converged, above, slower = lists.values()
+    for name, entry in results.items():
+        not_run += [f"- {name}: {f['name']}: {f['reason']}" for f in entry.failures]
+        not_converged += [f"- {name}: {r['name']}" for r in _not_converged(entry.rows)]
+        above += [
+            f"- {name}: {r['name']}: {r['energy_difference']['minao']:.1e} Eh"
+            for r in _above(entry.rows)
+        ]
+        for row in entry.rows:
+            deqh, minao = row["deqh"], row["baselines"]["minao"]
+            if deqh["converged"] and minao["converged"] and deqh["cycles"] > minao["cycles"]:
+                cycles = f"{deqh['cycles']} instead of {minao['cycles']}"
+                slower.append(f"- {name}: {row['name']}: {cycles}")
+    return lists

@@ -1,0 +1,250 @@
+"""The suite: bundled sets, shards, resumption, and its table against numbers worked out by hand."""
+
+import json
+
+import pytest
+
+from pyscf_deqh import CheckpointError, UnsupportedMoleculeError
+from pyscf_deqh.benchmark import acceleration, suite
+from pyscf_deqh.benchmark.__main__ import main
+from pyscf_deqh.benchmark.acceleration import benchmark_molecule, name_of
+from pyscf_deqh.benchmark.sets import BUNDLED, PUBLISHED, SUITE
+from pyscf_deqh.data.geometry import read_geometries
+from pyscf_deqh.data.splits import split_of
+
+# Bundled molecules
+
+
+def geometries_of(name):
+    return read_geometries(SUITE[name].file)
+
+
+@pytest.mark.parametrize(
+    ("name", "least", "smallest", "largest"),
+    [("qm9", 60, 7, 9), ("md", 48, 6, 9), ("larger", 36, 12, 30)],
+)
+def test_sets(name, least, smallest, largest):
+    geometries = geometries_of(name)
+    assert len(geometries) >= least
+    assert len({name_of(g) for g in geometries}) == len(geometries)
+    for geometry in geometries:
+        assert set(geometry.numbers.tolist()) <= {1, 6, 7, 8, 9}
+        assert geometry.numbers.sum() % 2 == 0
+        assert smallest <= geometry.n_heavy <= largest
+        # What has more than nine heavy atoms is not in QM9.
+        assert largest > 9 or split_of(geometry.qm9_id) == "test"
+
+
+def test_the_published_molecules_come_first():
+    """Sorted by number in QM9, then those that were added."""
+    ids = [g.qm9_id for g in read_geometries(BUNDLED)]
+    assert len(set(ids)) == len(ids)
+    assert ids[:PUBLISHED] == sorted(ids[:PUBLISHED])
+    assert ids[PUBLISHED - 1] == 126387
+    assert ids[PUBLISHED:] == sorted(ids[PUBLISHED:])
+
+
+def test_snapshots_are_of_each_molecule_at_each_temperature():
+    geometries = geometries_of("md")
+    molecules = {g.qm9_id for g in geometries}
+    found = {(g.qm9_id, int(g.info["temperature"])) for g in geometries}
+    assert found == {(m, t) for m in molecules for t in (300, 400, 500)}
+    assert len({g.info["id"] for g in geometries}) == len(geometries) == 48
+
+
+def test_larger_molecules_are_those_of_their_smiles():
+    Chem = pytest.importorskip("rdkit.Chem")
+    for geometry in geometries_of("larger"):
+        molecule = Chem.AddHs(Chem.MolFromSmiles(geometry.info["smiles"]))
+        assert [a.GetAtomicNum() for a in molecule.GetAtoms()] == geometry.numbers.tolist()
+
+
+def test_selections_grow_and_shards_are_a_partition():
+    entry = SUITE["qm9"]
+    everything = [name_of(g) for g in entry.geometries()]
+    assert [name_of(g) for g in entry.geometries(10)] == everything[:10]
+    assert sorted(everything) == sorted(name_of(g) for g in geometries_of("qm9"))
+    assert len(SUITE["pbe"].geometries()) == len(SUITE["pbe"].geometries(20)) == 8
+    assert len(SUITE["pbe"].geometries(2)) == 2
+
+
+# Runs, without SCFs
+
+
+def run(converged=True, energy=-1.0, cycles=10, builds=12, guess_builds=0, guess=0.0, scf=10.0):
+    return {"converged": converged, "energy": energy, "cycles": cycles, "fock_builds": builds,
+            "guess_fock_builds": guess_builds, "guess_seconds": guess, "scf_seconds": scf,
+            "gradient": [1.0]}  # fmt: skip
+
+
+def row(name, deqh, baselines, mae=1e-4):
+    ratios, differences = {}, {}
+    for init, other in baselines.items():
+        builds = [r["fock_builds"] + r["guess_fock_builds"] for r in (deqh, other)]
+        seconds = [r["guess_seconds"] + r["scf_seconds"] for r in (deqh, other)]
+        ratios[init] = {
+            "achieved_ratio": deqh["cycles"] / other["cycles"],
+            "optimal_ratio": 1 / other["cycles"],
+            "error_level_ratio": 0.5,
+            "effective_ratio": builds[0] / builds[1],
+            "wall_ratio": seconds[0] / seconds[1],
+        }
+        differences[init] = deqh["energy"] - other["energy"]
+    return {"name": name, "n_atoms": 9, "n_heavy": 7, "nao": 80, "deqh": deqh,
+            "baselines": baselines, "ratios": ratios, "energy_difference": differences,
+            "hamiltonian_mae": mae}  # fmt: skip
+
+
+def write(folder, name, shard, rows, failures=(), weights="0" * 64, **environment):
+    entry = SUITE[name]
+    method = {"xc": entry.xc, "basis": entry.basis, "model": "mine", "weights": weights,
+              "device": "cpu"}  # fmt: skip
+    content = {"method": method, "environment": {"machine": "abacus", "threads": 2} | environment,
+               "failures": list(failures), "rows": rows}  # fmt: skip
+    (folder / f"{name}-{shard}.json").write_text(json.dumps(content))
+
+
+def cells_of(text, title):
+    (line,) = [line for line in text.splitlines() if line.startswith(f"| {title} ")]
+    return [cell.strip() for cell in line.strip("|").split("|")]
+
+
+def test_table_by_hand(tmp_path, capsys):
+    def qm9_row(name, cycles, energy=-1.0, mae=1e-4):
+        deqh = run(cycles=cycles, builds=cycles + 2, guess_builds=1, guess=1.0,
+                   scf=float(cycles), energy=energy)  # fmt: skip
+        return row(name, deqh, {"minao": run(), "1e": run(cycles=20, builds=22),
+                                "cheap-scf": run(guess=2.0, scf=8.0)}, mae)  # fmt: skip
+
+    first = [qm9_row("a", 4), qm9_row("b", 5, energy=-1.0 + 2e-6, mae=2e-4)]
+    second = [qm9_row("c", 12, mae=6e-4), qm9_row("a", 9)]
+    write(tmp_path, "qm9", "1of2", first, [{"name": "c", "reason": "an earlier run"}])
+    write(tmp_path, "qm9", "2of2", second, [{"name": "d", "reason": "ValueError: no"}])
+    lost = row("e", run(converged=False, energy=-0.5), {"minao": run()}, None)
+    write(tmp_path, "pbe", "1of1", [lost, row("f", run(cycles=8), {"minao": run()})], threads=4)
+    assert main(["suite", "--table-only", "--out", str(tmp_path)]) == 1
+    text = capsys.readouterr().out
+    assert (tmp_path / "table.md").read_text() == text.removesuffix("\n")
+    # Molecule a is the one of the first file. Cycles 4, 5, 12 over 10: mean 0.7, deviations -0.3,
+    # -0.2, 0.5, of mean square 0.38 / 3; over 20 half of it. Builds 7, 8, 15 over 12. Seconds
+    # 5, 6, 13 over 10 in both columns of times. The guess takes 1 of 10 seconds.
+    assert cells_of(text, "QM9 test") == [
+        "QM9 test", "3 of 4", "0.700 ± 0.356 (0.500)", "0.350 ± 0.178 (0.250)",
+        "0.833 ± 0.297 (0.667)", "0.800 ± 0.356 (0.600)", "0.800 ± 0.356 (0.600)",
+        "300 ± 216 (200)", "0.100 ± 0.000 (0.100)",
+    ]  # fmt: skip
+    # Without a comparison with 1e or cheap-scf, and without the error against another functional.
+    assert cells_of(text, "QM9 test, pbe/def2-svp") == [
+        "QM9 test, pbe/def2-svp", "1 of 2", "0.800 ± 0.000 (0.800)", "",
+        "1.000 ± 0.000 (1.000)", "1.000 ± 0.000 (1.000)", "", "", "0.000 ± 0.000 (0.000)",
+    ]  # fmt: skip
+    assert "Not run: 1\n\n- qm9: d: ValueError: no\n" in text
+    assert "Not converged, although minao converged: 1\n\n- pbe: e\n" in text
+    assert "Energy above minao's by more than 1e-06 Eh: 1\n\n- qm9: b: 2.0e-06 Eh\n" in text
+    assert "More cycles than from minao: 1\n\n- qm9: c: 12 instead of 10\n" in text
+    assert "model mine (weights 000000000000), device cpu" in text
+    assert text.count("machine abacus, threads 2") == text.count("machine abacus, threads 4") == 1
+    assert "seed 0" in text
+
+
+def test_table_without_failures(tmp_path, capsys):
+    write(tmp_path, "md", "1of1", [row("a", run(cycles=5), {"minao": run(), "cheap-scf": run()})])
+    assert main(["suite", "--table-only", "--out", str(tmp_path)]) == 0
+    assert capsys.readouterr().out.count(": none") == 4
+
+
+def test_files_that_do_not_fit_are_refused(tmp_path, capsys):
+    command = ["suite", "--table-only", "--out", str(tmp_path)]
+    assert main(command) == 2
+    assert "no results of the suite" in capsys.readouterr().err
+    write(tmp_path, "md", "1of2", [])
+    write(tmp_path, "md", "2of2", [], weights="1" * 64)
+    assert main(command) == 2
+    assert "another model or method" in capsys.readouterr().err
+    (tmp_path / "md-2of2.json").write_text("{}")
+    assert main(command) == 2
+    assert "md-2of2.json holds no results" in capsys.readouterr().err
+
+
+@pytest.fixture
+def benchmarked(monkeypatch):
+    """Names of the molecules that run_benchmark was to run; rows are made up."""
+    names = []
+
+    def pretend(geometry, method, inits):
+        names.append(name_of(geometry))
+        return row(name_of(geometry), run(cycles=5), {init: run() for init in inits})
+
+    monkeypatch.setattr(acceleration, "benchmark_molecule", pretend)
+    monkeypatch.setattr(acceleration, "run_deqh", lambda *args: None)
+    monkeypatch.setattr(acceleration, "run_classical", lambda *args: None)
+    return names
+
+
+def test_shards_and_resumption(benchmarked, tmp_path):
+    command = ["suite", "--sets", "md", "hf", "--n", "6", "--out", str(tmp_path), "--shard"]
+    wanted = [name_of(g) for name in ("md", "hf") for g in SUITE[name].geometries(6)]
+    assert main([*command, "1/2"]) == 0
+    assert benchmarked == wanted[::2]
+    assert main([*command, "2/2"]) == 0
+    assert sorted(benchmarked) == sorted(wanted)
+    assert cells_of((tmp_path / "table.md").read_text(), "MD snapshots")[1:3] == [
+        "6",
+        "0.500 ± 0.000 (0.500)",
+    ]
+    files = {path.name for path in tmp_path.iterdir()}
+    assert files == {"md-1of2.json", "md-2of2.json", "hf-1of2.json", "hf-2of2.json", "table.md"}
+    # What one of the files holds is not run again, however the work is shared.
+    benchmarked.clear()
+    assert main([*command, "1/1"]) == 0
+    assert benchmarked == []
+    assert main([*command[:3], "--n", "8", "--out", str(tmp_path)]) == 0
+    assert benchmarked == [name_of(g) for g in SUITE["md"].geometries(8)[6:]]
+    assert cells_of((tmp_path / "table.md").read_text(), "MD snapshots")[1] == "8"
+
+
+def test_interrupted_suite_stops(benchmarked, tmp_path, monkeypatch):
+    pretend = acceleration.benchmark_molecule
+
+    def interrupted(*args):
+        if len(benchmarked) == 2:
+            raise KeyboardInterrupt
+        return pretend(*args)
+
+    monkeypatch.setattr(acceleration, "benchmark_molecule", interrupted)
+    assert main(["suite", "--n", "3", "--out", str(tmp_path)]) == 130
+    assert len(json.loads((tmp_path / "qm9-1of1.json").read_text())["rows"]) == 2
+    assert not (tmp_path / "md-1of1.json").exists()
+
+
+def test_errors_are_listed_as_failures(benchmarked, tmp_path, monkeypatch, capsys):
+    """A basis set that the model does not serve, and the same command once it does."""
+
+    def unsupported(*args):
+        raise UnsupportedMoleculeError("the basis set")
+
+    command = ["suite", "--sets", "def2-tzvp", "--n", "1", "--out", str(tmp_path)]
+    with monkeypatch.context() as patch:
+        patch.setattr(acceleration, "run_deqh", unsupported)
+        patch.setattr(acceleration, "benchmark_molecule", benchmark_molecule)
+        assert main(command) == 1
+    printed = capsys.readouterr().out
+    assert cells_of(printed, "QM9 test, b3lyp/def2-tzvp")[1] == "0 of 1"
+    assert "UnsupportedMoleculeError: the basis set" in printed
+    assert main(command) == 0
+    assert "Not run: none" in capsys.readouterr().out
+
+
+def test_another_model_is_refused(benchmarked, tmp_path, capsys):
+    write(tmp_path, "md", "1of1", [], weights="0" * 64)
+    assert main(["suite", "--sets", "md", "--out", str(tmp_path)]) == 2
+    assert "results of another model" in capsys.readouterr().err
+    with pytest.raises(CheckpointError):
+        suite.run_set(SUITE["md"], tmp_path, model="unknown", progress=False)
+
+
+def test_bad_arguments(capsys):
+    for shard in ("0/2", "3/2", "2", "a/b"):
+        with pytest.raises(SystemExit):
+            main(["suite", "--out", "a", "--shard", shard])
+    assert "--shard" in capsys.readouterr().err
