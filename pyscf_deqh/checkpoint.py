@@ -58,7 +58,13 @@ def save_model(model: DEQH, spec: ModelSpec, folder: str | Path) -> None:
 
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    state = {k: v.detach().cpu().contiguous() for k, v in model.backbone.state_dict().items()}
+    learned = {name for name, _ in model.backbone.named_parameters()}
+    # Half precision rounds a learned weight by less than training leaves it undecided; shifts and
+    # scales in hartree are no weights and keep single precision.
+    state = {
+        name: (value.half() if name in learned else value).detach().cpu().contiguous()
+        for name, value in model.backbone.state_dict().items()
+    }
     save_file(state, folder / _WEIGHTS)
     config = {
         "format": _FORMAT,

@@ -28,10 +28,14 @@ if TYPE_CHECKING:
 # the light elements comes out no better.
 AUXBASIS = "def2-universal-jfit"
 GRID = (30, 110)  # radial shells, largest angular grid; pruned by PySCF's default scheme
-# Three-index tensor that is kept unpacked, and grid points and auxiliary functions of one block.
+# Shares of ``mol.max_memory`` that the integrals and the orbitals' values on the grid may take.
+_INTEGRALS_SHARE, _VALUES_SHARE = 0.5, 0.25
+# An unpacked three-index tensor that is kept, and the working memory of one block, in bytes.
 _UNPACKED_BYTES = 2**30
-_POINTS = 8192
 _BLOCK_BYTES = 2**27
+_POINTS = 8192  # grid points of one block
+# Relative eigenvalue of the long-range metric below which compact functions cannot be told apart.
+_DEPENDENT = 1e-9
 
 
 def coarse_grid(mol: Mole, atom_grid: tuple[int, int] | int = GRID) -> Grids:
@@ -54,6 +58,9 @@ class FittedIntegrals:
         mol: the molecule.
         device, dtype: of the tensor and of its products.
         omega: range-separation parameter in 1/bohr: fits erf(omega r) / r, the long range.
+
+    Raises:
+        UnsupportedMoleculeError: the tensor is too large for ``mol.max_memory``.
     """
 
     def __init__(
@@ -64,11 +71,11 @@ class FittedIntegrals:
         self.nao = mol.nao
         auxiliary = df.addons.make_auxmol(mol, AUXBASIS)
         n_pairs, n_auxiliary = self.nao * (self.nao + 1) // 2, auxiliary.nao
-        size = torch.empty((), dtype=dtype).element_size()
-        if size * n_pairs * n_auxiliary > 0.75e6 * mol.max_memory:
+        size = dtype.itemsize
+        if size * n_pairs * n_auxiliary > 1e6 * _INTEGRALS_SHARE * mol.max_memory:
             raise UnsupportedMoleculeError(
-                f"{self.nao} orbitals are too many for fitted integrals in {mol.max_memory} MB "
-                "(mol.max_memory)"
+                f"the fitted integrals of {self.nao} orbitals do not fit into "
+                f"{_INTEGRALS_SHARE:.0%} of mol.max_memory = {mol.max_memory} MB"
             )
         self.packed = torch.empty(n_auxiliary, n_pairs, device=device, dtype=dtype)
         with mol.with_range_coulomb(omega), auxiliary.with_range_coulomb(omega):
@@ -82,17 +89,17 @@ class FittedIntegrals:
                 rows = torch.from_numpy(np.ascontiguousarray(block.T)).to(device)
                 self.packed[first : first + len(rows)] = rows
                 first += len(rows)
-        inverse = scipy.linalg.lapack.dtrtri(scipy.linalg.cholesky(metric, lower=True), lower=1)[0]
-        factor = torch.from_numpy(np.tril(inverse)).to(device, dtype)
+        factor = torch.from_numpy(_inverse_root(metric, singular=omega != 0)).to(device, dtype)
         for columns in self.packed.split(max(_BLOCK_BYTES // (size * n_auxiliary), 1), dim=1):
-            columns.copy_(factor @ columns)
+            columns[: len(factor)] = factor @ columns
+        self.packed = self.packed[: len(factor)]
         row, column = torch.tril_indices(self.nao, self.nao, device=device)
         self._diagonal = row == column
         self._row, self._column = row, column
         square = torch.empty(self.nao, self.nao, dtype=torch.long, device=device)
         square[row, column] = square[column, row] = torch.arange(n_pairs, device=device)
         self._square = square.reshape(-1)
-        unpacked = size * n_auxiliary * self.nao**2 <= _UNPACKED_BYTES
+        unpacked = size * len(factor) * self.nao**2 <= _UNPACKED_BYTES
         self._unpacked = self._unpack(self.packed) if unpacked else None
 
     def _unpack(self, packed: Tensor) -> Tensor:
@@ -119,6 +126,16 @@ class FittedIntegrals:
         return total
 
 
+def _inverse_root(metric: np.ndarray, singular: bool) -> np.ndarray:
+    """R (k, n) with R^T R = M^-1 for a positive matrix M (n, n), or its pseudoinverse."""
+    if not singular:
+        lower = scipy.linalg.cholesky(metric, lower=True)
+        return np.tril(scipy.linalg.lapack.dtrtri(lower, lower=1)[0])
+    values, vectors = np.linalg.eigh(metric)
+    keep = values > _DEPENDENT * values[-1]
+    return (vectors[:, keep] / np.sqrt(values[keep])).T
+
+
 def _shell_blocks(auxiliary: Mole, limit: int) -> list[tuple[int, int]]:
     """Consecutive shells with at most ``limit`` functions together (or one shell)."""
     offsets = auxiliary.ao_loc_nr()
@@ -138,8 +155,8 @@ class FittedFock:
         device, dtype: where and how the products are computed.
         atom_grid: see :func:`coarse_grid`.
 
-    Raises:
-        UnsupportedMoleculeError: the fitted integrals do not fit into ``mol.max_memory``.
+    Molecules whose integrals do not fit into half of ``mol.max_memory`` have Coulomb matrices (by
+    PySCF's objects, on disk), but no exchange.
     """
 
     def __init__(
@@ -196,11 +213,14 @@ class FittedFock:
             hcore: (nao, nao) one-electron Hamiltonian, hartree.
             orbitals: (nao, k), each scaled by the root of its occupation.
             xc: functional in PySCF's notation, or ``hf``.
+
+        Raises:
+            UnsupportedMoleculeError: exact exchange is asked for and does not fit into memory.
         """
         from pyscf.dft import numint
 
         c = torch.from_numpy(np.ascontiguousarray(orbitals)).to(self.device, self.dtype)
-        two_electron = self.integrals.coulomb(c @ c.T)
+        two_electron = self._coulomb(c)
         semilocal, energy = torch.zeros_like(two_electron), 0.0
         omega, long_range, hybrid = 0.0, 0.0, 1.0
         if xc.lower() != "hf":
@@ -216,6 +236,17 @@ class FittedFock:
         energy += float(np.vdot(density, hcore + 0.5 * potential))
         return hcore + potential + semilocal.double().cpu().numpy(), energy
 
+    def _coulomb(self, orbitals: Tensor) -> Tensor:
+        density = orbitals @ orbitals.T
+        try:
+            return self.integrals.coulomb(density)
+        except UnsupportedMoleculeError:
+            from pyscf import df
+
+            fitting = df.DF(self.mol, AUXBASIS)  # keeps on disk what memory does not hold
+            coulomb = fitting.get_jk(density.double().cpu().numpy(), with_k=False)[0]
+            return torch.from_numpy(coulomb).to(density)
+
     def _long_range_integrals(self, omega: float) -> FittedIntegrals:
         if omega not in self._long_range:
             self._long_range[omega] = FittedIntegrals(self.mol, self.device, self.dtype, omega)
@@ -229,6 +260,12 @@ class FittedFock:
         kind = ni._xc_type(xc)
         if kind == "HF":
             return orbitals.new_zeros(len(orbitals), len(orbitals)), 0.0
+        n_values = 4 * len(self.grids.weights) * self.mol.nao
+        if self.dtype.itemsize * n_values > 1e6 * _VALUES_SHARE * self.mol.max_memory:
+            # PySCF recomputes the values block by block, and leaves out what is far away.
+            density = (orbitals @ orbitals.T).double().cpu().numpy()
+            _, energy, matrix = ni.nr_rks(self.mol, self.grids, xc, density)
+            return torch.from_numpy(np.asarray(matrix)).to(orbitals), float(energy)
         values = self.orbital_values if kind != "LDA" else self.orbital_values[:1]
         psi = values @ orbitals
         rows = [psi[0].square().sum(-1)]

@@ -14,33 +14,44 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import scipy.linalg
 from pyscf.lib import logger
-from pyscf.scf import ghf, hf, uhf
+from pyscf.scf import addons, ghf, hf, rohf, uhf
 
 from .ao import check_basis
 from .checkpoint import DEFAULT_MODEL, ModelSpec, load_model, resolve_model
 from .errors import CheckpointError, ConfigError, UnsupportedMoleculeError
+from .orbitals import solve_roothaan
 
 if TYPE_CHECKING:
     from pyscf.gto import Mole
 
+    from .fitted import FittedFock
     from .nn.deqh import DEQH
 
 KEY = "deqh"
 ON_UNSUPPORTED = ("raise", "minao")
+MAX_CYCLES = 6
+# Orbital gradient (hartree, norm per root of an electron pair) below which the fitted Fock matrices
+# have no more to give: their own error is of this size.
+_TOLERANCE = 4e-4
+# A guess whose gradient is still above this after the cheap cycles (as above) goes nowhere; minao's
+# own is 0.1 to 0.2, the network's 0.004 to 0.02.
+_GUARD = 0.05
 
 
 @dataclass(frozen=True)
-class _Options:
+class Options:
     """What :func:`deqh_guess` attaches to an SCF object."""
 
     model: str | Path = DEFAULT_MODEL
     device: str = "auto"
     on_unsupported: str = "raise"
+    max_cycles: int = MAX_CYCLES
 
 
 # For objects that only name the guess: a screening run must go on past a molecule no model knows.
-_BY_NAME = _Options(on_unsupported="minao")
+_BY_NAME = Options(on_unsupported="minao")
 
 
 @dataclass
@@ -55,6 +66,7 @@ class Prediction:
         fock_builds: Fock matrices built for the reference.
         graph_seconds, network_seconds: overlap, reference and features; the fixed point.
         notes: what was done differently from what was asked, one sentence each.
+        fitted: builds further Fock matrices of the molecule from the reference's integrals.
     """
 
     hamiltonian: np.ndarray
@@ -66,6 +78,7 @@ class Prediction:
     graph_seconds: float
     network_seconds: float
     notes: list[str]
+    fitted: FittedFock
 
 
 @functools.lru_cache(maxsize=4)
@@ -116,16 +129,28 @@ def predict_hamiltonian(
     """
     import torch
 
+    device = _resolve_device(device)
+    try:
+        return _predict(mol, model, device, initial)
+    except torch.OutOfMemoryError:
+        prediction = _predict(mol, model, "cpu", initial)
+        prediction.notes.append(f"{device} ran out of memory: solved on the CPU")
+        return prediction
+
+
+def _predict(mol: Mole, model: str | Path, device: str, initial: np.ndarray | None) -> Prediction:
+    import torch
+
     from .data.graph import build_graph, check_molecule
+    from .fitted import FittedFock
     from .graph import collate
 
-    notes: list[str] = []
-    device = _resolve_device(device)
     network, spec = _cached_model(model, device)
     check_molecule(mol)
     check_basis(mol, spec.basis, spec.template.numbers)
     started = time.perf_counter()
-    graph = build_graph(mol, spec.reference)
+    fitted = FittedFock(mol, device)
+    graph = build_graph(mol, spec.reference, fitted=fitted)
     batch = collate([graph], spec.template, spec.backbone.cutoff_bohr)
     start = None
     if initial is not None:
@@ -133,15 +158,10 @@ def predict_hamiltonian(
             raise UnsupportedMoleculeError(
                 f"initial has shape {initial.shape}, the molecule has {graph.nao} orbitals"
             )
-        start = torch.as_tensor(initial, dtype=batch.overlap.dtype)[None]
+        start = torch.as_tensor(initial, dtype=batch.overlap.dtype)[None].to(device)
     built = time.perf_counter()
     with torch.no_grad():
-        try:
-            solution = network(batch.to(device), start if start is None else start.to(device))
-        except torch.OutOfMemoryError:
-            notes.append(f"{device} ran out of memory: solved on the CPU")
-            device = "cpu"
-            solution = _cached_model(model, device)[0](batch, start)
+        solution = network(batch.to(device), start)
     # The network's correction is in single precision; the reference keeps its double precision.
     difference = (solution.hamiltonian.cpu() - batch.reference)[0].double().numpy()
     hamiltonian = graph.reference + difference
@@ -156,7 +176,8 @@ def predict_hamiltonian(
         fock_builds=0 if spec.reference == "none" else 1,
         graph_seconds=built - started,
         network_seconds=time.perf_counter() - built,
-        notes=notes,
+        notes=[],
+        fitted=fitted,
     )
 
 
@@ -183,24 +204,149 @@ def guess_density(mf: hf.SCF, mol: Mole, hamiltonian: np.ndarray) -> np.ndarray:
     return dm
 
 
-def _guess(mf: hf.SCF, mol: Mole, options: _Options) -> np.ndarray:
-    log = logger.new_logger(mf)
+@dataclass
+class Guess:
+    """An initial guess and how it came about.
+
+    Attributes:
+        density_matrix: in the form that the SCF's class starts from.
+        prediction: the network's.
+        hamiltonian: (nao, nao) hartree, whose orbitals the guess fills; in the model's basis set.
+        gradients: norm of the orbital gradient (hartree) at each cheap cycle.
+        seconds: all of the guess.
+        refine_seconds, orbital_seconds: the cheap cycles; diagonalization and density.
+    """
+
+    density_matrix: np.ndarray
+    prediction: Prediction
+    hamiltonian: np.ndarray
+    gradients: list[float]
+    seconds: float
+    refine_seconds: float
+    orbital_seconds: float
+
+    @property
+    def fock_builds(self) -> int:
+        """Cheap Fock matrices, the reference included."""
+        return self.prediction.fock_builds + len(self.gradients)
+
+
+def _in_basis(mol: Mole, basis: str, numbers: tuple[int, ...]) -> Mole:
+    """The molecule itself, or a copy of it, in a model's basis set.
+
+    Raises:
+        UnsupportedMoleculeError: other elements than the model's.
+    """
+    try:
+        check_basis(mol, basis, numbers)
+    except UnsupportedMoleculeError:
+        if mol.has_ecp():
+            raise
+        other = mol.copy(deep=False)
+        other.basis, other.cart, other.verbose = basis, False, 0
+        other.build(dump_input=False, parse_arg=False)
+        check_basis(other, basis, numbers)
+        return other
+    return mol
+
+
+def _project(mf: hf.SCF, mol: Mole, smaller: Mole, hamiltonian: np.ndarray) -> np.ndarray:
+    """Density matrix in ``mol``'s basis set of a Hamiltonian in another one."""
+    coefficients = solve_roothaan(hamiltonian, smaller.intor_symmetric("int1e_ovlp"))[1]
+    overlap = mol.intor_symmetric("int1e_ovlp")
+    densities = []
+    for n_electrons in mol.nelec:
+        occupied = addons.project_mo_nr2nr(smaller, coefficients[:, :n_electrons], mol)
+        # A projection shortens orbitals and tilts them towards each other.
+        metric = np.linalg.inv(occupied.T @ overlap @ occupied)
+        densities.append(occupied @ metric @ occupied.T)
+    if isinstance(mf, ghf.GHF):
+        return scipy.linalg.block_diag(*densities)
+    if isinstance(mf, (uhf.UHF, rohf.ROHF)):
+        return np.array(densities)
+    return sum(densities)
+
+
+def _refined(
+    mf: hf.SCF, mol: Mole, prediction: Prediction, max_cycles: int
+) -> tuple[np.ndarray, list[float]]:
+    """Hamiltonian after the cheap cycles in ``mf``'s own functional, and their gradients."""
+    import torch
+
+    from .fitted import FittedFock
+    from .refine import refine
+
+    overlap = mol.intor_symmetric("int1e_ovlp")
+    hcore = np.asarray(mf.get_hcore(mol))
+    if hcore.shape != overlap.shape or np.iscomplexobj(hcore):
+        hcore = np.asarray(hf.get_hcore(mol))
+    arguments = (hcore, overlap, prediction.hamiltonian, getattr(mf, "xc", "hf"), max_cycles,
+                 _TOLERANCE * _scale(mol))  # fmt: skip
+    try:
+        try:
+            result = refine(prediction.fitted, *arguments)
+        except torch.OutOfMemoryError:
+            prediction.notes.append(f"{prediction.device} ran out of memory: cycles on the CPU")
+            result = refine(FittedFock(mol, "cpu"), *arguments)
+    except UnsupportedMoleculeError as error:
+        prediction.notes.append(f"no cheap cycles: {error}")
+        return prediction.hamiltonian, []
+    return result.hamiltonian, result.gradients
+
+
+def _scale(mol: Mole) -> float:
+    """What makes gradient norms of small and large molecules comparable."""
+    return float(np.sqrt(max(mol.nelectron // 2, 1)))
+
+
+def make_guess(mf: hf.SCF, mol: Mole, options: Options) -> Guess:
+    """Predict, refine, and fill the orbitals; minao's density where that came to nothing.
+
+    Raises:
+        UnsupportedMoleculeError, CheckpointError, ConfigError: see :func:`predict_hamiltonian`.
+    """
+    from .data.graph import check_molecule
+
     started = time.perf_counter()
-    prediction = predict_hamiltonian(mol, options.model, options.device)
+    _, spec = _cached_model(options.model, _resolve_device(options.device))
+    check_molecule(mol)
+    own = _in_basis(mol, spec.basis, spec.template.numbers)
+    prediction = predict_hamiltonian(own, options.model, options.device)
     solved = time.perf_counter()
-    dm = guess_density(mf, mol, prediction.hamiltonian)
+    hamiltonian, gradients = prediction.hamiltonian, []
+    if options.max_cycles:
+        hamiltonian, gradients = _refined(mf, own, prediction, options.max_cycles)
+    refined = time.perf_counter()
+    if gradients and not gradients[-1] < _GUARD * _scale(mol):
+        prediction.notes.append(
+            f"the orbital gradient is still {gradients[-1]:.1g} hartree after {len(gradients)} "
+            "cheap cycles: the minao guess is used instead"
+        )
+        dm = mf.get_init_guess(mol, key="minao")
+    elif own is mol:
+        dm = guess_density(mf, mol, hamiltonian)
+    else:
+        prediction.notes.append(f"predicted in {spec.basis} and projected")
+        dm = _project(mf, mol, own, hamiltonian)
+    now = time.perf_counter()
+    return Guess(dm, prediction, hamiltonian, gradients, now - started, refined - solved,
+                 now - refined)  # fmt: skip
+
+
+def _guess(mf: hf.SCF, mol: Mole, options: Options) -> np.ndarray:
+    log = logger.new_logger(mf)
+    guess = make_guess(mf, mol, options)
+    prediction = guess.prediction
     for note in prediction.notes:
         log.warn("DEQH guess: %s", note)
-    if mol.charge or mol.spin:
-        log.info("DEQH guess: the model was trained on neutral closed shells")
     log.info(
-        "Initial guess from DEQH model %s on %s: %d iterations, residual %.1e, %.2f s "
-        "(overlap and reference %.2f, network %.2f, orbitals %.2f)",
+        "Initial guess from DEQH model %s on %s: %d iterations, residual %.1e, %d cheap cycles, "
+        "%.2f s (overlap and reference %.2f, network %.2f, cheap cycles %.2f, orbitals %.2f)",
         prediction.model, prediction.device, prediction.iterations, prediction.residual,
-        time.perf_counter() - started, prediction.graph_seconds, prediction.network_seconds,
-        time.perf_counter() - solved,
+        len(guess.gradients), guess.seconds, prediction.graph_seconds, prediction.network_seconds,
+        guess.refine_seconds, guess.orbital_seconds,
     )  # fmt: skip
-    return dm
+    return guess.density_matrix
 
 
 def deqh_guess(
@@ -208,6 +354,7 @@ def deqh_guess(
     model: str | Path = DEFAULT_MODEL,
     device: str = "auto",
     on_unsupported: str = "raise",
+    max_cycles: int = MAX_CYCLES,
 ) -> hf.SCF:
     """Make an SCF object start from the DEQH guess: ``scf.RKS(mol).apply(deqh_guess).run()``.
 
@@ -217,40 +364,40 @@ def deqh_guess(
         device: ``'auto'``, ``'cpu'``, ``'cuda'`` …
         on_unsupported: what to do about a molecule that the model cannot describe: ``'raise'``
             an :class:`~pyscf_deqh.UnsupportedMoleculeError`, or warn and use ``'minao'``.
+        max_cycles: limit of cheap SCF cycles after the network (fitted integrals, coarse grid, the
+            SCF's own functional); they stop as soon as they have no more to give. 0: none.
 
     Raises:
-        ConfigError: ``on_unsupported`` is neither.
+        ConfigError: ``on_unsupported`` is neither, or ``max_cycles`` is negative.
         CheckpointError: there is no such model.
     """
     if on_unsupported not in ON_UNSUPPORTED:
         raise ConfigError(f"on_unsupported must be one of {ON_UNSUPPORTED}, not {on_unsupported!r}")
+    if max_cycles < 0:
+        raise ConfigError(f"max_cycles must not be negative, it is {max_cycles}")
     resolve_model(model)
     mf.init_guess = KEY
-    mf._deqh = _Options(model, device, on_unsupported)
+    mf._deqh = Options(model, device, on_unsupported, max_cycles)
     return mf
 
 
 def init_guess_by_deqh(
-    mol: Mole, model: str | Path = DEFAULT_MODEL, device: str = "auto"
+    mol: Mole, model: str | Path = DEFAULT_MODEL, device: str = "auto", xc: str = "b3lyp"
 ) -> np.ndarray:
-    """Closed-shell density matrix (nao, nao), tagged with ``mo_coeff`` and ``mo_occ``.
+    """Density matrix (nao, nao) of both spins; tagged with orbitals for a closed shell.
 
-    The plain function beside ``pyscf.scf.hf.init_guess_by_minao``; odd electron numbers leave half
-    an electron of each spin in the highest orbital.
+    The plain function beside ``pyscf.scf.hf.init_guess_by_minao``; ``xc`` is the functional of the
+    cheap cycles, or ``hf``.
 
     Raises:
         UnsupportedMoleculeError, CheckpointError, ConfigError: see :func:`predict_hamiltonian`.
     """
-    prediction = predict_hamiltonian(mol, model, device)
-    mf = hf.RHF(mol)
+    from pyscf import dft
+
+    mf = hf.RHF(mol) if xc.lower() == "hf" else dft.RKS(mol, xc=xc)
     mf.verbose = 0
-    mo_energy, mo_coeff = _eigenvectors(mf, prediction.hamiltonian)
-    mo_occ = np.zeros(len(mo_energy))
-    order = np.argsort(mo_energy)
-    mo_occ[order[: mol.nelectron // 2]] = 2
-    if mol.nelectron % 2:
-        mo_occ[order[mol.nelectron // 2]] = 1
-    return hf.make_rdm1(mo_coeff, mo_occ)
+    dm = make_guess(mf, mol, Options(model, device)).density_matrix
+    return dm if dm.ndim == 2 else dm[0] + dm[1]
 
 
 def register() -> None:

@@ -21,6 +21,7 @@ from pyscf_deqh import (
     predict_hamiltonian,
 )
 from pyscf_deqh import guess as guess_module
+from pyscf_deqh.fitted import FittedFock
 
 # Symmetry-adapted classes want the molecule's symmetry; each line is one way to an SCF object.
 CASES = {
@@ -163,13 +164,12 @@ def _moved(position):
 
 BAD = {
     "element": (_silicon, "does not know the element"),
-    "basis": (lambda: make_mol(WATER, basis="cc-pvdz"), "basis functions"),
     "ghost atom": (lambda: make_mol([*WATER, ("ghost-O", (0, 0, 3.0))]), "ghost"),
     "no electrons": (lambda: make_mol("H 0 0 0", charge=1), "no electrons"),
     "no atoms": (lambda: gto.M(verbose=0), "no atoms"),
     "NaN": (lambda: _moved(lambda r: np.full(3, np.nan)), "NaN"),
     "coincident": (lambda: _moved(lambda r: r[1]), "same place"),
-    "cartesian": (lambda: make_mol(WATER, cart=True), "cart=True"),
+    "ECP": (lambda: make_mol(WATER, basis="bfd-vdz", ecp={"O": "bfd"}), "ECP"),
 }
 
 
@@ -209,6 +209,8 @@ def test_unknown_names():
         scf.RHF(make_mol(WATER)).apply(deqh_guess, model="gpt")
     with pytest.raises(ConfigError, match="on_unsupported"):
         scf.RHF(make_mol(WATER)).apply(deqh_guess, on_unsupported="ignore")
+    with pytest.raises(ConfigError, match="max_cycles"):
+        scf.RHF(make_mol(WATER)).apply(deqh_guess, max_cycles=-1)
     with pytest.raises(ConfigError, match="unknown device"):
         predict_hamiltonian(make_mol(WATER), device="abacus")
 
@@ -220,29 +222,92 @@ def test_missing_gpu_is_said():
 
 
 def test_out_of_gpu_memory_falls_back_to_the_cpu(monkeypatch):
-    """A device whose forward pass runs out of memory, without needing one."""
-    original = guess_module._cached_model
+    """A device that has no memory for Fock matrices, without needing one."""
+    load, build = guess_module._cached_model, FittedFock.__call__
     expected = predict_hamiltonian(make_mol(WATER))
 
-    def full(folder, device):
-        network, spec = original(folder, "cpu")
-        if device == "cpu":
-            return network, spec
+    def full(self, *args):
+        if self.device.type == "meta":
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return build(self, *args)
 
-        class Full:
-            backbone = network.backbone
-
-            def __call__(self, batch, initial):
-                raise torch.OutOfMemoryError("CUDA out of memory")
-
-        return Full(), spec
-
-    monkeypatch.setattr(guess_module, "_cached_model", full)
+    monkeypatch.setattr(guess_module, "_cached_model", lambda folder, _: load(folder, "cpu"))
     monkeypatch.setattr(guess_module, "_resolve_device", lambda device: "meta")
+    monkeypatch.setattr(FittedFock, "__call__", full)
     prediction = predict_hamiltonian(make_mol(WATER), device="cuda")
     assert prediction.device == "cpu"
     assert "ran out of memory" in prediction.notes[0]
     np.testing.assert_allclose(prediction.hamiltonian, expected.hamiltonian, atol=1e-6)
+
+
+@pytest.mark.parametrize("basis", ["def2-tzvp", "cc-pvdz", "sto-3g"])
+def test_other_basis_sets_get_a_projected_guess(basis):
+    """The density has the right electrons in orthonormal orbitals and a lower energy than minao's.
+
+    A minimal basis is smaller than the model's: there too the projection is a density.
+    """
+    mol = make_mol(WATER, basis=basis)
+    mf = dft.RKS(mol, xc="b3lyp").apply(deqh_guess)
+    dm, s = mf.get_init_guess(key="deqh"), mol.intor("int1e_ovlp")
+    np.testing.assert_allclose(dm @ s @ dm, 2 * dm, atol=1e-8)
+    assert np.trace(dm @ s) == pytest.approx(10, abs=1e-8)
+    if basis != "sto-3g":
+        assert mf.energy_tot(dm) < mf.energy_tot(mf.get_init_guess(key="minao"))
+    expected = dft.RKS(make_mol(WATER, basis=basis), xc="b3lyp").kernel()
+    assert mf.kernel() == pytest.approx(expected, abs=1e-8)
+
+
+@pytest.mark.parametrize("method", [scf.UHF, scf.ROHF, scf.GHF])
+def test_projected_guesses_fit_every_class(method):
+    mol = make_mol("O 0 0 0; H 0 0 .97", basis="cc-pvdz", spin=1)
+    mf = method(mol)
+    dm = mf.apply(deqh_guess).get_init_guess(key="deqh")
+    assert dm.shape == mf.get_init_guess(key="minao").shape
+    total = np.trace(dm @ mf.get_ovlp(), axis1=-2, axis2=-1).sum()
+    assert total == pytest.approx(9, abs=1e-8)
+
+
+def test_cartesian_functions_are_another_basis_set():
+    mol = make_mol(WATER, cart=True)
+    dm = init_guess_by_deqh(mol)
+    assert np.trace(dm @ mol.intor("int1e_ovlp")) == pytest.approx(10, abs=1e-8)
+
+
+@pytest.mark.parametrize("xc", ["hf", "pbe", "wb97x", "m06-2x"])
+def test_cheap_cycles_are_in_the_scfs_own_functional(xc):
+    """Their fixed point is closer to PySCF's solution than what the network makes of B3LYP."""
+    mol = make_mol()
+    mf = (scf.RHF(mol) if xc == "hf" else dft.RKS(mol, xc=xc)).run()
+    s, exact = mf.get_ovlp(), mf.make_rdm1()
+
+    def error(max_cycles):
+        dm = deqh_guess(mf, max_cycles=max_cycles).get_init_guess(key="deqh")
+        return np.trace((dm - exact) @ s @ (dm - exact) @ s)
+
+    assert error(6) < 0.2 * error(0)
+
+
+def test_a_guess_that_cycles_do_not_mend_is_not_used(monkeypatch):
+    """A network that returns nonsense, and cycles too few to repair it."""
+    original = guess_module.predict_hamiltonian
+
+    def nonsense(mol, *args, **kwargs):
+        prediction = original(mol, *args, **kwargs)
+        prediction.hamiltonian = -prediction.hamiltonian
+        return prediction
+
+    monkeypatch.setattr(guess_module, "predict_hamiltonian", nonsense)
+    mf = scf.RHF(make_mol(WATER)).apply(deqh_guess, max_cycles=1)
+    minao = mf.get_init_guess(key="minao")
+    np.testing.assert_allclose(mf.get_init_guess(key="deqh"), minao, atol=1e-12)
+
+
+def test_without_memory_for_exchange_the_network_stands_alone():
+    mol = make_mol(WATER)
+    alone = dft.RKS(mol, xc="b3lyp").apply(deqh_guess, max_cycles=0).get_init_guess(key="deqh")
+    mol.max_memory = 0.1
+    small = dft.RKS(mol, xc="b3lyp").apply(deqh_guess).get_init_guess(key="deqh")
+    np.testing.assert_allclose(small, alone, atol=1e-3)
 
 
 def test_linear_dependencies_are_handled():

@@ -22,6 +22,7 @@ from pyscf_deqh.nn.qhnet import QHNetConfig
 from pyscf_deqh.nn.so2net import SO2NetConfig
 from pyscf_deqh.train.__main__ import main
 from pyscf_deqh.train.config import DataConfig, OptimizerConfig, RunConfig, TrainConfig
+from pyscf_deqh.train.module import SizeBatches
 from pyscf_deqh.train.run import export, moving_average, read_config, train, write_config
 
 
@@ -220,3 +221,19 @@ def test_bad_input(config, tmp_path):
     other = replace(config, run=replace(config.run, folder=tmp_path / "c"))
     with pytest.raises(CheckpointError, match="cannot start from"):
         train(other, init=tmp_path / "none.ckpt")
+
+
+def test_batches_hold_molecules_of_similar_size():
+    sizes = np.random.default_rng(0).integers(50, 250, 103).tolist()
+    batches = SizeBatches(sizes, 8, seed=3)
+    first = list(batches)
+    assert len(first) == len(batches) == 12
+    used = [i for batch in first for i in batch]
+    assert all(len(batch) == 8 for batch in first)
+    assert len(set(used)) == len(used) == 96
+    spread = np.mean([np.ptp([sizes[i] for i in batch]) for batch in first])
+    assert spread < 0.25 * np.ptp(sizes)
+    assert list(batches) == first
+    batches.set_epoch(1)
+    assert list(batches) != first
+    assert [len(b) for b in SizeBatches([3, 1, 2], 8, seed=0)] == [3]

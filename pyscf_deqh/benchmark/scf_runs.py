@@ -11,7 +11,7 @@ from pyscf import dft, gto, scf
 
 from ..checkpoint import DEFAULT_MODEL
 from ..data.geometry import Geometry
-from ..guess import guess_density, predict_hamiltonian
+from ..guess import MAX_CYCLES, Options, make_guess
 
 CLASSICAL = ("1e", "minao", "atom", "huckel", "sap", "vsap")
 CHEAP_SCF = "cheap-scf"
@@ -26,6 +26,7 @@ class Method:
     basis: str = "def2-svp"
     model: str | Path = DEFAULT_MODEL
     device: str = "auto"
+    max_cycles: int = MAX_CYCLES
 
     def molecule(self, geometry: Geometry) -> gto.Mole:
         spin = int(geometry.numbers.sum()) % 2
@@ -125,17 +126,17 @@ def run_classical(mol: gto.Mole, method: Method, init: str) -> SCFRun:
 
 
 def run_deqh(mol: gto.Mole, method: Method) -> tuple[SCFRun, np.ndarray, dict]:
-    """SCF from the DEQH guess; also the predicted Hamiltonian, and how it was reached."""
+    """SCF from the DEQH guess; also the Hamiltonian that it predicts, and how it was reached."""
     mf = method.scf(mol)
-    started = time.perf_counter()
-    prediction = predict_hamiltonian(mol, method.model, method.device)
-    dm = guess_density(mf, mol, prediction.hamiltonian)
-    seconds = time.perf_counter() - started
-    run = _run(mf, "deqh", dm, seconds, prediction.fock_builds)
+    options = Options(method.model, method.device, max_cycles=method.max_cycles)
+    guess = make_guess(mf, mol, options)
+    run = _run(mf, "deqh", guess.density_matrix, guess.seconds, guess.fock_builds)
     details = {
-        "iterations": prediction.iterations,
-        "residual": prediction.residual,
-        "graph_seconds": prediction.graph_seconds,
-        "network_seconds": prediction.network_seconds,
+        "iterations": guess.prediction.iterations,
+        "residual": guess.prediction.residual,
+        "graph_seconds": guess.prediction.graph_seconds,
+        "network_seconds": guess.prediction.network_seconds,
+        "refine_seconds": guess.refine_seconds,
+        "cheap_gradients": guess.gradients,
     }
-    return run, prediction.hamiltonian, details
+    return run, guess.prediction.hamiltonian, details

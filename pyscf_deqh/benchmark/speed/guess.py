@@ -3,25 +3,22 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
-from functools import wraps
+from collections.abc import Callable
 from typing import Any
-from unittest.mock import patch
 
+import numpy as np
 import torch
 from pyscf import gto
-from pyscf.dft.gen_grid import Grids
-from pyscf.dft.numint import NumInt
 from pyscf.scf import hf
 
 from ...checkpoint import load_model
 from ...data.geometry import Geometry
 from ...data.graph import build_graph
+from ...fitted import FittedFock
 from ...graph import collate
-from ...guess import guess_density, predict_hamiltonian
+from ...guess import MAX_CYCLES, Options, guess_density, make_guess, predict_hamiltonian
 from ...orbitals import solve_roothaan
-from ...reference import reference_hamiltonian, superposed_atomic_density
+from ...reference import sad_reference, superposed_atomic_density
 from ..acceleration import name_of
 from ..scf_runs import Method, run_classical
 from .geometries import polyethylene
@@ -31,36 +28,6 @@ from .samples import geometries_of
 from .settings import Settings
 from .steps import inference
 from .timing import Sample, measure
-
-# PySCF's functions that make the parts of the reference; what is left is the Coulomb matrix.
-_REFERENCE_PARTS: dict[str, tuple[Any, str]] = {
-    "grid": (Grids, "build"),
-    "exchange-correlation": (NumInt, "nr_rks"),
-    "core Hamiltonian": (hf, "get_hcore"),
-}
-
-
-@contextmanager
-def _calls_timed(parts: dict[str, tuple[Any, str]]) -> Iterator[dict[str, float]]:
-    """Seconds spent in each function or method, by name."""
-    seconds = dict.fromkeys(parts, 0.0)
-
-    def timed(name: str, function: Any) -> Any:
-        @wraps(function)
-        def call(*args: Any, **kwargs: Any) -> Any:
-            started = time.perf_counter()
-            try:
-                return function(*args, **kwargs)
-            finally:
-                seconds[name] += time.perf_counter() - started
-
-        return call
-
-    with ExitStack() as stack:
-        for name, (owner, attribute) in parts.items():
-            function = getattr(owner, attribute)
-            stack.enter_context(patch.object(owner, attribute, timed(name, function)))
-        yield seconds
 
 
 def run(settings: Settings, report: Report) -> None:
@@ -88,13 +55,13 @@ def _molecule(settings: Settings, report: Report, geometry: Geometry, peaks: Pea
     orbitals = measure(lambda: guess_density(mf, mol, hamiltonian), settings.repeats)
     _milliseconds(report, f"{label}: eigenproblem and density", orbitals)
 
-    def whole() -> None:
-        guess_density(mf, mol, predict_hamiltonian(mol, settings.model, "cpu").hamiltonian)
-
-    guess = measure(whole, settings.repeats)
-    _milliseconds(report, f"{label}: whole guess", guess)
     cycle = _cycle(report, mol, method, label)
-    report.add(f"{label}: whole guess / one SCF cycle", guess.scaled(1 / cycle))
+    for name, max_cycles in (("whole guess, network alone", 0), ("whole guess", MAX_CYCLES)):
+        options = Options(settings.model, "cpu", max_cycles=max_cycles)
+        builds = len(make_guess(mf, mol, options).gradients)
+        guess = measure(lambda options=options: make_guess(mf, mol, options), settings.repeats)
+        _milliseconds(report, f"{label}: {name}", guess, f"{builds} cheap cycles")
+        report.add(f"{label}: {name} / one SCF cycle", guess.scaled(1 / cycle))
 
 
 def _milliseconds(report: Report, name: str, seconds: Sample, note: str = "") -> None:
@@ -108,19 +75,25 @@ def _reference_stages(settings: Settings, report: Report, mol: gto.Mole, label: 
     add("overlap", lambda: mol.intor_symmetric("int1e_ovlp"))
     add("superposed atomic density", lambda: superposed_atomic_density(mol))
     density, overlap = superposed_atomic_density(mol), mol.intor_symmetric("int1e_ovlp")
-    totals, parts = [], []
+    hcore = hf.get_hcore(mol)
+    fock, orbitals = sad_reference(mol, density, FittedFock(mol)), np.empty(0)
+    stages: dict[str, Callable[[FittedFock], Any]] = {
+        "fitted integrals": lambda fitted: fitted.integrals,
+        "grid": lambda fitted: fitted.grids,
+        "orbitals on the grid": lambda fitted: fitted.orbital_values,
+        "reference": lambda fitted: sad_reference(mol, density, fitted),
+        "Fock matrix of a cheap cycle": lambda fitted: fitted(hcore, orbitals, Method.xc),
+    }
+    orbitals = np.sqrt(2) * solve_roothaan(fock, overlap)[1][:, : mol.nelectron // 2]
+    seconds: dict[str, list[float]] = {name: [] for name in stages}
     for _ in range(settings.repeats):
-        with _calls_timed(_REFERENCE_PARTS) as seconds:
+        fitted = FittedFock(mol)
+        for name, stage in stages.items():
             started = time.perf_counter()
-            fock = reference_hamiltonian(mol, "sad", density)
-            totals.append(time.perf_counter() - started)
-        parts.append(seconds)
-    _milliseconds(report, f"{label}: reference", Sample(tuple(totals)))
-    rest = [total - sum(part.values()) for total, part in zip(totals, parts, strict=True)]
-    for name in _REFERENCE_PARTS:
-        sample = Sample(tuple(part[name] for part in parts))
-        _milliseconds(report, f"{label}: reference, {name}", sample)
-    _milliseconds(report, f"{label}: reference, Coulomb matrix and rest", Sample(tuple(rest)))
+            stage(fitted)
+            seconds[name].append(time.perf_counter() - started)
+    for name, times in seconds.items():
+        _milliseconds(report, f"{label}: {name}", Sample(tuple(times)))
     add("orbitals of the reference", lambda: solve_roothaan(fock, overlap))
 
 

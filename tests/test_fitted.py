@@ -1,0 +1,85 @@
+import numpy as np
+import pytest
+import torch
+from conftest import FORMAMIDE, make_mol
+from pyscf import dft, scf
+
+from pyscf_deqh import fitted
+from pyscf_deqh.errors import UnsupportedMoleculeError
+from pyscf_deqh.fitted import AUXBASIS, GRID, FittedFock, FittedIntegrals, coarse_grid
+
+FUNCTIONALS = ["hf", "lda,vwn", "pbe", "b3lyp", "wb97x", "m06-2x", "tpss"]
+
+
+def pyscfs_own(mol, xc):
+    """PySCF's density-fitted mean field on the same grid."""
+    mf = scf.RHF(mol) if xc == "hf" else dft.RKS(mol, xc=xc)
+    mf = mf.density_fit(auxbasis=AUXBASIS)
+    if xc != "hf":
+        mf.grids = coarse_grid(mol)
+    return mf
+
+
+def some_orbitals(mol):
+    """Orbitals of the one-electron Hamiltonian: normalized, and no stationary point of anything."""
+    mf = scf.RHF(mol)
+    energy, c = mf.eig(mf.get_hcore(), mf.get_ovlp())
+    occupation = mf.get_occ(energy, c)
+    return c[:, occupation > 0] * np.sqrt(2)
+
+
+@pytest.mark.parametrize("xc", FUNCTIONALS)
+def test_fock_matrix_and_energy_are_pyscfs(xc):
+    mol = make_mol()
+    mf, c = pyscfs_own(mol, xc), some_orbitals(mol)
+    dm = c @ c.T
+    expected, energy = mf.get_fock(dm=dm), mf.energy_elec(dm)[0]
+    fock, e = FittedFock(mol, dtype=torch.float64)(mf.get_hcore(), c, xc)
+    np.testing.assert_allclose(fock, expected, atol=1e-6)
+    assert e == pytest.approx(energy, abs=1e-6)
+    single, _ = FittedFock(mol)(mf.get_hcore(), c, xc)
+    assert single.dtype == np.float64
+    assert np.abs(single - expected).mean() < 2e-6
+    assert np.abs(single - expected).max() < 2e-4
+
+
+def test_long_range_integrals_are_those_of_the_screened_operator():
+    mol, omega = make_mol(), 0.3
+    c = some_orbitals(mol)
+    mf = scf.RHF(mol).density_fit(auxbasis=AUXBASIS)
+    _, expected = mf.with_df.get_jk(c @ c.T, with_j=False, omega=omega)
+    integrals = FittedIntegrals(mol, "cpu", torch.float64, omega)
+    np.testing.assert_allclose(integrals.exchange(torch.from_numpy(c)), expected, atol=1e-6)
+
+
+def test_blocks_change_nothing(monkeypatch):
+    mol = make_mol(FORMAMIDE)
+    c, hcore = some_orbitals(mol), scf.hf.get_hcore(mol)
+    expected = FittedFock(mol, dtype=torch.float64)(hcore, c, "b3lyp")[0]
+    monkeypatch.setattr(fitted, "_UNPACKED_BYTES", 0)
+    monkeypatch.setattr(fitted, "_BLOCK_BYTES", 2**16)
+    monkeypatch.setattr(fitted, "_POINTS", 600)
+    blocked = FittedFock(mol, dtype=torch.float64)(hcore, c, "b3lyp")[0]
+    np.testing.assert_allclose(blocked, expected, atol=1e-10)
+    monkeypatch.setattr(fitted, "_VALUES_SHARE", 0)
+    recomputed = FittedFock(mol, dtype=torch.float64)(hcore, c, "b3lyp")[0]
+    # PySCF leaves out what is small.
+    np.testing.assert_allclose(recomputed, expected, atol=1e-8)
+
+
+def test_another_grid_shares_the_integrals():
+    first = FittedFock(make_mol(), dtype=torch.float64)
+    second = first.on_grid(0)
+    assert second.integrals is first.integrals
+    assert len(second.grids.weights) != len(first.grids.weights)
+    assert first.atom_grid == GRID
+
+
+def test_too_little_memory_leaves_coulomb_matrices_only():
+    mol = make_mol()
+    c, hcore = some_orbitals(mol), scf.hf.get_hcore(mol)
+    expected = FittedFock(mol)(hcore, c, "pbe")[0]
+    mol.max_memory = 1
+    np.testing.assert_allclose(FittedFock(mol)(hcore, c, "pbe")[0], expected, atol=2e-4)
+    with pytest.raises(UnsupportedMoleculeError, match="max_memory = 1 MB"):
+        FittedFock(mol)(hcore, c, "b3lyp")

@@ -1,0 +1,62 @@
+import numpy as np
+import pytest
+import torch
+from conftest import make_mol
+from pyscf import dft, scf
+from test_fitted import pyscfs_own
+
+from pyscf_deqh.fitted import FittedFock
+from pyscf_deqh.refine import occupations, refine
+
+
+def run(mol, xc, start, max_builds, tolerance, dtype=torch.float64):
+    hcore, overlap = scf.hf.get_hcore(mol), mol.intor("int1e_ovlp")
+    return refine(FittedFock(mol, dtype=dtype), hcore, overlap, start, xc, max_builds, tolerance)
+
+
+@pytest.mark.parametrize("xc", ["b3lyp", "hf"])
+def test_converges_to_pyscfs_solution(xc):
+    mol = make_mol()
+    mf = pyscfs_own(mol, xc).run(conv_tol=1e-11)
+    result = run(mol, xc, mf.get_hcore(), 60, 1e-6)
+    assert result.gradients[-1] < 1e-6
+    np.testing.assert_allclose(result.orbitals @ result.orbitals.T, mf.make_rdm1(), atol=1e-5)
+    np.testing.assert_allclose(result.fock, mf.get_fock(), atol=1e-5)
+    assert result.energy + mol.energy_nuc() == pytest.approx(mf.e_tot, abs=1e-8)
+
+
+def test_gradient_is_pyscfs():
+    mol = make_mol()
+    mf = pyscfs_own(mol, "pbe")
+    energy, c = mf.eig(mf.get_hcore(), mf.get_ovlp())
+    occupation = mf.get_occ(energy, c)
+    expected = np.linalg.norm(
+        mf.get_grad(c, occupation, mf.get_fock(dm=mf.make_rdm1(c, occupation)))
+    )
+    result = run(mol, "pbe", mf.get_hcore(), 1, 0)
+    assert result.builds == 1
+    assert result.gradients[0] == pytest.approx(expected, rel=1e-6)
+
+
+def test_one_fock_matrix_is_not_extrapolated():
+    mol = make_mol()
+    result = run(mol, "hf", scf.hf.get_hcore(mol), 1, 0)
+    np.testing.assert_allclose(result.hamiltonian, result.fock, atol=1e-12)
+
+
+def test_stops_at_the_tolerance_or_the_limit():
+    mol = make_mol()
+    start = dft.RKS(mol, xc="pbe").run().get_fock()
+    early = run(mol, "pbe", start, 10, 0.1)
+    assert early.builds == 1
+    assert run(mol, "pbe", start, 3, 0).builds == 3
+
+
+def test_open_shells_are_averaged():
+    assert occupations(5, 7, 1).tolist() == [2, 2, 2, 1, 0]
+    assert occupations(4, 4, 2).tolist() == [2, 1, 1, 0]
+    mol = make_mol("O 0 0 0; H 0 0 .97", spin=1)
+    result = run(mol, "pbe", scf.hf.get_hcore(mol), 4, 0)
+    assert np.trace(result.orbitals.T @ mol.intor("int1e_ovlp") @ result.orbitals) == pytest.approx(
+        9
+    )
