@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 KEY = "deqh"
 ON_UNSUPPORTED = ("raise", "minao")
-MAX_CYCLES = 6
+MAX_CYCLES = 8
 # Orbital gradient (hartree, norm per root of an electron pair) below which the fitted Fock matrices
 # have no more to give: their own error is of this size.
 _TOLERANCE = 4e-4
@@ -313,7 +313,8 @@ def make_guess(mf: hf.SCF, mol: Mole, options: Options) -> Guess:
     own = _in_basis(mol, spec.basis, spec.template.numbers)
     prediction = predict_hamiltonian(own, options.model, options.device)
     solved = time.perf_counter()
-    hamiltonian, gradients = prediction.hamiltonian, []
+    hamiltonian = prediction.hamiltonian
+    gradients: list[float] = []
     if options.max_cycles:
         hamiltonian, gradients = _refined(mf, own, prediction, options.max_cycles)
     refined = time.perf_counter()

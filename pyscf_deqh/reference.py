@@ -11,7 +11,7 @@ molecule: no equivariant network can undo it. Here that is 6-9 micro-Eh.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -41,6 +41,7 @@ def sad_reference(mol: Mole, density_matrix: np.ndarray, fitted: FittedFock) -> 
     """
     from pyscf.scf import hf
 
-    filled = density_matrix.mo_occ > 0
-    orbitals = density_matrix.mo_coeff[:, filled] * np.sqrt(density_matrix.mo_occ[filled])
+    tags: Any = density_matrix
+    filled = tags.mo_occ > 0
+    orbitals = tags.mo_coeff[:, filled] * np.sqrt(tags.mo_occ[filled])
     return fitted(np.asarray(hf.get_hcore(mol)), orbitals, _XC)[0]

@@ -74,7 +74,7 @@ def test_selections_grow_and_shards_are_a_partition():
 def run(converged=True, energy=-1.0, cycles=10, builds=12, guess_builds=0, guess=0.0, scf=10.0):
     return {"converged": converged, "energy": energy, "cycles": cycles, "fock_builds": builds,
             "guess_fock_builds": guess_builds, "guess_seconds": guess, "scf_seconds": scf,
-            "gradient": [1.0]}  # fmt: skip
+            "gradient": [1.0], "cheap_gradients": [0.1, 0.01]}  # fmt: skip
 
 
 def row(name, deqh, baselines, mae=1e-4):
@@ -92,7 +92,7 @@ def row(name, deqh, baselines, mae=1e-4):
         differences[init] = deqh["energy"] - other["energy"]
     return {"name": name, "n_atoms": 9, "n_heavy": 7, "nao": 80, "deqh": deqh,
             "baselines": baselines, "ratios": ratios, "energy_difference": differences,
-            "hamiltonian_mae": mae}  # fmt: skip
+            "hamiltonian_mae": mae, "refined_mae": mae and mae / 10}  # fmt: skip
 
 
 def write(folder, name, shard, rows, failures=(), weights="0" * 64, **environment):
@@ -131,12 +131,13 @@ def test_table_by_hand(tmp_path, capsys):
     assert cells_of(text, "QM9 test") == [
         "QM9 test", "3 of 4", "0.700 ± 0.356 (0.500)", "0.350 ± 0.178 (0.250)",
         "0.833 ± 0.297 (0.667)", "0.800 ± 0.356 (0.600)", "0.800 ± 0.356 (0.600)",
-        "300 ± 216 (200)", "0.100 ± 0.000 (0.100)",
+        "300 ± 216 (200)", "30 ± 22 (20)", "2.0 ± 0.0 (2.0)", "0.100 ± 0.000 (0.100)",
     ]  # fmt: skip
     # Without a comparison with 1e or cheap-scf, and without the error against another functional.
     assert cells_of(text, "QM9 test, pbe/def2-svp") == [
         "QM9 test, pbe/def2-svp", "1 of 2", "0.800 ± 0.000 (0.800)", "",
-        "1.000 ± 0.000 (1.000)", "1.000 ± 0.000 (1.000)", "", "", "0.000 ± 0.000 (0.000)",
+        "1.000 ± 0.000 (1.000)", "1.000 ± 0.000 (1.000)", "", "", "", "2.0 ± 0.0 (2.0)",
+        "0.000 ± 0.000 (0.000)",
     ]  # fmt: skip
     assert "Not run: 1\n\n- qm9: d: ValueError: no\n" in text
     assert "Not converged, although minao converged: 1\n\n- pbe: e\n" in text

@@ -18,6 +18,7 @@ from .. import __version__
 from ..checkpoint import weights_hash
 from ..data.geometry import Geometry
 from ..errors import UnsupportedMoleculeError
+from ..guess import Guess
 from .ratios import RATIOS, distribution, hamiltonian_mae, ratios
 from .scf_runs import Method, run_classical, run_deqh
 
@@ -67,13 +68,14 @@ def name_of(geometry: Geometry) -> str:
 def benchmark_molecule(geometry: Geometry, method: Method, inits: Sequence[str]) -> dict:
     """One row: the DEQH run, all baselines, and the ratios between them."""
     mol = method.molecule(geometry)
-    deqh, predicted, details = run_deqh(mol, method)
+    deqh, guess = run_deqh(mol, method)
+    predicted = guess.prediction.hamiltonian
     row = {
         "name": name_of(geometry),
         "n_atoms": mol.natm,
         "n_heavy": geometry.n_heavy,
         "nao": int(mol.nao),
-        "deqh": deqh.to_row() | details,
+        "deqh": deqh.to_row() | _details(guess),
         "baselines": {},
         "ratios": {},
         "energy_difference": {},
@@ -84,7 +86,21 @@ def benchmark_molecule(geometry: Geometry, method: Method, inits: Sequence[str])
         row["ratios"][init] = ratios(deqh, baseline, predicted)
         row["energy_difference"][init] = deqh.energy - baseline.energy
         row["hamiltonian_mae"] = hamiltonian_mae(predicted, baseline)
+        row["refined_mae"] = hamiltonian_mae(guess.hamiltonian, baseline)
     return row
+
+
+def _details(guess: Guess) -> dict:
+    prediction = guess.prediction
+    return {
+        "iterations": prediction.iterations,
+        "residual": prediction.residual,
+        "graph_seconds": prediction.graph_seconds,
+        "network_seconds": prediction.network_seconds,
+        "refine_seconds": guess.refine_seconds,
+        "cheap_gradients": guess.gradients,
+        "notes": prediction.notes,
+    }
 
 
 def _converged(row: dict, init: str) -> bool:
@@ -101,6 +117,8 @@ def summarize(rows: Sequence[dict], init: str, model: str) -> dict:
         "cycles_deqh": distribution(r["deqh"]["cycles"] for r in good),
         "cycles_baseline": distribution(r["baselines"][init]["cycles"] for r in good),
         "hamiltonian_mae": distribution(r["hamiltonian_mae"] for r in good),
+        "refined_mae": distribution(r["refined_mae"] for r in good),
+        "cheap_cycles": distribution(len(r["deqh"]["cheap_gradients"]) for r in good),
         "max_energy_difference": max(
             (abs(r["energy_difference"][init]) for r in good), default=float("nan")
         ),

@@ -50,11 +50,13 @@ def table(results: Results) -> str:
                 lines.append(
                     f"  {name:18} {value['mean']:6.3f} +- {value['std']:.3f}   {_MEANING[name]}"
                 )
-        mae = summary["hamiltonian_mae"]
-        if mae["n"]:
-            lines.append(
-                f"  {'MAE of H':18} {1e6 * mae['mean']:6.0f} +- {1e6 * mae['std']:.0f}   micro-Eh"
-            )
+        for name, mae in (("network", "hamiltonian_mae"), ("cheap cycles", "refined_mae")):
+            value = summary[mae]
+            if value["n"]:
+                lines.append(
+                    f"  {'MAE of H':18} {1e6 * value['mean']:6.0f} +- {1e6 * value['std']:.0f}"
+                    f"   micro-Eh, after the {name}"
+                )
         lines.append(f"  {'largest |dE|':18} {summary['max_energy_difference']:.1e} Eh")
         if summary["not_converged"]:
             lines.append("  not converged, left out: " + ", ".join(summary["not_converged"]))

@@ -11,7 +11,7 @@ from pyscf import dft, gto, scf
 
 from ..checkpoint import DEFAULT_MODEL
 from ..data.geometry import Geometry
-from ..guess import MAX_CYCLES, Options, make_guess
+from ..guess import MAX_CYCLES, Guess, Options, make_guess
 
 CLASSICAL = ("1e", "minao", "atom", "huckel", "sap", "vsap")
 CHEAP_SCF = "cheap-scf"
@@ -125,18 +125,8 @@ def run_classical(mol: gto.Mole, method: Method, init: str) -> SCFRun:
     return _run(mf, init, dm, time.perf_counter() - started, builds)
 
 
-def run_deqh(mol: gto.Mole, method: Method) -> tuple[SCFRun, np.ndarray, dict]:
-    """SCF from the DEQH guess; also the Hamiltonian that it predicts, and how it was reached."""
+def run_deqh(mol: gto.Mole, method: Method) -> tuple[SCFRun, Guess]:
+    """SCF from the DEQH guess, and the guess."""
     mf = method.scf(mol)
-    options = Options(method.model, method.device, max_cycles=method.max_cycles)
-    guess = make_guess(mf, mol, options)
-    run = _run(mf, "deqh", guess.density_matrix, guess.seconds, guess.fock_builds)
-    details = {
-        "iterations": guess.prediction.iterations,
-        "residual": guess.prediction.residual,
-        "graph_seconds": guess.prediction.graph_seconds,
-        "network_seconds": guess.prediction.network_seconds,
-        "refine_seconds": guess.refine_seconds,
-        "cheap_gradients": guess.gradients,
-    }
-    return run, guess.prediction.hamiltonian, details
+    guess = make_guess(mf, mol, Options(method.model, method.device, max_cycles=method.max_cycles))
+    return _run(mf, "deqh", guess.density_matrix, guess.seconds, guess.fock_builds), guess

@@ -73,6 +73,8 @@ def _add_label(commands) -> None:
                         help="databases whose ids are skipped")  # fmt: skip
     parser.add_argument("--workers", type=int, help="processes (default: all cores)")
     parser.add_argument("--retry-failed", action="store_true")
+    parser.add_argument("--device", default="cpu",
+                        help="for fitted Fock matrices; all workers may share a GPU")  # fmt: skip
     for item in fields(LabelSettings):
         name = "--" + item.name.replace("_", "-")
         if isinstance(item.default, bool):
@@ -94,7 +96,12 @@ def _run_label(args: argparse.Namespace) -> int:
     geometries = _select(geometries, args)
     settings = LabelSettings(**{f.name: getattr(args, f.name) for f in fields(LabelSettings)})
     written, failures = label(
-        geometries, args.out, settings, args.workers, retry_failed=args.retry_failed
+        geometries,
+        args.out,
+        settings,
+        args.workers,
+        retry_failed=args.retry_failed,
+        device=args.device,
     )
     print(f"{args.out}: {written} molecules labelled now, {len(failures)} failed")
     for row_id, reason in failures.items():

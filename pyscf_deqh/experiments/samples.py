@@ -43,6 +43,6 @@ def make_samples(folder: Path) -> Path:
     others = [_distorted(z, rng, {"qm9_id": str(i)}) for i, z in _MOLECULES.items()]
     folder.mkdir(parents=True, exist_ok=True)
     for name, xc, geometries in (("water", "pbe", water), ("molecules", "b3lyp", others)):
-        settings = LabelSettings(xc=xc, grid_level=0, conv_tol=1e-8, density_fit=True)
+        settings = LabelSettings(xc=xc, conv_tol=1e-8, density_fit=True)
         label(geometries, folder / f"{name}.db", settings)
     return folder

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -57,9 +58,9 @@ def _molecule(settings: Settings, report: Report, geometry: Geometry, peaks: Pea
 
     cycle = _cycle(report, mol, method, label)
     for name, max_cycles in (("whole guess, network alone", 0), ("whole guess", MAX_CYCLES)):
-        options = Options(settings.model, "cpu", max_cycles=max_cycles)
-        builds = len(make_guess(mf, mol, options).gradients)
-        guess = measure(lambda options=options: make_guess(mf, mol, options), settings.repeats)
+        whole = partial(make_guess, mf, mol, Options(settings.model, "cpu", max_cycles=max_cycles))
+        builds = len(whole().gradients)
+        guess = measure(whole, settings.repeats)
         _milliseconds(report, f"{label}: {name}", guess, f"{builds} cheap cycles")
         report.add(f"{label}: {name} / one SCF cycle", guess.scaled(1 / cycle))
 
