@@ -53,19 +53,19 @@ class DegreeLinear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(n, (lmax + 1)^2, inputs.total) -> (n, (lmax + 1)^2, outputs.total)."""
-        cut = self.inputs.natural
-        by_component = x.transpose(0, 1)
+        parities = x.transpose(0, 1).split([self.inputs.natural, self.inputs.pseudo], dim=-1)
         bias = nn.functional.pad(self.bias[None, None], (0, 0, 0, 0, 0, len(self.degree) - 1))
-        weights = (w.index_select(0, self.degree) for w in (self.natural, self.pseudo))
-        natural_weight, pseudo_weight = weights
-        natural = torch.baddbmm(bias, by_component[..., :cut], natural_weight)
-        pseudo = torch.bmm(by_component[..., cut:], pseudo_weight)
+        natural_weight = self.natural.index_select(0, self.degree)
+        pseudo_weight = self.pseudo.index_select(0, self.degree)
+        natural = torch.baddbmm(bias, parities[0], natural_weight)
+        pseudo = torch.bmm(parities[1], pseudo_weight)
         return torch.cat([natural, pseudo], dim=-1).transpose(0, 1)
 
 
 def rms_normalize(x: Tensor, eps: float = 1e-6) -> Tensor:
     """Divide each row's features by their root mean square over all components and channels."""
-    return x * torch.rsqrt(x.square().mean(dim=(-2, -1), keepdim=True) + eps)
+    square = torch.linalg.vector_norm(x, dim=(-2, -1), keepdim=True).square()
+    return x * torch.rsqrt(square / x.shape[1:].numel() + eps)
 
 
 def add_scalars(x: Tensor, scalars: Tensor) -> Tensor:

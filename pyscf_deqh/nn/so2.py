@@ -47,7 +47,7 @@ class FrameFeatures:
 
     def rms_normalized(self, eps: float = 1e-6) -> FrameFeatures:
         """Each pair's features over their root mean square over all components and channels."""
-        square = sum(torch.linalg.vecdot(part, part) for part in self.tensors)
+        square = sum(torch.linalg.vector_norm(part, dim=1).square() for part in self.tensors)
         count = sum(part.shape[1] for part in self.tensors)
         scale = torch.rsqrt(square / count + eps)[:, None]
         return FrameFeatures(*(part * scale for part in self.tensors))
@@ -118,10 +118,10 @@ class EdgeFrames:
 
     def into(self, x: Tensor) -> FrameFeatures:
         """Rotate features (E, (lmax + 1)^2, C) into the frames."""
-        cut, scalars = self._channels.natural, self._scalar_rows
-        natural = torch.bmm(self._natural, x[..., :cut])
-        pseudo = torch.bmm(self._pseudo, x[..., cut:])
-        sizes = [scalars, natural.shape[1] - scalars]
+        # Cut by split, whose gradient is one concatenation; that of a slice is of x's full size.
+        natural, pseudo = x.split([self._channels.natural, self._channels.pseudo], dim=-1)
+        natural, pseudo = torch.bmm(self._natural, natural), torch.bmm(self._pseudo, pseudo)
+        sizes = [self._scalar_rows, natural.shape[1] - self._scalar_rows]
         natural, natural_rotating = natural.split(sizes, dim=1)
         pseudo, pseudo_rotating = pseudo.split(sizes, dim=1)
         rotating = torch.cat([natural_rotating, pseudo_rotating], dim=-1)
