@@ -6,7 +6,7 @@ from pyscf import scf
 
 from pyscf_deqh.data.graph import build_graph
 from pyscf_deqh.graph import collate
-from pyscf_deqh.nn.density import density_matrix
+from pyscf_deqh.nn.density import _purified, density_matrix
 from pyscf_deqh.orbitals import orthonormal_basis, solve_roothaan
 
 
@@ -27,6 +27,24 @@ def test_density_equals_pyscf_in_a_padded_batch(template):
         n = len(dm)
         np.testing.assert_allclose(d[:n, :n], dm, atol=1e-6)
         assert not d[n:].any()
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_purification_equals_the_eigenvectors_projector(seed):
+    """Gapped spectra of two molecules, the smaller one padded by orbitals above all others."""
+    rng = np.random.default_rng(seed)
+    hamiltonians, projectors = np.zeros((2, 12, 12)), np.zeros((2, 12, 12))
+    for k, (n, occupied) in enumerate(((12, 5), (7, 2))):
+        energies = np.concatenate(
+            [rng.uniform(-20, -0.3, occupied), rng.uniform(0, 4, n - occupied)]
+        )
+        vectors = np.linalg.qr(rng.normal(size=(n, n)))[0]
+        hamiltonians[k, :n, :n] = vectors * energies @ vectors.T
+        hamiltonians[k, n:, n:] = 20 * np.eye(12 - n)
+        projectors[k, :n, :n] = vectors[:, :occupied] @ vectors[:, :occupied].T
+    pairs = torch.tensor([5.0, 2.0], dtype=torch.float64)
+    found = _purified(torch.from_numpy(hamiltonians), pairs)
+    np.testing.assert_allclose(found, projectors, rtol=0, atol=1e-6)
 
 
 def test_gradient_against_finite_differences():

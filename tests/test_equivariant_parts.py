@@ -9,8 +9,8 @@ from e3nn import o3
 from pyscf_deqh.data.graph import build_graph
 from pyscf_deqh.errors import ConfigError
 from pyscf_deqh.graph import collate
-from pyscf_deqh.nn.irreps import BlockCoupling, Channels, DegreeLinear
-from pyscf_deqh.nn.so2 import EdgeFrames, EdgeGate, SO2Linear
+from pyscf_deqh.nn.irreps import BlockCoupling, Channels, DegreeLinear, rms_normalize
+from pyscf_deqh.nn.so2 import EdgeFrames, EdgeGate, FrameFeatures, SO2Linear, mirror_signs
 from pyscf_deqh.nn.wigner import wigner_d
 
 LMAX = 4
@@ -98,26 +98,53 @@ def test_degree_linear_commutes_with_rotations_and_reflections(rotation):
         )
 
 
+def pairs(n):
+    """Vectors of n pairs and of their opposites, and the positions of the latter."""
+    v = torch.randn(n, 3, dtype=torch.float64)
+    v[0] = torch.tensor([0.0, 0.0, -1.0])
+    return torch.cat([v, -v]), torch.arange(2 * n).roll(n)
+
+
 def test_edge_frames_are_orthogonal():
-    v = torch.randn(7, 3, dtype=torch.float64)
-    frames = EdgeFrames(v, LMAX, CHANNELS)
-    x = torch.randn(7, 25, CHANNELS.total, dtype=torch.float64)
-    torch.testing.assert_close(frames.out_of(frames.into(x)), x, atol=1e-12, rtol=0)
+    frames = EdgeFrames(*pairs(4), LMAX, CHANNELS)
+    x = torch.randn(8, 25, CHANNELS.total, dtype=torch.float64)
+    back = torch.cat(frames.out_of(frames.into(x)), dim=-1)
+    torch.testing.assert_close(back, x, atol=1e-12, rtol=0)
+
+
+def test_frames_of_opposite_pairs_differ_by_signs():
+    """What an atom's features are in a pair's frame follows from the opposite pair's frame."""
+    frames = EdgeFrames(*pairs(4), LMAX, CHANNELS)
+    x = torch.randn(4, 25, CHANNELS.total, dtype=torch.float64).repeat(2, 1, 1)
+    rotated = frames.into(x)
+    opposite = frames.opposite(rotated)
+    signs = mirror_signs(LMAX, CHANNELS)
+    for a, b, sign in zip(rotated.by_order(LMAX), opposite.by_order(LMAX), signs, strict=True):
+        torch.testing.assert_close(a, b * sign, atol=1e-12, rtol=0)
+
+
+def test_rms_normalization_of_pairs():
+    frames = EdgeFrames(*pairs(4), LMAX, CHANNELS)
+    x = torch.randn(8, 25, CHANNELS.total, dtype=torch.float64)
+    back = torch.cat(frames.out_of(frames.into(x).rms_normalized()), dim=-1)
+    torch.testing.assert_close(back, rms_normalize(x), atol=1e-12, rtol=0)
 
 
 @pytest.mark.parametrize("determinant", [1, -1])
 def test_so2_convolution_is_equivariant(rotation, determinant):
     torch.manual_seed(0)
-    linear = SO2Linear(LMAX, [CHANNELS], CHANNELS).double()
+    linear = SO2Linear(LMAX, [CHANNELS] * 2, CHANNELS, mirrored=1).double()
     gate = EdgeGate(LMAX, CHANNELS, 5).double()
     invariants = torch.randn(6, 5, dtype=torch.float64)
-    v = torch.randn(6, 3, dtype=torch.float64)
-    v[0] = torch.tensor([0.0, 0.0, -1.0])
+    v, reverse = pairs(3)
     x = torch.randn(6, 25, CHANNELS.total, dtype=torch.float64)
 
     def apply(vectors, features):
-        frames = EdgeFrames(vectors, LMAX, CHANNELS)
-        return frames.out_of(gate(linear(frames.into(features)), invariants))
+        frames = EdgeFrames(vectors, reverse, LMAX, CHANNELS)
+        rotated = frames.into(features)
+        both = (part.by_order(LMAX) for part in (rotated, frames.opposite(rotated)))
+        out = FrameFeatures.of_orders(gate(linear(*both), invariants))
+        return torch.cat(frames.out_of(out), dim=-1)
 
     matrix = torch.from_numpy(determinant * rotation)
     after = apply(v @ matrix.T, transform(x, matrix))

@@ -31,11 +31,6 @@ class Channels:
         return self.natural + self.pseudo
 
 
-def degree_slices(lmax: int) -> list[slice]:
-    """Components of each degree l in a feature tensor."""
-    return [slice(l * l, (l + 1) * (l + 1)) for l in range(lmax + 1)]
-
-
 def random_weight(fan_in: int, *shape: int) -> nn.Parameter:
     """Normal weights with variance 1 / fan_in."""
     return nn.Parameter(torch.randn(*shape) / math.sqrt(max(fan_in, 1)))
@@ -58,23 +53,26 @@ class DegreeLinear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(n, (lmax + 1)^2, inputs.total) -> (n, (lmax + 1)^2, outputs.total)."""
-        cut = self.inputs.natural
-        by_component = x.transpose(0, 1)
-        natural = torch.bmm(by_component[..., :cut], self.natural[self.degree])
-        natural = torch.cat([natural[:1] + self.bias, natural[1:]])
-        pseudo = torch.bmm(by_component[..., cut:], self.pseudo[self.degree])
+        parities = x.transpose(0, 1).split([self.inputs.natural, self.inputs.pseudo], dim=-1)
+        bias = nn.functional.pad(self.bias[None, None], (0, 0, 0, 0, 0, len(self.degree) - 1))
+        natural_weight = self.natural.index_select(0, self.degree)
+        pseudo_weight = self.pseudo.index_select(0, self.degree)
+        natural = torch.baddbmm(bias, parities[0], natural_weight)
+        pseudo = torch.bmm(parities[1], pseudo_weight)
         return torch.cat([natural, pseudo], dim=-1).transpose(0, 1)
 
 
 def rms_normalize(x: Tensor, eps: float = 1e-6) -> Tensor:
     """Divide each row's features by their root mean square over all components and channels."""
-    return x * torch.rsqrt(x.square().mean(dim=(-2, -1), keepdim=True) + eps)
+    square = torch.linalg.vector_norm(x, dim=(-2, -1), keepdim=True).square()
+    return x * torch.rsqrt(square / x.shape[1:].numel() + eps)
 
 
 def add_scalars(x: Tensor, scalars: Tensor) -> Tensor:
     """Add scalars (n, natural channels) to the natural l = 0 components of features."""
-    padded = nn.functional.pad(scalars, (0, x.shape[-1] - scalars.shape[-1]))
-    return torch.cat([x[:, :1] + padded[:, None], x[:, 1:]], dim=1)
+    return x + nn.functional.pad(
+        scalars[:, None], (0, x.shape[-1] - scalars.shape[-1], 0, x.shape[1] - 1)
+    )
 
 
 class NodeNonlinearity(nn.Module):
@@ -198,15 +196,23 @@ class BlockEmbedding(nn.Module):
     def forward(self, components: Tensor) -> Tensor:
         """(n, T T, K) -> (n, (lmax + 1)^2, channels.total)."""
         n = len(components)
-        out = components.new_zeros(n, (self.lmax + 1) ** 2, self.channels.total)
-        slices = degree_slices(self.lmax)
-        for group, weight in zip(self.groups, self.weights, strict=True):
-            part = components[:, group.start : group.stop]
-            part = part.reshape(n, 2 * group.degree + 1, group.count * self.n_matrices)
-            cut = self.channels.natural
-            channels = slice(cut, None) if group.pseudo else slice(cut)
-            out[:, slices[group.degree], channels] = part @ weight
-        return out
+        # Concatenated, not written into one tensor: the gradient of each slice would be that large.
+        parities = []
+        for pseudo, width in ((False, self.channels.natural), (True, self.channels.pseudo)):
+            found = {
+                group.degree: components[:, group.start : group.stop].reshape(
+                    n, 2 * group.degree + 1, group.count * self.n_matrices
+                )
+                @ weight
+                for group, weight in zip(self.groups, self.weights, strict=True)
+                if group.pseudo == pseudo
+            }
+            rows = [
+                found[l] if l in found else components.new_zeros(n, 2 * l + 1, width)
+                for l in range(self.lmax + 1)
+            ]
+            parities.append(torch.cat(rows, dim=1))
+        return torch.cat(parities, dim=-1)
 
 
 class BlockReadout(nn.Module):
@@ -218,7 +224,7 @@ class BlockReadout(nn.Module):
 
     def __init__(self, coupling: BlockCoupling, lmax: int, channels: Channels):
         super().__init__()
-        self.groups, self.slices, self.cut = coupling.groups, degree_slices(lmax), channels.natural
+        self.groups, self.sizes = coupling.groups, [2 * l + 1 for l in range(lmax + 1)]
         self.weights = nn.ParameterList(
             random_weight(
                 100 * (c := channels.pseudo if g.pseudo else channels.natural),
@@ -228,10 +234,11 @@ class BlockReadout(nn.Module):
             for g in self.groups
         )
 
-    def forward(self, x: Tensor) -> Tensor:
-        """(n, (lmax + 1)^2, channels.total) -> (n, T T)."""
-        parts = []
-        for group, weight in zip(self.groups, self.weights, strict=True):
-            channels = slice(self.cut, None) if group.pseudo else slice(self.cut)
-            parts.append((x[:, self.slices[group.degree], channels] @ weight).flatten(1))
+    def forward(self, natural: Tensor, pseudo: Tensor) -> Tensor:
+        """(n, (lmax + 1)^2, channels) of both parities -> (n, T T)."""
+        degrees = [natural.split(self.sizes, dim=1), pseudo.split(self.sizes, dim=1)]
+        parts = [
+            (degrees[group.pseudo][group.degree] @ weight).flatten(1)
+            for group, weight in zip(self.groups, self.weights, strict=True)
+        ]
         return torch.cat(parts, dim=1)

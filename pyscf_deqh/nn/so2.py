@@ -11,6 +11,7 @@ except for m = 0, where the two parities cannot mix.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -19,73 +20,162 @@ from .irreps import Channels, random_weight
 from .wigner import wigner_d
 
 # Edge features by order: natural m = 0 (E, (L+1) Cn), pseudo m = 0 (E, (L+1) Cp), then for
-# m = 1 … L cosine and sine rows (E, 2, (L+1-m) C).
+# m = 1 … L cosine and sine (2, E, (L+1-m) C).
 EdgeFeatures = list[Tensor]
+
+
+@dataclass
+class FrameFeatures:
+    """The same components in three tensors, so that sums and norms are few operations.
+
+    Attributes:
+        natural, pseudo: m = 0, (E, (L+1) Cn) and (E, (L+1) Cp).
+        rotating: cosine and sine of m = 1, of m = 2, … (E, L (L+1) C).
+    """
+
+    natural: Tensor
+    pseudo: Tensor
+    rotating: Tensor
+
+    @property
+    def tensors(self) -> tuple[Tensor, Tensor, Tensor]:
+        return self.natural, self.pseudo, self.rotating
+
+    def __add__(self, other: FrameFeatures) -> FrameFeatures:
+        pairs = zip(self.tensors, other.tensors, strict=True)
+        return FrameFeatures(*(a + b for a, b in pairs))
+
+    def rms_normalized(self, eps: float = 1e-6) -> FrameFeatures:
+        """Each pair's features over their root mean square over all components and channels."""
+        square = sum(torch.linalg.vector_norm(part, dim=1).square() for part in self.tensors)
+        count = sum(part.shape[1] for part in self.tensors)
+        scale = torch.rsqrt(square / count + eps)[:, None]
+        return FrameFeatures(*(part * scale for part in self.tensors))
+
+    def index_select(self, index: Tensor) -> FrameFeatures:
+        return FrameFeatures(*(part.index_select(0, index) for part in self.tensors))
+
+    def by_order(self, lmax: int) -> EdgeFeatures:
+        """Views of each order."""
+        n, width = self.rotating.shape
+        channels = width // (lmax * (lmax + 1))
+        widths = [2 * (lmax + 1 - m) * channels for m in range(1, lmax + 1)]
+        rotating = self.rotating.split(widths, dim=-1)
+        return [
+            self.natural,
+            self.pseudo,
+            *(part.view(n, 2, -1).transpose(0, 1) for part in rotating),
+        ]
+
+    @classmethod
+    def of_orders(cls, parts: EdgeFeatures) -> FrameFeatures:
+        rotating = [row for part in parts[2:] for row in part]
+        return cls(parts[0], parts[1], torch.cat(rotating, dim=-1))
 
 
 class EdgeFrames:
     """Rotations into the frames of all pairs; the azimuth about the pair is free (and cancels).
 
+    The frame of (j, i) is that of (i, j) reflected in the plane between the atoms. So features of
+    an atom that are rotated into the frame of one are those of the other up to signs.
+
     Args:
         edge_vector: (E, 3) in any unit.
+        reverse: (E,) position of the opposite pair.
         lmax: largest degree.
         channels: of the features to rotate.
     """
 
-    def __init__(self, edge_vector: Tensor, lmax: int, channels: Channels):
-        size = (lmax + 1) ** 2
-        frame = edge_vector.new_zeros(len(edge_vector), size, size)
-        for l in range(lmax + 1):
-            part = slice(l * l, (l + 1) ** 2)
-            frame[:, part, part] = wigner_d(l, edge_vector).mT
+    def __init__(self, edge_vector: Tensor, reverse: Tensor, lmax: int, channels: Channels):
+        self._reverse, self._scalar_rows, self._channels = reverse, lmax + 1, channels
         orders = [0] + [sign * m for m in range(1, lmax + 1) for sign in (1, -1)]
-        permutation = torch.tensor(
-            [l * l + l + m for m in orders for l in range(abs(m), lmax + 1)],
-            device=edge_vector.device,
-        )
-        self._rotation = frame[:, permutation]
-        self._channels = channels
-        # Rows of the rotated features: m = 0, then cosine and sine of each m.
-        self._rows = [lmax + 1] + [lmax + 1 - m for m in range(1, lmax + 1) for _ in "cs"]
-
-    # Tensors are cut with split, whose gradient is one concatenation; the gradient of every slice
-    # would be a tensor of the full size.
-
-    def into(self, x: Tensor) -> EdgeFeatures:
-        """Rotate features (E, (lmax + 1)^2, C) into the frames."""
-        widths = [self._channels.natural, self._channels.pseudo]
-        rotated = torch.bmm(self._rotation, x).split(self._rows, dim=1)
-        parts = [part.flatten(1) for part in rotated[0].split(widths, dim=-1)]
-        for cosine, sine in zip(rotated[1::2], rotated[2::2], strict=True):
-            cosine, pseudo_cosine = cosine.split(widths, dim=-1)
-            sine, pseudo_sine = sine.split(widths, dim=-1)
-            rows = [
-                torch.cat([cosine, -pseudo_sine], dim=-1).flatten(1),
-                torch.cat([sine, pseudo_cosine], dim=-1).flatten(1),
+        rows = [(l, m) for m in orders for l in range(abs(m), lmax + 1)]
+        size = len(rows)
+        permutation, exchanged, signs, mirror = edge_vector.new_tensor(
+            [
+                [l * l + l + m for l, m in rows],
+                [l * l + l - m for l, m in rows],
+                [-1 if m > 0 else 1 for _, m in rows],
+                [(-1) ** (l + m) for l, m in rows],
             ]
-            parts.append(torch.stack(rows, dim=1))
-        return parts
+        )
+        blocks = [wigner_d(l, edge_vector).mT for l in range(lmax + 1)]
+        frame = torch.cat(
+            [
+                nn.functional.pad(block, (l * l, size - (l + 1) ** 2))
+                for l, block in enumerate(blocks)
+            ],
+            dim=1,
+        )
+        second = torch.arange(len(reverse), device=reverse.device) > reverse
+        natural = frame.index_select(1, permutation.long())
+        pseudo = frame.index_select(1, exchanged.long()) * signs[:, None]
+        # An inversion maps pseudo components to minus the natural ones' images.
+        self._natural, self._pseudo = (
+            torch.where(second[:, None, None], sign * mirror[:, None] * rotation[reverse], rotation)
+            for rotation, sign in ((natural, 1), (pseudo, -1))
+        )
 
-    def out_of(self, parts: EdgeFeatures) -> Tensor:
-        """Rotate back to (E, (lmax + 1)^2, C)."""
+    def into(self, x: Tensor) -> FrameFeatures:
+        """Rotate features (E, (lmax + 1)^2, C) into the frames."""
+        # Cut by split, whose gradient is one concatenation; that of a slice is of x's full size.
+        natural, pseudo = x.split([self._channels.natural, self._channels.pseudo], dim=-1)
+        natural, pseudo = torch.bmm(self._natural, natural), torch.bmm(self._pseudo, pseudo)
+        sizes = [self._scalar_rows, natural.shape[1] - self._scalar_rows]
+        natural, natural_rotating = natural.split(sizes, dim=1)
+        pseudo, pseudo_rotating = pseudo.split(sizes, dim=1)
+        rotating = torch.cat([natural_rotating, pseudo_rotating], dim=-1)
+        return FrameFeatures(natural.flatten(1), pseudo.flatten(1), rotating.flatten(1))
+
+    def opposite(self, features: FrameFeatures) -> FrameFeatures:
+        """Features of the opposite pairs; :func:`mirror_signs` away from this pair's frame."""
+        return features.index_select(self._reverse)
+
+    def out_of(self, features: FrameFeatures) -> tuple[Tensor, Tensor]:
+        """Rotate back: natural and pseudo channels (E, (lmax + 1)^2, …)."""
+        n, size = self._natural.shape[:2]
         widths = [self._channels.natural, self._channels.pseudo]
-        n_edges = len(parts[0])
-        scalars = [p.view(n_edges, -1, w) for p, w in zip(parts[:2], widths, strict=True)]
-        rows = [torch.cat(scalars, dim=-1)]
-        for part in parts[2:]:
-            cosine, sine = part.view(n_edges, 2, -1, sum(widths)).unbind(1)
-            cosine, pseudo_sine = cosine.split(widths, dim=-1)
-            sine, pseudo_cosine = sine.split(widths, dim=-1)
-            rows.append(torch.cat([cosine, pseudo_cosine], dim=-1))
-            rows.append(torch.cat([sine, -pseudo_sine], dim=-1))
-        return torch.bmm(self._rotation.mT, torch.cat(rows, dim=1))
+        sizes = [self._scalar_rows, size - self._scalar_rows]
+        rotating = features.rotating.view(n, sizes[1], -1).split(widths, dim=-1)
+        out = []
+        for rotation, scalars, rest, width in zip(
+            (self._natural, self._pseudo), features.tensors[:2], rotating, widths, strict=True
+        ):
+            first, second = rotation.split(sizes, dim=1)
+            back = torch.bmm(first.mT, scalars.view(n, -1, width))
+            out.append(back.baddbmm_(second.mT, rest))
+        return out[0], out[1]
+
+
+def mirror_signs(lmax: int, channels: Channels) -> list[Tensor]:
+    """Signs of features in the two frames of a pair, in the order of :data:`EdgeFeatures`."""
+    parities = torch.tensor([1.0] * channels.natural + [-1.0] * channels.pseudo)
+
+    def signs(m: int, parities: Tensor) -> Tensor:
+        by_degree = torch.tensor([(-1.0) ** (l + m) for l in range(m, lmax + 1)])
+        return torch.outer(by_degree, parities).flatten()
+
+    scalars = [signs(0, parities[: channels.natural]), signs(0, parities[channels.natural :])]
+    return scalars + [signs(m, parities) for m in range(1, lmax + 1)]
 
 
 class SO2Linear(nn.Module):
     """Linear map of concatenated edge features that commutes with rotations about, and reflections
-    in planes through, the pair axis."""
+    in planes through, the pair axis.
 
-    def __init__(self, lmax: int, inputs: Sequence[Channels], outputs: Channels):
+    Args:
+        lmax: largest degree.
+        inputs, outputs: channels.
+        mirrored: the one of ``inputs`` that comes in the frames of the opposite pairs, if any.
+    """
+
+    def __init__(
+        self,
+        lmax: int,
+        inputs: Sequence[Channels],
+        outputs: Channels,
+        mirrored: int | None = None,
+    ):
         super().__init__()
         natural, total = sum(c.natural for c in inputs), sum(c.total for c in inputs)
         pseudo = total - natural
@@ -94,20 +184,35 @@ class SO2Linear(nn.Module):
             ((lmax + 1) * pseudo, (lmax + 1) * outputs.pseudo),
         ] + [((lmax + 1 - m) * total, (lmax + 1 - m) * outputs.total) for m in range(1, lmax + 1)]
         self.weights = nn.ParameterList(random_weight(shape[0], *shape) for shape in shapes)
+        self.mirrored = mirrored
+        if mirrored is not None:
+            signs = mirror_signs(lmax, inputs[mirrored])
+            self.widths = [len(part) for part in signs]
+            self.register_buffer("signs", torch.cat(signs)[:, None], persistent=False)
 
     def forward(self, *features: EdgeFeatures) -> EdgeFeatures:
-        return [
-            torch.cat(parts, dim=-1) @ weight
-            for *parts, weight in zip(*features, self.weights, strict=True)
-        ]
+        out = []
+        for k, (*parts, weight) in enumerate(zip(*features, self.weights, strict=True)):
+            weights = list(weight.split([part.shape[-1] for part in parts]))
+            if self.mirrored is not None:
+                # The weights are fewer than the features.
+                signs = self.signs.split(self.widths)[k]
+                weights[self.mirrored] = signs * weights[self.mirrored]
+            out.append(_sum_of_products(parts, weights))
+        return out
 
 
-def edge_rms_normalize(parts: EdgeFeatures, eps: float = 1e-6) -> EdgeFeatures:
-    """Divide each pair's features by their root mean square over all components and channels."""
-    square = torch.stack([p.square().flatten(1).sum(1) for p in parts]).sum(0)
-    count = sum(p.shape[1:].numel() for p in parts)
-    scale = torch.rsqrt(square / count + eps)
-    return [p * scale.view(-1, *[1] * (p.dim() - 1)) for p in parts]
+def _sum_of_products(parts: Sequence[Tensor], weights: Sequence[Tensor]) -> Tensor:
+    """Linear map of concatenated ``parts`` (E, K) or (2, E, K), without the concatenation."""
+    if parts[0].dim() == 2:
+        out = parts[0] @ weights[0]
+        for part, weight in zip(parts[1:], weights[1:], strict=True):
+            out = out.addmm_(part.to(out), weight.to(out))
+        return out
+    out = torch.bmm(parts[0], weights[0].expand(len(parts[0]), -1, -1))
+    for part, weight in zip(parts[1:], weights[1:], strict=True):
+        out = out.baddbmm_(part.to(out), weight.to(out).expand(len(part), -1, -1))
+    return out
 
 
 class EdgeGate(nn.Module):
@@ -130,5 +235,5 @@ class EdgeGate(nn.Module):
         scalars = nn.functional.silu(parts[0] + self.scalars(invariants))
         gates = 2 * torch.sigmoid(self.gates(torch.cat([scalars, invariants], dim=-1)))
         pseudo, *by_order = gates.split(self.widths, dim=-1)
-        rotating = [p * g[:, None] for p, g in zip(parts[2:], by_order, strict=True)]
+        rotating = [p * g for p, g in zip(parts[2:], by_order, strict=True)]
         return [scalars, parts[1] * pseudo, *rotating]

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
@@ -36,7 +36,7 @@ from .irreps import (
     add_scalars,
     rms_normalize,
 )
-from .so2 import EdgeFeatures, EdgeFrames, EdgeGate, SO2Linear, edge_rms_normalize
+from .so2 import EdgeFrames, EdgeGate, FrameFeatures, SO2Linear
 
 _POTENTIAL_SCALE = 0.01  # hartree / e, typical change of the potential at an atom
 _NEIGHBOURS = 16.0  # typical number of atoms within the cutoff, for the scale of message sums
@@ -118,7 +118,7 @@ class Injected:
     invariants: Tensor
     envelope: Tensor
     atoms: Tensor
-    pairs: EdgeFeatures
+    pairs: FrameFeatures
     density: Tensor  # of the reference's orbitals; zero without a reference
 
 
@@ -150,24 +150,30 @@ class SO2Layer(nn.Module):
     def __init__(self, config: SO2NetConfig, channels: Channels):
         super().__init__()
         lmax, width = config.lmax, config.invariants
-        self.linear_in = SO2Linear(lmax, [channels] * 3, channels)
+        self.lmax, self.widths = lmax, [channels.natural, channels.pseudo]
+        self.linear_in = SO2Linear(lmax, [channels] * 3, channels, mirrored=1)
         self.gate = EdgeGate(lmax, channels, width)
         self.linear_out = SO2Linear(lmax, [channels], channels)
         self.message_weight = nn.Linear(width, channels.total)
         self.message_linear = DegreeLinear(lmax, channels, channels)
         self.update = NodeNonlinearity(lmax, channels)
 
-    def forward(self, x: Tensor, e: EdgeFeatures, env: Injected) -> tuple[Tensor, EdgeFeatures]:
-        i, j = env.graph.edge_index
-        normal = rms_normalize(x)
-        inputs = (env.frames.into(normal[i]), env.frames.into(normal[j]), edge_rms_normalize(e))
-        y = self.linear_out(self.gate(self.linear_in(*inputs), env.invariants))
-        e = [a + b for a, b in zip(e, y, strict=True)]
+    def forward(self, x: Tensor, e: FrameFeatures, env: Injected) -> tuple[Tensor, FrameFeatures]:
+        i = env.graph.edge_index[0]
+        source = env.frames.into(rms_normalize(x).index_select(0, i))
+        inputs = (source, env.frames.opposite(source), e.rms_normalized())
+        y = self.linear_in(*(features.by_order(self.lmax) for features in inputs))
+        y = self.linear_out(self.gate(y, env.invariants))
+        step = FrameFeatures.of_orders(y)
         weight = self.message_weight(env.invariants) * env.envelope[:, None]
-        messages = env.frames.out_of(y) * weight[:, None]
-        total = torch.zeros_like(x).index_add(0, i, messages) / math.sqrt(_NEIGHBOURS)
-        x = x + self.message_linear(total)
-        return x + self.update(x), e
+        weights = (weight / math.sqrt(_NEIGHBOURS)).split(self.widths, dim=-1)
+        messages = zip(env.frames.out_of(step), weights, x.split(self.widths, dim=-1), strict=True)
+        total = [
+            torch.zeros_like(onto).index_add(0, i, message * weight[:, None])
+            for message, weight, onto in messages
+        ]
+        x = x + self.message_linear(torch.cat(total, dim=-1))
+        return x + self.update(x), e + step
 
 
 class SO2Net(nn.Module):
@@ -180,7 +186,7 @@ class SO2Net(nn.Module):
         self.config = config = config or SO2NetConfig()
         self.template = template
         channels = Channels(config.natural_channels, config.pseudo_channels)
-        self.channels = channels
+        self.channels, self.widths = channels, [channels.natural, channels.pseudo]
         n_elements = len(template.numbers)
         self.invariants = PairInvariants(
             n_elements, config.radial_functions, config.invariants, self.cutoff
@@ -274,9 +280,9 @@ class SO2Net(nn.Module):
             moved = graph.populations(density - graph.atomic_density)
             scalars = scalars + self.static_charges(graph, moved, envelope)
         x = add_scalars(self.static_atoms(atoms), scalars)
-        frames = EdgeFrames(graph.edge_vector, self.config.lmax, self.channels)
+        frames = EdgeFrames(graph.edge_vector, graph.reverse, self.config.lmax, self.channels)
         e = frames.into(self.static_pairs(pairs))
-        e[0] = e[0] + self.pair_embedding(invariants)
+        e = replace(e, natural=e.natural + self.pair_embedding(invariants))
         env = Injected(graph, frames, invariants, envelope, x, e, density)
         for layer in self.injection_layers:
             env.atoms, env.pairs = layer(env.atoms, env.pairs, env)
@@ -291,22 +297,22 @@ class SO2Net(nn.Module):
             moved = moved - self.nuclear_charge[graph.element]
         scalars = self.state_charges(graph, moved, injected.envelope)
         x = injected.atoms + add_scalars(self.state_atoms(atoms), scalars)
-        update = injected.frames.into(self.state_pairs(pairs))
-        e = [a + b for a, b in zip(injected.pairs, update, strict=True)]
+        e = injected.pairs + injected.frames.into(self.state_pairs(pairs))
         for layer in self.filter_layers:
             x, e = layer(x, e, injected)
         return self._read(x, e, injected)
 
-    def _read(self, x: Tensor, e: EdgeFeatures, env: Injected) -> Tensor:
+    def _read(self, x: Tensor, e: FrameFeatures, env: Injected) -> Tensor:
         graph, path = env.graph, self.coupling.path
         i, j = graph.element[graph.edge_index]
         scale = (self.output_atom_scale * self.output_atom_factor)[graph.element]
         output = self.atom_output(x)
-        atoms = self.atom_readout(output) * scale[:, path]
+        atoms = self.atom_readout(*output.split(self.widths, dim=-1)) * scale[:, path]
         atoms = self.coupling.uncouple(atoms + self.output_shift[graph.element])
-        e = self.pair_gate(self.pair_linear(edge_rms_normalize(e)), env.invariants)
+        y = self.pair_linear(e.rms_normalized().by_order(self.config.lmax))
+        e = FrameFeatures.of_orders(self.pair_gate(y, env.invariants))
         scale = (self.output_pair_scale * self.output_pair_factor)[i, j] * env.envelope[:, None]
-        pairs = self.pair_readout(env.frames.out_of(e)) * scale[:, path]
+        pairs = self.pair_readout(*env.frames.out_of(e)) * scale[:, path]
         pairs = self.coupling.uncouple(pairs)
         # Hermitian by construction: each block is the mean of (i, j) and the transposed (j, i).
         h = graph.matrix((atoms + atoms.mT) / 2, (pairs + pairs[graph.reverse].mT) / 2)
