@@ -50,17 +50,17 @@ def _sha256(path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
-def save_model(model: DEQH, spec: ModelSpec, folder: str | Path) -> None:
-    """Write weights and configuration. The configuration carries the hash of the weights."""
+def save_model(model: DEQH, spec: ModelSpec, folder: str | Path, half: bool = False) -> None:
+    """Write weights (with ``half`` in half precision) and configuration, which has their hash."""
     from safetensors.torch import save_file
 
     from .nn.backbones import kind_of
 
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    learned = {name for name, _ in model.backbone.named_parameters()}
     # Half precision rounds a learned weight by less than training leaves it undecided; shifts and
     # scales in hartree are no weights and keep single precision.
+    learned = {name for name, _ in model.backbone.named_parameters()} if half else set()
     state = {
         name: (value.half() if name in learned else value).detach().cpu().contiguous()
         for name, value in model.backbone.state_dict().items()

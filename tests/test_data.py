@@ -249,7 +249,7 @@ def test_a_dying_worker_fails_its_molecule_alone(tmp_path, monkeypatch):
     assert "died" in failures[2]
 
 
-def _die_on_two(row_id, geometry, settings):
+def _die_on_two(row_id, geometry, settings, device):
     if row_id == 2:
         os.kill(os.getpid(), signal.SIGKILL)
     return Record(row_id, geometry.numbers, geometry.positions, np.eye(2), {})

@@ -23,6 +23,9 @@ from pyscf_deqh import (
 from pyscf_deqh import guess as guess_module
 from pyscf_deqh.fitted import FittedFock
 
+# The bundled model that iterates; the default one applies f once.
+EQUILIBRIUM = "b3lyp-def2svp-equilibrium"
+
 # Symmetry-adapted classes want the molecule's symmetry; each line is one way to an SCF object.
 CASES = {
     "RHF": (lambda m: scf.RHF(m), {}),
@@ -101,7 +104,7 @@ def test_restricted_guess_is_tagged_as_pyscf_tags_its_own():
 
 
 def test_hamiltonian_is_hermitian_and_solved():
-    prediction = predict_hamiltonian(make_mol())
+    prediction = predict_hamiltonian(make_mol(), EQUILIBRIUM)
     h = prediction.hamiltonian
     np.testing.assert_array_equal(h, h.T)
     assert h.dtype == np.float64
@@ -114,9 +117,9 @@ def test_iteration_can_start_from_pyscfs_own_guess():
     mol = make_mol()
     mf = dft.RKS(mol, xc="b3lyp")
     fock = mf.get_fock(dm=mf.get_init_guess(key="minao"))
-    solved = predict_hamiltonian(mol).hamiltonian
-    from_fock = predict_hamiltonian(mol, initial=fock).hamiltonian
-    again = predict_hamiltonian(mol, initial=solved).hamiltonian
+    solved = predict_hamiltonian(mol, EQUILIBRIUM).hamiltonian
+    from_fock = predict_hamiltonian(mol, EQUILIBRIUM, initial=fock).hamiltonian
+    again = predict_hamiltonian(mol, EQUILIBRIUM, initial=solved).hamiltonian
     distance = np.abs(fock - solved).mean()
     assert np.abs(from_fock - solved).mean() < 0.1 * distance
     assert np.abs(again - solved).mean() < 0.03 * distance
@@ -205,7 +208,7 @@ def test_periodic_cells_fall_back():
 
 
 def test_unknown_names():
-    with pytest.raises(CheckpointError, match="bundled: b3lyp-def2svp"):
+    with pytest.raises(CheckpointError, match="bundled: b3lyp-def2svp, b3lyp-def2svp-equilibrium"):
         scf.RHF(make_mol(WATER)).apply(deqh_guess, model="gpt")
     with pytest.raises(ConfigError, match="on_unsupported"):
         scf.RHF(make_mol(WATER)).apply(deqh_guess, on_unsupported="ignore")
@@ -314,7 +317,7 @@ def test_linear_dependencies_are_handled():
     """Two waters so close that functions nearly coincide still give a valid density."""
     shifted = [(s, (x + 0.15, y, z)) for s, (x, y, z) in WATER]
     mol = make_mol(WATER + shifted)
-    dm = scf.RHF(mol).get_init_guess(key="deqh")
+    dm = scf.RHF(mol).apply(deqh_guess, max_cycles=0).get_init_guess(key="deqh")
     assert np.trace(dm @ mol.intor("int1e_ovlp")) == pytest.approx(20, abs=1e-6)
 
 

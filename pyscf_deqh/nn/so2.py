@@ -143,7 +143,7 @@ class EdgeFrames:
         ):
             first, second = rotation.split(sizes, dim=1)
             back = torch.bmm(first.mT, scalars.view(n, -1, width))
-            out.append(back.baddbmm_(second.mT, rest))
+            out.append(back.baddbmm_(second.mT.to(back), rest.to(back)))
         return out[0], out[1]
 
 

@@ -41,8 +41,9 @@ def _export(argv: list[str]) -> int:
     parser = argparse.ArgumentParser(prog="python -m pyscf_deqh.train export")
     parser.add_argument("run", type=Path, help="folder of the run, or one of its checkpoints")
     parser.add_argument("model", type=Path, help="folder to make")
+    parser.add_argument("--half", action="store_true", help="weights in half precision")
     args = parser.parse_args(argv)
-    export(args.run, args.model)
+    export(args.run, args.model, args.half)
     print(f"wrote {args.model}")
     return 0
 

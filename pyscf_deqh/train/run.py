@@ -175,12 +175,13 @@ def train(
     trainer.fit(module, data, ckpt_path=last if last.exists() else None, weights_only=True)
 
 
-def export(run: Path, model: Path) -> None:
+def export(run: Path, model: Path, half: bool = False) -> None:
     """Write a run's averaged weights in the ``models/`` format.
 
     Args:
         run: folder of the run (its best checkpoint is taken), or a checkpoint in it.
         model: folder to make; its name is the model's name.
+        half: write the weights in half precision, in half the space.
 
     Raises:
         CheckpointError: there is no checkpoint yet, or it does not fit the configuration.
@@ -198,4 +199,4 @@ def export(run: Path, model: Path) -> None:
         backbone=config.model,
         solver=config.solver,
     )
-    save_model(module.model, spec, model)
+    save_model(module.model, spec, model, half)
