@@ -19,6 +19,7 @@ from torch.profiler import ProfilerActivity, profile
 
 from ...graph import GraphBatch, MolecularGraph
 from ...nn.deqh import DEQH
+from ...nn.so2 import FrameFeatures
 from .report import Report
 from .samples import batch_of, geometries_of, labelled_graphs, untrained
 from .settings import Settings
@@ -151,6 +152,8 @@ def _rate_row(
 def _full_precision(output: Any) -> Any:
     if isinstance(output, Tensor):
         return output.float() if output.is_floating_point() else output
+    if isinstance(output, FrameFeatures):
+        return FrameFeatures(*map(_full_precision, output.tensors))
     return type(output)(_full_precision(part) for part in output)
 
 
