@@ -36,7 +36,7 @@ setup(
     package_dir={"pyscf_deqh.models": "models"},
     package_data={
         "pyscf_deqh": ["py.typed", "benchmark/molecules/*.xyz", "data/molecules/*.xyz"],
-        "pyscf_deqh.models": ["*/config.json", "*/model.safetensors", "*/README.md"],
+        "pyscf_deqh.models": ["*/config.json", "*/model.safetensors", "*/README.md", "*/*.smi"],
     },
     install_requires=[
         "pyscf>=2.8",
@@ -47,6 +47,7 @@ setup(
         "numpy>=1.26",
         "scipy>=1.11",
         "tqdm>=4.60",
+        "threadpoolctl>=3.1",
     ],
     extras_require={
         "train": train,

@@ -17,6 +17,7 @@ import numpy as np
 import scipy.linalg
 from pyscf.lib import logger
 from pyscf.scf import addons, ghf, hf, rohf, uhf
+from threadpoolctl import ThreadpoolController
 
 from .ao import check_basis
 from .checkpoint import DEFAULT_MODEL, ModelSpec, load_model, resolve_model
@@ -299,12 +300,24 @@ def _scale(mol: Mole) -> float:
     return float(np.sqrt(max(mol.nelectron // 2, 1)))
 
 
+@functools.lru_cache(maxsize=1)
+def _blas() -> ThreadpoolController:
+    """NumPy's and SciPy's threads: after each of the small products of a guess they would go on
+    spinning beside PySCF's and PyTorch's, which made a cheap cycle two to three times slower."""
+    return ThreadpoolController().select(internal_api="openblas")
+
+
 def make_guess(mf: hf.SCF, mol: Mole, options: Options) -> Guess:
     """Predict, refine, and fill the orbitals; minao's density where that came to nothing.
 
     Raises:
         UnsupportedMoleculeError, CheckpointError, ConfigError: see :func:`predict_hamiltonian`.
     """
+    with _blas().limit(limits=1):
+        return _make_guess(mf, mol, options)
+
+
+def _make_guess(mf: hf.SCF, mol: Mole, options: Options) -> Guess:
     from .data.graph import check_molecule
 
     started = time.perf_counter()
