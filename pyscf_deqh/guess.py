@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
     from .fitted import FittedFock
     from .nn.deqh import DEQH
+    from .refine import Refined
 
 KEY = "deqh"
 ON_UNSUPPORTED = ("raise", "minao")
@@ -268,27 +269,47 @@ def _project(mf: hf.SCF, mol: Mole, smaller: Mole, hamiltonian: np.ndarray) -> n
     return sum(densities)
 
 
-def _refined(
-    mf: hf.SCF, mol: Mole, prediction: Prediction, max_cycles: int
-) -> tuple[np.ndarray, list[float]]:
-    """Hamiltonian after the cheap cycles in ``mf``'s own functional, and their gradients."""
-    import torch
+def cheap_cycles(
+    mf: hf.SCF, mol: Mole, fitted: FittedFock, hamiltonian: np.ndarray, max_cycles: int
+) -> Refined:
+    """Cycles in ``mf``'s own functional until fitted Fock matrices have no more to give.
 
-    from .fitted import FittedFock
+    Args:
+        mf: whose one-electron Hamiltonian and functional are taken.
+        mol: the molecule of ``fitted``, perhaps in another basis set than ``mf``'s.
+        fitted: builds the Fock matrices.
+        hamiltonian: (nao, nao) hartree, whose orbitals are the first.
+        max_cycles: at least one.
+
+    Raises:
+        UnsupportedMoleculeError: exact exchange does not fit into memory.
+    """
     from .refine import refine
 
     overlap = mol.intor_symmetric("int1e_ovlp")
     hcore = np.asarray(mf.get_hcore(mol))
     if hcore.shape != overlap.shape or np.iscomplexobj(hcore):
         hcore = np.asarray(hf.get_hcore(mol))
-    arguments = (hcore, overlap, prediction.hamiltonian, getattr(mf, "xc", "hf"), max_cycles,
-                 _TOLERANCE * _scale(mol))  # fmt: skip
+    xc = getattr(mf, "xc", "hf")
+    with _blas().limit(limits=1):
+        return refine(fitted, hcore, overlap, hamiltonian, xc, max_cycles, _TOLERANCE * _scale(mol))
+
+
+def _refined(
+    mf: hf.SCF, mol: Mole, prediction: Prediction, max_cycles: int
+) -> tuple[np.ndarray, list[float]]:
+    """Hamiltonian after the cheap cycles, and their gradients; none where they are impossible."""
+    import torch
+
+    from .fitted import FittedFock
+
     try:
         try:
-            result = refine(prediction.fitted, *arguments)
+            result = cheap_cycles(mf, mol, prediction.fitted, prediction.hamiltonian, max_cycles)
         except torch.OutOfMemoryError:
             prediction.notes.append(f"{prediction.device} ran out of memory: cycles on the CPU")
-            result = refine(FittedFock(mol, "cpu"), *arguments)
+            fitted = FittedFock(mol, "cpu")
+            result = cheap_cycles(mf, mol, fitted, prediction.hamiltonian, max_cycles)
     except UnsupportedMoleculeError as error:
         prediction.notes.append(f"no cheap cycles: {error}")
         return prediction.hamiltonian, []

@@ -11,11 +11,16 @@ from pyscf import dft, gto, scf
 
 from ..checkpoint import DEFAULT_MODEL
 from ..data.geometry import Geometry
-from ..guess import MAX_CYCLES, Guess, Options, make_guess
+from ..fitted import FittedFock
+from ..guess import MAX_CYCLES, Guess, Options, cheap_cycles, guess_density, make_guess
+from ..reference import sad_reference, superposed_atomic_density
 
 CLASSICAL = ("1e", "minao", "atom", "huckel", "sap", "vsap")
 CHEAP_SCF = "cheap-scf"
-INITS = (*CLASSICAL, CHEAP_SCF)
+# The cycles that DEQH makes after the network, from the reference Hamiltonian: no network.
+CHEAP_CYCLES = "cheap-cycles"
+INITS = (*CLASSICAL, CHEAP_SCF, CHEAP_CYCLES)
+_ENOUGH_CYCLES = 20
 
 
 @dataclass(frozen=True)
@@ -108,7 +113,11 @@ def _run(
 
 
 def run_classical(mol: gto.Mole, method: Method, init: str) -> SCFRun:
-    """SCF from one of PySCF's guesses, or from a cheap converged SCF (``cheap-scf``)."""
+    """SCF from one of PySCF's guesses, or from something cheap.
+
+    That is a converged SCF of PySCF's with density fitting and its coarsest grid (``cheap-scf``),
+    or the guess that DEQH would make without its network (``cheap-cycles``).
+    """
     mf = method.scf(mol)
     builds = 0
     started = time.perf_counter()
@@ -120,6 +129,11 @@ def run_classical(mol: gto.Mole, method: Method, init: str) -> SCFRun:
         cheap.kernel()
         dm = cheap.make_rdm1()
         builds = cheap.cycles + 1 + bool(cheap.converged and cheap.conv_check)
+    elif init == CHEAP_CYCLES:
+        fitted = FittedFock(mol)
+        reference = sad_reference(mol, superposed_atomic_density(mol), fitted)
+        found = cheap_cycles(mf, mol, fitted, reference, _ENOUGH_CYCLES)
+        dm, builds = guess_density(mf, mol, found.hamiltonian), 1 + found.builds
     else:
         dm = mf.get_init_guess(mol, init)
     return _run(mf, init, dm, time.perf_counter() - started, builds)
