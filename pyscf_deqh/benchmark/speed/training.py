@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -37,17 +38,21 @@ def run(settings: Settings, report: Report) -> None:
     geometries = geometries_of(sizes.small_atoms)
     graphs = labelled_graphs(geometries)
     rates = {}
-    for n in sizes.training_batches:
-        with report.attempt(f"batch {n}"):
-            batch = batch_of(model, graphs, n)
-            steps = TrainingSteps(model, batch)
-            seconds = measure(steps, settings.repeats, 1, _ROW_SECONDS)
-            sample = seconds.rate(n * steps.per_call)
-            report.add(f"training, batch {n}", sample, "molecules/s",
-                       f"a measurement is {steps.per_call} steps, one of each depth")  # fmt: skip
-            rates[n] = sample.median
-            kept = saved_bytes(steps)
-            report.add(f"memory kept for backward, batch {n}", kept / n / 2**20, "MiB/molecule")
+    for depth in (model.settings.forward_max_iterations, 1):
+        model.configure(replace(model.settings, forward_max_iterations=depth))
+        what = f"training, at most {depth} applications of f" if depth > 1 else "training"
+        for n in sizes.training_batches:
+            with report.attempt(f"{what}, batch {n}"):
+                batch = batch_of(model, graphs, n)
+                steps = TrainingSteps(model, batch)
+                seconds = measure(steps, settings.repeats, 1, _ROW_SECONDS)
+                sample = seconds.rate(n * steps.per_call)
+                note = f"a measurement is {steps.per_call} steps, one of each depth"
+                report.add(f"{what}, batch {n}", sample, "molecules/s", note if depth > 1 else "")
+                rates[n] = sample.median
+                if depth == 1:  # only the last application of f is differentiated
+                    report.add(f"memory kept for backward, batch {n}",
+                               saved_bytes(steps) / n / 2**20, "MiB/molecule")  # fmt: skip
     with report.attempt("loading"):
         _loading(settings, report, model, geometries, graphs, rates)
 
