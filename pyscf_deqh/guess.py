@@ -373,7 +373,7 @@ def _guess(mf: hf.SCF, mol: Mole, options: Options) -> np.ndarray:
     guess = make_guess(mf, mol, options)
     prediction = guess.prediction
     for note in prediction.notes:
-        log.warn("DEQH guess: %s", note)
+        log.note("DEQH guess: %s", note)
     log.info(
         "Initial guess from DEQH model %s on %s: %d iterations, residual %.1e, %d cheap cycles, "
         "%.2f s (overlap and reference %.2f, network %.2f, cheap cycles %.2f, orbitals %.2f)",
