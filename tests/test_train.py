@@ -223,6 +223,19 @@ def test_bad_input(config, tmp_path):
         train(other, init=tmp_path / "none.ckpt")
 
 
+def test_every_epoch_has_batches_of_its_own(config):
+    seen: dict[int, list[float]] = {}
+
+    class Watch(L.Callback):
+        def on_train_batch_start(self, trainer, module, batch, index):
+            seen.setdefault(trainer.current_epoch, []).append(float(batch.edge_vector.norm()))
+
+    config.run.max_epochs = 3
+    train(config, callbacks=[Watch()])
+    assert len(seen) == 3
+    assert seen[0] != seen[1] != seen[2]
+
+
 def test_batches_hold_molecules_of_similar_size():
     sizes = np.random.default_rng(0).integers(50, 250, 103).tolist()
     batches = SizeBatches(sizes, 8, seed=3)

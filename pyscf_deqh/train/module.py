@@ -54,6 +54,11 @@ class SizeBatches(Sampler[list[int]]):
         self.sizes, self.batch_size, self.seed = np.asarray(sizes), batch_size, seed
         self.epoch = 0
 
+    @property
+    def sampler(self) -> SizeBatches:
+        """Lightning tells the epoch to the sampler that it supposes inside a batch sampler."""
+        return self
+
     def set_epoch(self, epoch: int) -> None:
         self.epoch = epoch
 
