@@ -5,6 +5,7 @@ import re
 from dataclasses import replace
 from pathlib import Path
 
+import lightning as L
 import numpy as np
 import pytest
 import torch
@@ -141,8 +142,6 @@ def test_wall_clock_limit_ends_with_a_usable_checkpoint(config, tmp_path):
 
 
 def test_limit_of_steps_and_further_callbacks(config):
-    import lightning as L
-
     class Count(L.Callback):
         steps = 0
 
