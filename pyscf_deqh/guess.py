@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 import time
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -269,6 +270,17 @@ def _project(mf: hf.SCF, mol: Mole, smaller: Mole, hamiltonian: np.ndarray) -> n
     return sum(densities)
 
 
+@functools.lru_cache(maxsize=1)
+def _blas() -> ThreadpoolController:
+    return ThreadpoolController().select(internal_api="openblas")
+
+
+def one_blas_thread() -> AbstractContextManager:
+    """Limits NumPy's and SciPy's threads: after each of the small products of a guess they would go
+    on spinning beside PySCF's and PyTorch's, which made a cheap cycle two to three times slower."""
+    return _blas().limit(limits=1)
+
+
 def cheap_cycles(
     mf: hf.SCF, mol: Mole, fitted: FittedFock, hamiltonian: np.ndarray, max_cycles: int
 ) -> Refined:
@@ -291,8 +303,7 @@ def cheap_cycles(
     if hcore.shape != overlap.shape or np.iscomplexobj(hcore):
         hcore = np.asarray(hf.get_hcore(mol))
     xc = getattr(mf, "xc", "hf")
-    with _blas().limit(limits=1):
-        return refine(fitted, hcore, overlap, hamiltonian, xc, max_cycles, _TOLERANCE * _scale(mol))
+    return refine(fitted, hcore, overlap, hamiltonian, xc, max_cycles, _TOLERANCE * _scale(mol))
 
 
 def _refined(
@@ -321,20 +332,13 @@ def _scale(mol: Mole) -> float:
     return float(np.sqrt(max(mol.nelectron // 2, 1)))
 
 
-@functools.lru_cache(maxsize=1)
-def _blas() -> ThreadpoolController:
-    """NumPy's and SciPy's threads: after each of the small products of a guess they would go on
-    spinning beside PySCF's and PyTorch's, which made a cheap cycle two to three times slower."""
-    return ThreadpoolController().select(internal_api="openblas")
-
-
 def make_guess(mf: hf.SCF, mol: Mole, options: Options) -> Guess:
     """Predict, refine, and fill the orbitals; minao's density where that came to nothing.
 
     Raises:
         UnsupportedMoleculeError, CheckpointError, ConfigError: see :func:`predict_hamiltonian`.
     """
-    with _blas().limit(limits=1):
+    with one_blas_thread():
         return _make_guess(mf, mol, options)
 
 

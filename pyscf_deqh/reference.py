@@ -37,7 +37,7 @@ def sad_reference(mol: Mole, density_matrix: np.ndarray, fitted: FittedFock) -> 
     Args:
         mol: the molecule; its spin is ignored, the density is treated as a closed shell's.
         density_matrix: (nao, nao) of :func:`superposed_atomic_density`, with its tags.
-        fitted: on the grid :data:`~pyscf_deqh.fitted.GRID`.
+        fitted: builds it.
     """
     from pyscf.scf import hf
 

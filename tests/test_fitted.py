@@ -6,7 +6,7 @@ from pyscf import dft, scf
 
 from pyscf_deqh import fitted
 from pyscf_deqh.errors import UnsupportedMoleculeError
-from pyscf_deqh.fitted import AUXBASIS, GRID, FittedFock, FittedIntegrals, coarse_grid
+from pyscf_deqh.fitted import AUXBASIS, FittedFock, FittedIntegrals, coarse_grid
 
 FUNCTIONALS = ["hf", "lda,vwn", "pbe", "b3lyp", "wb97x", "m06-2x", "tpss"]
 
@@ -65,14 +65,6 @@ def test_blocks_change_nothing(monkeypatch):
     recomputed = FittedFock(mol, dtype=torch.float64)(hcore, c, "b3lyp")[0]
     # PySCF leaves out what is small.
     np.testing.assert_allclose(recomputed, expected, atol=1e-8)
-
-
-def test_another_grid_shares_the_integrals():
-    first = FittedFock(make_mol(), dtype=torch.float64)
-    second = first.on_grid(0)
-    assert second.integrals is first.integrals
-    assert len(second.grids.weights) != len(first.grids.weights)
-    assert first.atom_grid == GRID
 
 
 def test_too_little_memory_leaves_coulomb_matrices_only():

@@ -12,7 +12,15 @@ from pyscf import dft, gto, scf
 from ..checkpoint import DEFAULT_MODEL
 from ..data.geometry import Geometry
 from ..fitted import FittedFock
-from ..guess import MAX_CYCLES, Guess, Options, cheap_cycles, guess_density, make_guess
+from ..guess import (
+    MAX_CYCLES,
+    Guess,
+    Options,
+    cheap_cycles,
+    guess_density,
+    make_guess,
+    one_blas_thread,
+)
 from ..reference import sad_reference, superposed_atomic_density
 
 CLASSICAL = ("1e", "minao", "atom", "huckel", "sap", "vsap")
@@ -130,10 +138,11 @@ def run_classical(mol: gto.Mole, method: Method, init: str) -> SCFRun:
         dm = cheap.make_rdm1()
         builds = cheap.cycles + 1 + bool(cheap.converged and cheap.conv_check)
     elif init == CHEAP_CYCLES:
-        fitted = FittedFock(mol)
-        reference = sad_reference(mol, superposed_atomic_density(mol), fitted)
-        found = cheap_cycles(mf, mol, fitted, reference, _ENOUGH_CYCLES)
-        dm, builds = guess_density(mf, mol, found.hamiltonian), 1 + found.builds
+        with one_blas_thread():
+            fitted = FittedFock(mol)
+            reference = sad_reference(mol, superposed_atomic_density(mol), fitted)
+            found = cheap_cycles(mf, mol, fitted, reference, _ENOUGH_CYCLES)
+            dm, builds = guess_density(mf, mol, found.hamiltonian), 1 + found.builds
     else:
         dm = mf.get_init_guess(mol, init)
     return _run(mf, init, dm, time.perf_counter() - started, builds)

@@ -22,7 +22,7 @@ from ...nn.backbones import build_backbone, config_from
 from ...nn.deqh import DEQH, SolverSettings
 from ...onsite import onsite_overlaps
 from ...orbitals import orthonormal_basis
-from ..__main__ import BUNDLED
+from ..sets import BUNDLED
 from .geometries import polyethylene
 
 BASIS = "def2-svp"
