@@ -23,14 +23,13 @@ from threadpoolctl import ThreadpoolController
 from .ao import check_basis
 from .checkpoint import DEFAULT_MODEL, ModelSpec, load_model, resolve_model
 from .errors import CheckpointError, ConfigError, UnsupportedMoleculeError
-from .orbitals import solve_roothaan
+from .orbitals import orthonormal_basis, solve_roothaan
 
 if TYPE_CHECKING:
     from pyscf.gto import Mole
 
     from .fitted import FittedFock
     from .nn.deqh import DEQH
-    from .refine import Refined
 
 KEY = "deqh"
 ON_UNSUPPORTED = ("raise", "minao")
@@ -38,6 +37,9 @@ MAX_CYCLES = 8
 # Orbital gradient (hartree, norm per root of an electron pair) below which the fitted Fock matrices
 # have no more to give: their own error is of this size.
 _TOLERANCE = 4e-4
+# The same where an exact Fock matrix follows: its correction holds in a neighbourhood of this size.
+_NEAR = 4e-3
+_MAX_CORRECTED = 12
 # A guess whose gradient is still above this after the cheap cycles (as above) goes nowhere; minao's
 # own is 0.1 to 0.2, the network's 0.004 to 0.02.
 _GUARD = 0.05
@@ -51,6 +53,7 @@ class Options:
     device: str = "auto"
     on_unsupported: str = "raise"
     max_cycles: int = MAX_CYCLES
+    exact_build: bool = True
 
 
 # For objects that only name the guess: a screening run must go on past a molecule no model knows.
@@ -214,24 +217,36 @@ class Guess:
     Attributes:
         density_matrix: in the form that the SCF's class starts from.
         prediction: the network's.
-        hamiltonian: (nao, nao) hartree, whose orbitals the guess fills; in the model's basis set.
+        hamiltonian: (nao, nao) hartree, whose orbitals the guess fills; in the basis set of the
+            model or, after corrected cycles, of the SCF.
         gradients: norm of the orbital gradient (hartree) at each cheap cycle.
+        corrected_gradients: the same at each cycle after the exact Fock matrix; empty without it.
         seconds: all of the guess.
-        refine_seconds, orbital_seconds: the cheap cycles; diagonalization and density.
+        refine_seconds, exact_seconds, orbital_seconds: all cheap cycles; the exact Fock matrix;
+            diagonalization and density.
     """
 
     density_matrix: np.ndarray
     prediction: Prediction
     hamiltonian: np.ndarray
     gradients: list[float]
+    corrected_gradients: list[float]
     seconds: float
     refine_seconds: float
+    exact_seconds: float
     orbital_seconds: float
 
     @property
-    def fock_builds(self) -> int:
-        """Cheap Fock matrices, the reference included."""
-        return self.prediction.fock_builds + len(self.gradients)
+    def cheap_builds(self) -> int:
+        """Fitted Fock matrices, the reference included."""
+        # The corrected cycles start with one for the density of the exact Fock matrix.
+        corrected = len(self.corrected_gradients) + 1 if self.corrected_gradients else 0
+        return self.prediction.fock_builds + len(self.gradients) + corrected
+
+    @property
+    def exact_builds(self) -> int:
+        """Fock matrices that cost as much as the SCF's own."""
+        return int(bool(self.corrected_gradients))
 
 
 def _in_basis(mol: Mole, basis: str, numbers: tuple[int, ...]) -> Mole:
@@ -253,16 +268,23 @@ def _in_basis(mol: Mole, basis: str, numbers: tuple[int, ...]) -> Mole:
     return mol
 
 
-def _project(mf: hf.SCF, mol: Mole, smaller: Mole, hamiltonian: np.ndarray) -> np.ndarray:
-    """Density matrix in ``mol``'s basis set of a Hamiltonian in another one."""
+def _projected_orbitals(mol: Mole, smaller: Mole, hamiltonian: np.ndarray) -> list[np.ndarray]:
+    """Occupied orbitals (nao, k) of either spin in ``mol``'s basis set, from a Hamiltonian in
+    another one; orthonormal."""
     coefficients = solve_roothaan(hamiltonian, smaller.intor_symmetric("int1e_ovlp"))[1]
     overlap = mol.intor_symmetric("int1e_ovlp")
-    densities = []
+    projected = []
     for n_electrons in mol.nelec:
         occupied = addons.project_mo_nr2nr(smaller, coefficients[:, :n_electrons], mol)
         # A projection shortens orbitals and tilts them towards each other.
-        metric = np.linalg.inv(occupied.T @ overlap @ occupied)
-        densities.append(occupied @ metric @ occupied.T)
+        metric = occupied.T @ overlap @ occupied
+        projected.append(occupied @ orthonormal_basis(metric))
+    return projected
+
+
+def _project(mf: hf.SCF, mol: Mole, smaller: Mole, hamiltonian: np.ndarray) -> np.ndarray:
+    """Density matrix in ``mol``'s basis set of a Hamiltonian in another one."""
+    densities = [c @ c.T for c in _projected_orbitals(mol, smaller, hamiltonian)]
     if isinstance(mf, ghf.GHF):
         return scipy.linalg.block_diag(*densities)
     if isinstance(mf, (uhf.UHF, rohf.ROHF)):
@@ -281,10 +303,19 @@ def one_blas_thread() -> AbstractContextManager:
     return _blas().limit(limits=1)
 
 
+def _functional(mf: hf.SCF) -> str:
+    return getattr(mf, "xc", "hf")
+
+
 def cheap_cycles(
-    mf: hf.SCF, mol: Mole, fitted: FittedFock, hamiltonian: np.ndarray, max_cycles: int
-) -> Refined:
-    """Cycles in ``mf``'s own functional until fitted Fock matrices have no more to give.
+    mf: hf.SCF,
+    mol: Mole,
+    fitted: FittedFock,
+    hamiltonian: np.ndarray,
+    max_cycles: int,
+    tolerance: float = _TOLERANCE,
+) -> tuple[np.ndarray, list[float]]:
+    """Cycles in ``mf``'s own functional with fitted Fock matrices.
 
     Args:
         mf: whose one-electron Hamiltonian and functional are taken.
@@ -292,6 +323,10 @@ def cheap_cycles(
         fitted: builds the Fock matrices.
         hamiltonian: (nao, nao) hartree, whose orbitals are the first.
         max_cycles: at least one.
+        tolerance: of the orbital gradient, hartree per root of an electron pair.
+
+    Returns:
+        Hamiltonian (nao, nao), and the norm of the orbital gradient in each cycle; both hartree.
 
     Raises:
         UnsupportedMoleculeError: exact exchange does not fit into memory.
@@ -302,29 +337,56 @@ def cheap_cycles(
     hcore = np.asarray(mf.get_hcore(mol))
     if hcore.shape != overlap.shape or np.iscomplexobj(hcore):
         hcore = np.asarray(hf.get_hcore(mol))
-    xc = getattr(mf, "xc", "hf")
-    return refine(fitted, hcore, overlap, hamiltonian, xc, max_cycles, _TOLERANCE * _scale(mol))
-
-
-def _refined(
-    mf: hf.SCF, mol: Mole, prediction: Prediction, max_cycles: int
-) -> tuple[np.ndarray, list[float]]:
-    """Hamiltonian after the cheap cycles, and their gradients; none where they are impossible."""
-    import torch
-
-    from .fitted import FittedFock
-
-    try:
-        try:
-            result = cheap_cycles(mf, mol, prediction.fitted, prediction.hamiltonian, max_cycles)
-        except torch.OutOfMemoryError:
-            prediction.notes.append(f"{prediction.device} ran out of memory: cycles on the CPU")
-            fitted = FittedFock(mol, "cpu")
-            result = cheap_cycles(mf, mol, fitted, prediction.hamiltonian, max_cycles)
-    except UnsupportedMoleculeError as error:
-        prediction.notes.append(f"no cheap cycles: {error}")
-        return prediction.hamiltonian, []
+    xc = _functional(mf)
+    result = refine(
+        lambda orbitals: fitted(hcore, orbitals, xc)[0], overlap, mol.nelectron, hamiltonian,
+        max_cycles, tolerance * _scale(mol), abs(mol.spin),
+    )  # fmt: skip
     return result.hamiltonian, result.gradients
+
+
+def takes_exact_build(mf: hf.SCF, mol: Mole) -> bool:
+    """Whether :func:`corrected_cycles` are made for ``mf``: closed shells alone."""
+    return mol is mf.mol and isinstance(mf, hf.RHF) and not isinstance(mf, rohf.ROHF)
+
+
+def corrected_cycles(
+    mf: hf.SCF, fitted: FittedFock, orbitals: np.ndarray
+) -> tuple[np.ndarray, list[float], float]:
+    """One of ``mf``'s own Fock matrices, and cycles with fitted differences from it.
+
+    They end where ``mf`` would: at its convergence threshold of the orbital gradient. Integration
+    grid and integrals that ``mf`` makes here serve its SCF as well.
+
+    Args:
+        mf: a closed-shell SCF object.
+        fitted: of ``mf``'s molecule, in ``mf``'s basis set.
+        orbitals: (nao, k) doubly occupied, orthonormal; near the solution.
+
+    Returns:
+        Hamiltonian (nao, nao) in hartree, the norm of the orbital gradient in each cycle in
+        hartree, and the seconds of ``mf``'s Fock matrix.
+
+    Raises:
+        UnsupportedMoleculeError: exact exchange does not fit into memory.
+    """
+    from .refine import refine
+
+    scaled = np.sqrt(2) * orbitals
+    density = scaled @ scaled.T
+    with one_blas_thread():
+        # First of all, because there may be too little memory for it.
+        difference = fitted.differences(scaled, _functional(mf))
+    started = time.perf_counter()
+    fock = np.asarray(mf.get_fock(dm=density))
+    exact_seconds = time.perf_counter() - started
+    tolerance = mf.conv_tol_grad or float(np.sqrt(mf.conv_tol))
+    with one_blas_thread():
+        result = refine(
+            lambda displaced: fock + difference(displaced), mf.get_ovlp(), 2 * orbitals.shape[1],
+            fock, _MAX_CORRECTED, tolerance, density=density,
+        )  # fmt: skip
+    return result.hamiltonian, result.gradients, exact_seconds
 
 
 def _scale(mol: Mole) -> float:
@@ -338,38 +400,85 @@ def make_guess(mf: hf.SCF, mol: Mole, options: Options) -> Guess:
     Raises:
         UnsupportedMoleculeError, CheckpointError, ConfigError: see :func:`predict_hamiltonian`.
     """
-    with one_blas_thread():
-        return _make_guess(mf, mol, options)
+    import torch
 
-
-def _make_guess(mf: hf.SCF, mol: Mole, options: Options) -> Guess:
     from .data.graph import check_molecule
 
     started = time.perf_counter()
     _, spec = _cached_model(options.model, _resolve_device(options.device))
     check_molecule(mol)
     own = _in_basis(mol, spec.basis, spec.template.numbers)
-    prediction = predict_hamiltonian(own, options.model, options.device)
+    with one_blas_thread():
+        prediction = predict_hamiltonian(own, options.model, options.device)
+    guess = Guess(np.empty(0), prediction, prediction.hamiltonian, [], [], 0.0, 0.0, 0.0, 0.0)
     solved = time.perf_counter()
-    hamiltonian = prediction.hamiltonian
-    gradients: list[float] = []
     if options.max_cycles:
-        hamiltonian, gradients = _refined(mf, own, prediction, options.max_cycles)
+        try:
+            try:
+                _refine(guess, mf, mol, own, options, prediction.device)
+            except torch.OutOfMemoryError:
+                prediction.notes.append(f"{prediction.device} ran out of memory: cycles on the CPU")
+                _refine(guess, mf, mol, own, options, "cpu")
+        except UnsupportedMoleculeError as error:
+            prediction.notes.append(f"cheap cycles left out: {error}")
     refined = time.perf_counter()
-    if gradients and not gradients[-1] < _GUARD * _scale(mol):
-        prediction.notes.append(
-            f"the orbital gradient is still {gradients[-1]:.1g} hartree after {len(gradients)} "
-            "cheap cycles: the minao guess is used instead"
-        )
-        dm = mf.get_init_guess(mol, key="minao")
-    elif own is mol:
-        dm = guess_density(mf, mol, hamiltonian)
-    else:
-        prediction.notes.append(f"predicted in {spec.basis} and projected")
-        dm = _project(mf, mol, own, hamiltonian)
+    guess.refine_seconds = refined - solved - guess.exact_seconds
+    with one_blas_thread():
+        guess.density_matrix = _density(guess, mf, mol, own)
     now = time.perf_counter()
-    return Guess(dm, prediction, hamiltonian, gradients, now - started, refined - solved,
-                 now - refined)  # fmt: skip
+    guess.seconds, guess.orbital_seconds = now - started, now - refined
+    return guess
+
+
+def _refine(guess: Guess, mf: hf.SCF, mol: Mole, own: Mole, options: Options, device: str) -> None:
+    """Cheap cycles from the prediction, then corrected ones where they are possible."""
+    from .fitted import FittedFock
+
+    prediction = guess.prediction
+    fitted = prediction.fitted
+    if device != prediction.device:
+        fitted = FittedFock(own, device)
+    exact = options.exact_build and takes_exact_build(mf, mol)
+    with one_blas_thread():
+        guess.hamiltonian, guess.gradients = cheap_cycles(
+            mf, own, fitted, prediction.hamiltonian, options.max_cycles,
+            _NEAR if exact else _TOLERANCE,
+        )  # fmt: skip
+    if not exact or _lost(guess, mol):
+        return
+    with one_blas_thread():
+        if own is mol:
+            overlap = mol.intor_symmetric("int1e_ovlp")
+            orbitals = solve_roothaan(guess.hamiltonian, overlap)[1][:, : mol.nelectron // 2]
+        else:
+            fitted = FittedFock(mol, device)
+            orbitals = _projected_orbitals(mol, own, guess.hamiltonian)[0]
+    guess.hamiltonian, guess.corrected_gradients, guess.exact_seconds = corrected_cycles(
+        mf, fitted, orbitals
+    )
+
+
+def _lost(guess: Guess, mol: Mole) -> bool:
+    """Whether the last cycles ended far from a solution."""
+    gradients = guess.corrected_gradients or guess.gradients
+    return bool(gradients) and not gradients[-1] < _GUARD * _scale(mol)
+
+
+def _density(guess: Guess, mf: hf.SCF, mol: Mole, own: Mole) -> np.ndarray:
+    notes = guess.prediction.notes
+    if _lost(guess, mol):
+        gradient = (guess.corrected_gradients or guess.gradients)[-1]
+        cycles = len(guess.gradients) + len(guess.corrected_gradients)
+        notes.append(
+            f"the orbital gradient is still {gradient:.1g} hartree after {cycles} cheap cycles: "
+            "the minao guess is used instead"
+        )
+        return mf.get_init_guess(mol, key="minao")
+    if own is not mol:
+        notes.append(f"predicted in {own.basis} and projected")
+    if own is mol or guess.corrected_gradients:
+        return guess_density(mf, mol, guess.hamiltonian)
+    return _project(mf, mol, own, guess.hamiltonian)
 
 
 def _guess(mf: hf.SCF, mol: Mole, options: Options) -> np.ndarray:
@@ -380,10 +489,12 @@ def _guess(mf: hf.SCF, mol: Mole, options: Options) -> np.ndarray:
         log.note("DEQH guess: %s", note)
     log.info(
         "Initial guess from DEQH model %s on %s: %d iterations, residual %.1e, %d cheap cycles, "
-        "%.2f s (overlap and reference %.2f, network %.2f, cheap cycles %.2f, orbitals %.2f)",
+        "%d exact Fock matrix, %d corrected cycles, %.2f s (overlap and reference %.2f, network "
+        "%.2f, cycles %.2f, exact Fock matrix %.2f, orbitals %.2f)",
         prediction.model, prediction.device, prediction.iterations, prediction.residual,
-        len(guess.gradients), guess.seconds, prediction.graph_seconds, prediction.network_seconds,
-        guess.refine_seconds, guess.orbital_seconds,
+        len(guess.gradients), guess.exact_builds, len(guess.corrected_gradients), guess.seconds,
+        prediction.graph_seconds, prediction.network_seconds, guess.refine_seconds,
+        guess.exact_seconds, guess.orbital_seconds,
     )  # fmt: skip
     return guess.density_matrix
 
@@ -394,6 +505,7 @@ def deqh_guess(
     device: str = "auto",
     on_unsupported: str = "raise",
     max_cycles: int = MAX_CYCLES,
+    exact_build: bool = True,
 ) -> hf.SCF:
     """Make an SCF object start from the DEQH guess: ``scf.RKS(mol).apply(deqh_guess).run()``.
 
@@ -404,7 +516,10 @@ def deqh_guess(
         on_unsupported: what to do about a molecule that the model cannot describe: ``'raise'``
             an :class:`~pyscf_deqh.UnsupportedMoleculeError`, or warn and use ``'minao'``.
         max_cycles: limit of cheap SCF cycles after the network (fitted integrals, coarse grid, the
-            SCF's own functional); they stop as soon as they have no more to give. 0: none.
+            SCF's own functional); they stop as soon as they have no more to give. 0: the network
+            alone.
+        exact_build: for closed shells, build one of the SCF's own Fock matrices after these cycles,
+            and correct further ones by it; the time of one SCF cycle for several saved.
 
     Raises:
         ConfigError: ``on_unsupported`` is neither, or ``max_cycles`` is negative.
@@ -416,7 +531,7 @@ def deqh_guess(
         raise ConfigError(f"max_cycles must not be negative, it is {max_cycles}")
     resolve_model(model)
     mf.init_guess = KEY
-    mf._deqh = Options(model, device, on_unsupported, max_cycles)
+    mf._deqh = Options(model, device, on_unsupported, max_cycles, exact_build)
     return mf
 
 
@@ -426,7 +541,8 @@ def init_guess_by_deqh(
     """Density matrix (nao, nao) of both spins; tagged with orbitals for a closed shell.
 
     The plain function beside ``pyscf.scf.hf.init_guess_by_minao``; ``xc`` is the functional of the
-    cheap cycles, or ``hf``.
+    cycles after the network, or ``hf``. For a closed shell one of PySCF's own Fock matrices is
+    built, see :func:`deqh_guess`.
 
     Raises:
         UnsupportedMoleculeError, CheckpointError, ConfigError: see :func:`predict_hamiltonian`.

@@ -1,13 +1,13 @@
-"""Cheap SCF cycles: from a predicted Hamiltonian towards self-consistency, in fitted integrals."""
+"""Cheap SCF cycles: from a predicted Hamiltonian towards self-consistency, in any Fock matrices."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from .fitted import FittedFock
 from .orbitals import solve_roothaan
 
 
@@ -20,14 +20,12 @@ class Refined:
         orbitals: (nao, k) occupied orbitals of ``fock``'s density, scaled by the root of their
             occupation.
         fock: (nao, nao) the last Fock matrix that was built, hartree.
-        energy: electronic energy of that density, hartree.
         gradients: norm of the orbital gradient at each build, hartree.
     """
 
     hamiltonian: np.ndarray
     orbitals: np.ndarray
     fock: np.ndarray
-    energy: float
     gradients: list[float]
 
     @property
@@ -44,43 +42,48 @@ def occupations(n_orbitals: int, n_electrons: int, spin: int) -> np.ndarray:
     return occupation
 
 
-def _gradient(fock: np.ndarray, orbitals: np.ndarray, occupation: np.ndarray) -> float:
+def orbital_gradient(fock: np.ndarray, orbitals: np.ndarray, occupation: np.ndarray) -> float:
     """Norm of dE/dkappa over all pairs of orbitals of different occupation (PySCF's norm_gorb)."""
     matrix: NDArray = orbitals.T @ fock @ orbitals * (occupation[:, None] - occupation)
     return float(np.linalg.norm(matrix) / np.sqrt(2))
 
 
 def refine(
-    fitted: FittedFock,
-    hcore: np.ndarray,
+    build: Callable[[np.ndarray], np.ndarray],
     overlap: np.ndarray,
+    n_electrons: int,
     hamiltonian: np.ndarray,
-    xc: str,
     max_builds: int,
     tolerance: float,
+    spin: int = 0,
+    density: np.ndarray | None = None,
 ) -> Refined:
     """Alternate orbitals and Fock matrices, extrapolated by DIIS (Pulay, 1982).
 
     Args:
-        fitted: builds the Fock matrices, of spin-averaged densities.
-        hcore, overlap: (nao, nao), hcore in hartree.
+        build: Fock matrix (nao, nao) in hartree of occupied orbitals (nao, k) that are scaled by
+            the root of their occupation.
+        overlap: (nao, nao).
+        n_electrons, spin: of the molecule; ``spin`` of its orbitals hold one electron.
         hamiltonian: (nao, nao) hartree, whose orbitals are the first.
-        xc: functional in PySCF's notation, or ``hf``.
         max_builds: limit of Fock matrices, at least one.
         tolerance: stop once the norm of the orbital gradient (hartree) is below this.
+        density: (nao, nao), if ``hamiltonian`` is the Fock matrix of this: DIIS takes it in.
     """
     from pyscf.scf import diis
 
     extrapolation = diis.CDIIS()
     extrapolation.verbose = 0
+    if density is not None:
+        hamiltonian = extrapolation.update(overlap, density, hamiltonian)
     gradients: list[float] = []
     while True:
         coefficients = solve_roothaan(hamiltonian, overlap)[1]
-        occupation = occupations(coefficients.shape[1], fitted.mol.nelectron, abs(fitted.mol.spin))
+        occupation = occupations(coefficients.shape[1], n_electrons, spin)
         filled = occupation > 0
         orbitals = coefficients[:, filled] * np.sqrt(occupation[filled])
-        fock, energy = fitted(hcore, orbitals, xc)
-        gradients.append(_gradient(fock, coefficients, occupation))
+        fock = build(orbitals)
+        gradients.append(orbital_gradient(fock, coefficients, occupation))
         hamiltonian = extrapolation.update(overlap, orbitals @ orbitals.T, fock)
         if gradients[-1] < tolerance or len(gradients) >= max_builds:
-            return Refined(hamiltonian, orbitals, fock, energy, gradients)
+            return Refined(hamiltonian, orbitals, fock, gradients)

@@ -44,7 +44,8 @@ def test_cycles_and_builds_are_pyscfs(monkeypatch):
 def test_every_baseline_runs(init):
     run = run_classical(make_mol(WATER), Method(xc="pbe"), init)
     assert run.converged
-    assert (run.guess_fock_builds > 0) == init.startswith("cheap")
+    assert (run.guess_cheap_builds > 0) == init.startswith("cheap")
+    assert run.guess_exact_builds == (init == "cheap-cycles")
 
 
 def test_command_prints_a_table_and_writes_everything(tmp_path, capsys):

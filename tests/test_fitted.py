@@ -43,6 +43,37 @@ def test_fock_matrix_and_energy_are_pyscfs(xc):
     assert np.abs(single - expected).max() < 2e-4
 
 
+def nearby_orbitals(mol, step):
+    """Those of :func:`some_orbitals`, rotated by about ``step``."""
+    mf, c = scf.RHF(mol), some_orbitals(mol)
+    noise = np.random.default_rng(0).normal(size=(mol.nao, mol.nao)) * step
+    h = mf.get_hcore() + noise + noise.T
+    return mf.eig(h, mf.get_ovlp())[1][:, : c.shape[1]] * np.sqrt(2)
+
+
+@pytest.mark.parametrize("xc", FUNCTIONALS)
+def test_differences_are_pyscfs(xc):
+    mol = make_mol()
+    mf, c, d = pyscfs_own(mol, xc), some_orbitals(mol), nearby_orbitals(mol, 0.1)
+    expected = mf.get_fock(dm=d @ d.T) - mf.get_fock(dm=c @ c.T)
+    assert np.abs(expected).max() > 1e-3
+    difference = FittedFock(mol, dtype=torch.float64).differences(c, xc)
+    np.testing.assert_allclose(difference(d), expected, atol=1e-6)
+    np.testing.assert_allclose(difference(c), 0, atol=1e-12)
+
+
+def test_differences_of_similar_densities_are_precise_in_single_precision():
+    """Several times more so than the difference of two single-precision Fock matrices."""
+    mol = make_mol()
+    c, d, hcore = some_orbitals(mol), nearby_orbitals(mol, 1e-4), scf.hf.get_hcore(mol)
+    expected = FittedFock(mol, dtype=torch.float64).differences(c, "b3lyp")(d)
+    single = FittedFock(mol)
+    plain = single(hcore, d, "b3lyp")[0] - single(hcore, c, "b3lyp")[0]
+    error = np.abs(single.differences(c, "b3lyp")(d) - expected).mean()
+    assert error < 2e-7
+    assert error < 0.5 * np.abs(plain - expected).mean()
+
+
 def test_long_range_integrals_are_those_of_the_screened_operator():
     mol, omega = make_mol(), 0.3
     c = some_orbitals(mol)

@@ -290,6 +290,66 @@ def test_cheap_cycles_are_in_the_scfs_own_functional(xc):
     assert error(6) < 0.2 * error(0)
 
 
+def count_builds(mf, monkeypatch):
+    """A list that grows with every Fock matrix that PySCF builds for ``mf``."""
+    builds, original = [], mf.get_veff
+    monkeypatch.setattr(mf, "get_veff", lambda *a, **k: builds.append(1) or original(*a, **k))
+    return builds
+
+
+EXACT = {
+    "RHF": lambda mol: scf.RHF(mol),
+    "B3LYP": lambda mol: dft.RKS(mol, xc="b3lyp"),
+    "PBE": lambda mol: dft.RKS(mol, xc="pbe"),
+    "wB97X": lambda mol: dft.RKS(mol, xc="wb97x"),
+    "density fitting": lambda mol: dft.RKS(mol, xc="b3lyp").density_fit(),
+    "X2C": lambda mol: dft.RKS(mol, xc="b3lyp").sfx2c1e(),
+}
+
+
+@pytest.mark.parametrize("case", EXACT)
+def test_one_exact_fock_matrix_leaves_almost_nothing_to_the_scf(case, monkeypatch):
+    """In Fock matrices of PySCF's own, the guess's included, at most half of minao's."""
+    counts, energies = {}, {}
+    for key in ("minao", "deqh"):
+        mf = EXACT[case](make_mol())
+        builds = count_builds(mf, monkeypatch)
+        mf.init_guess = key
+        energies[key] = mf.kernel()
+        assert mf.converged
+        counts[key] = len(builds)
+    assert counts["deqh"] <= 0.5 * counts["minao"]
+    assert energies["deqh"] == pytest.approx(energies["minao"], abs=5e-9)
+
+
+def test_a_solvent_is_in_the_exact_fock_matrix(monkeypatch):
+    """Its response is not in the cycles after it: less is gained, nothing lost."""
+    counts, energies = {}, {}
+    for key in ("minao", "deqh"):
+        mf = scf.RHF(make_mol()).PCM()
+        builds = count_builds(mf, monkeypatch)
+        mf.init_guess = key
+        energies[key] = mf.kernel()
+        counts[key] = len(builds)
+    assert counts["deqh"] < counts["minao"]
+    assert energies["deqh"] == pytest.approx(energies["minao"], abs=5e-9)
+
+
+def test_exact_fock_matrices_are_for_closed_shells_and_can_be_left_out(monkeypatch):
+    closed = dft.RKS(make_mol(WATER), xc="pbe")
+    builds = count_builds(closed, monkeypatch)
+    deqh_guess(closed).get_init_guess(key="deqh")
+    assert len(builds) == 1
+    deqh_guess(closed, exact_build=False).get_init_guess(key="deqh")
+    deqh_guess(closed, max_cycles=0).get_init_guess(key="deqh")
+    assert len(builds) == 1
+    for method in (scf.UHF, scf.ROHF, scf.GHF):
+        mf = method(make_mol(WATER))
+        builds = count_builds(mf, monkeypatch)
+        deqh_guess(mf).get_init_guess(key="deqh")
+        assert not builds
+
+
 def test_a_guess_that_cycles_do_not_mend_is_not_used(monkeypatch):
     """A network that returns nonsense, and cycles too few to repair it."""
     original = guess_module.predict_hamiltonian

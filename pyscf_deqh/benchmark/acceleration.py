@@ -98,7 +98,9 @@ def _details(guess: Guess) -> dict:
         "graph_seconds": prediction.graph_seconds,
         "network_seconds": prediction.network_seconds,
         "refine_seconds": guess.refine_seconds,
+        "exact_seconds": guess.exact_seconds,
         "cheap_gradients": guess.gradients,
+        "corrected_gradients": guess.corrected_gradients,
         "notes": prediction.notes,
     }
 
@@ -118,7 +120,9 @@ def summarize(rows: Sequence[dict], init: str, model: str) -> dict:
         "cycles_baseline": distribution(r["baselines"][init]["cycles"] for r in good),
         "hamiltonian_mae": distribution(r["hamiltonian_mae"] for r in good),
         "refined_mae": distribution(r["refined_mae"] for r in good),
-        "cheap_cycles": distribution(len(r["deqh"]["cheap_gradients"]) for r in good),
+        "cheap_cycles": distribution(
+            len(r["deqh"]["cheap_gradients"]) + len(r["deqh"]["corrected_gradients"]) for r in good
+        ),
         "max_energy_difference": max(
             (abs(r["energy_difference"][init]) for r in good), default=float("nan")
         ),

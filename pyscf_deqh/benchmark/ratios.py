@@ -13,6 +13,7 @@ RATIOS = (
     "optimal_ratio",
     "error_level_ratio",
     "effective_ratio",
+    "exact_builds_ratio",
     "wall_ratio",
 )
 
@@ -43,6 +44,7 @@ def ratios(deqh: SCFRun, baseline: SCFRun, predicted: np.ndarray) -> dict[str, f
     error_level: cycles that the baseline needs to come as close to the converged Hamiltonian as
         the prediction, over all its cycles; None where the prediction is in another basis set.
     effective: Fock builds, those hidden in the guesses included (cheap ones in full).
+    exact_builds: Fock builds of the SCF's own kind, those hidden in the guesses included.
     wall: seconds, guesses included.
     """
     cycles = max(baseline.cycles, 1)
@@ -54,6 +56,7 @@ def ratios(deqh: SCFRun, baseline: SCFRun, predicted: np.ndarray) -> dict[str, f
         if error_level is None
         else error_level_cycle(baseline, error_level) / cycles,
         "effective_ratio": deqh.all_fock_builds / baseline.all_fock_builds,
+        "exact_builds_ratio": deqh.exact_builds / baseline.exact_builds,
         "wall_ratio": deqh.seconds / baseline.seconds,
     }
 

@@ -16,7 +16,8 @@ _MEANING = {
     "achieved_ratio": "cycles, DEQH / baseline",
     "optimal_ratio": "1 / baseline's cycles",
     "error_level_ratio": "baseline's cycles to DEQH's error",
-    "effective_ratio": "Fock builds, guess included",
+    "effective_ratio": "Fock builds, the guess's in full",
+    "exact_builds_ratio": "the SCF's own Fock builds, the guess's included",
     "wall_ratio": "seconds, guess included",
     "guess_share": "DEQH guess / baseline's seconds",
 }
@@ -50,7 +51,7 @@ def table(results: Results) -> str:
                 lines.append(
                     f"  {name:18} {value['mean']:6.3f} +- {value['std']:.3f}   {_MEANING[name]}"
                 )
-        for name, mae in (("network", "hamiltonian_mae"), ("cheap cycles", "refined_mae")):
+        for name, mae in (("network", "hamiltonian_mae"), ("cycles in the guess", "refined_mae")):
             value = summary[mae]
             if value["n"]:
                 lines.append(

@@ -17,10 +17,13 @@ from ..guess import (
     Guess,
     Options,
     cheap_cycles,
+    corrected_cycles,
     guess_density,
     make_guess,
     one_blas_thread,
+    takes_exact_build,
 )
+from ..orbitals import solve_roothaan
 from ..reference import sad_reference, superposed_atomic_density
 
 CLASSICAL = ("1e", "minao", "atom", "huckel", "sap", "vsap")
@@ -40,6 +43,7 @@ class Method:
     model: str | Path = DEFAULT_MODEL
     device: str = "auto"
     max_cycles: int = MAX_CYCLES
+    exact_build: bool = True
 
     def molecule(self, geometry: Geometry) -> gto.Mole:
         spin = int(geometry.numbers.sum()) % 2
@@ -58,7 +62,8 @@ class SCFRun:
             one more.
         fock_builds: all Fock matrices built in the SCF (the first one and the check after
             convergence included).
-        guess_fock_builds: those hidden in the guess, cheap ones counted in full.
+        guess_exact_builds: those of the SCF's own kind hidden in the guess.
+        guess_cheap_builds: cheaper ones in the guess (fitted integrals, coarse grid).
         guess_seconds, scf_seconds: wall-clock time.
         gradient: norm of the orbital gradient in each cycle, hartree.
         focks: Fock matrix of each cycle, without extrapolation.
@@ -70,7 +75,8 @@ class SCFRun:
     energy: float
     cycles: int
     fock_builds: int
-    guess_fock_builds: int
+    guess_exact_builds: int
+    guess_cheap_builds: int
     guess_seconds: float
     scf_seconds: float
     gradient: list[float]
@@ -82,18 +88,24 @@ class SCFRun:
         return self.guess_seconds + self.scf_seconds
 
     @property
+    def exact_builds(self) -> int:
+        """Fock matrices of the SCF's own kind, the guess's included."""
+        return self.fock_builds + self.guess_exact_builds
+
+    @property
     def all_fock_builds(self) -> int:
-        return self.fock_builds + self.guess_fock_builds
+        return self.exact_builds + self.guess_cheap_builds
 
     def to_row(self) -> dict:
-        names = ("converged", "energy", "cycles", "fock_builds", "guess_fock_builds",
-                 "guess_seconds", "scf_seconds", "gradient")  # fmt: skip
+        names = ("converged", "energy", "cycles", "fock_builds", "guess_exact_builds",
+                 "guess_cheap_builds", "guess_seconds", "scf_seconds", "gradient")  # fmt: skip
         return {name: getattr(self, name) for name in names}
 
 
 def _run(
-    mf: scf.hf.SCF, init: str, dm: np.ndarray, guess_seconds: float, guess_builds: int
+    mf: scf.hf.SCF, init: str, dm: np.ndarray, guess_seconds: float, exact: int, cheap: int
 ) -> SCFRun:
+    """``exact`` and ``cheap`` Fock matrices were built for the guess ``dm``."""
     gradient: list[float] = []
     focks: list[np.ndarray] = []
 
@@ -111,7 +123,8 @@ def _run(
         energy=float(mf.e_tot),
         cycles=len(gradient) - 1,
         fock_builds=len(gradient) + 1 + bool(mf.converged and mf.conv_check),
-        guess_fock_builds=guess_builds,
+        guess_exact_builds=exact,
+        guess_cheap_builds=cheap,
         guess_seconds=guess_seconds,
         scf_seconds=seconds,
         gradient=gradient,
@@ -127,29 +140,47 @@ def run_classical(mol: gto.Mole, method: Method, init: str) -> SCFRun:
     or the guess that DEQH would make without its network (``cheap-cycles``).
     """
     mf = method.scf(mol)
-    builds = 0
+    exact, cheap = 0, 0
     started = time.perf_counter()
     if init == CHEAP_SCF:
-        cheap = method.scf(mol).density_fit()
-        if hasattr(cheap, "grids"):
-            cheap.grids.level = 0
-        cheap.conv_tol = 1e-5
-        cheap.kernel()
-        dm = cheap.make_rdm1()
-        builds = cheap.cycles + 1 + bool(cheap.converged and cheap.conv_check)
+        coarse = method.scf(mol).density_fit()
+        if hasattr(coarse, "grids"):
+            coarse.grids.level = 0
+        coarse.conv_tol = 1e-5
+        coarse.kernel()
+        dm = coarse.make_rdm1()
+        cheap = coarse.cycles + 1 + bool(coarse.converged and coarse.conv_check)
     elif init == CHEAP_CYCLES:
-        with one_blas_thread():
-            fitted = FittedFock(mol)
-            reference = sad_reference(mol, superposed_atomic_density(mol), fitted)
-            found = cheap_cycles(mf, mol, fitted, reference, _ENOUGH_CYCLES)
-            dm, builds = guess_density(mf, mol, found.hamiltonian), 1 + found.builds
+        dm, exact, cheap = _without_network(mf, mol, method.exact_build)
     else:
         dm = mf.get_init_guess(mol, init)
-    return _run(mf, init, dm, time.perf_counter() - started, builds)
+    return _run(mf, init, dm, time.perf_counter() - started, exact, cheap)
+
+
+def _without_network(
+    mf: scf.hf.SCF, mol: gto.Mole, exact_build: bool
+) -> tuple[np.ndarray, int, int]:
+    """Density matrix, exact and cheap Fock matrices of DEQH's guess from the reference alone."""
+    with one_blas_thread():
+        fitted = FittedFock(mol)
+        reference = sad_reference(mol, superposed_atomic_density(mol), fitted)
+        hamiltonian, gradients = cheap_cycles(mf, mol, fitted, reference, _ENOUGH_CYCLES)
+        occupied = solve_roothaan(hamiltonian, mf.get_ovlp())[1][:, : mol.nelectron // 2]
+    exact, cheap = 0, 1 + len(gradients)
+    if exact_build and takes_exact_build(mf, mol):
+        hamiltonian, gradients, _ = corrected_cycles(mf, fitted, occupied)
+        exact, cheap = 1, cheap + 1 + len(gradients)
+    with one_blas_thread():
+        return guess_density(mf, mol, hamiltonian), exact, cheap
 
 
 def run_deqh(mol: gto.Mole, method: Method) -> tuple[SCFRun, Guess]:
     """SCF from the DEQH guess, and the guess."""
     mf = method.scf(mol)
-    guess = make_guess(mf, mol, Options(method.model, method.device, max_cycles=method.max_cycles))
-    return _run(mf, "deqh", guess.density_matrix, guess.seconds, guess.fock_builds), guess
+    options = Options(
+        method.model, method.device, max_cycles=method.max_cycles, exact_build=method.exact_build
+    )
+    guess = make_guess(mf, mol, options)
+    run = _run(mf, "deqh", guess.density_matrix, guess.seconds, guess.exact_builds,
+               guess.cheap_builds)  # fmt: skip
+    return run, guess

@@ -66,11 +66,18 @@ def solve(
     hcore, overlap = scf.hf.get_hcore(mol), mol.intor_symmetric("int1e_ovlp")
     start = sad_reference(mol, superposed_atomic_density(mol), fitted)
     tolerance = math.sqrt(settings.conv_tol) if settings.density_fit else _COARSE_GRADIENT
-    refined = refine(fitted, hcore, overlap, start, settings.xc, settings.max_cycle, tolerance)
+    energies = []
+
+    def build(orbitals: np.ndarray) -> np.ndarray:
+        fock, energy = fitted(hcore, orbitals, settings.xc)
+        energies.append(energy)
+        return fock
+
+    refined = refine(build, overlap, mol.nelectron, start, settings.max_cycle, tolerance)
     if settings.density_fit:
         if refined.gradients[-1] >= tolerance:
             raise RuntimeError(f"SCF not converged in {settings.max_cycle} cycles")
-        return refined.fock, refined.energy + float(mol.energy_nuc())
+        return refined.fock, energies[-1] + float(mol.energy_nuc())
     mf = scf.RHF(mol) if settings.xc.lower() == "hf" else dft.RKS(mol, xc=settings.xc)
     if hasattr(mf, "grids"):
         mf.grids.level = settings.grid_level
