@@ -118,9 +118,11 @@ class GraphBatch:
     def blocks(self, *matrices: Tensor) -> tuple[Tensor, Tensor]:
         """Template blocks of matrices (B, n, n): on-site (N, T T, K) and pair (E, T T, K)."""
         k, t = len(matrices), self.template_size
-        flat = torch.stack([m.reshape(-1) for m in matrices], dim=-1)
-        flat = torch.cat([flat, flat.new_zeros(1, k)])
-        blocks = flat.index_select(0, self.block_index).view(-1, t * t, k)
+        last = self.overlap.numel() - 1
+        # Elements beyond the last one are the blocks' empty places.
+        index, filled = self.block_index.clamp(max=last), self.block_index <= last
+        parts = [m.reshape(-1).index_select(0, index) * filled for m in matrices]
+        blocks = torch.stack(parts, dim=-1).view(-1, t * t, k)
         return blocks[: self.n_atoms], blocks[self.n_atoms :]
 
     def populations(self, density: Tensor) -> Tensor:

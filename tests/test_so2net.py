@@ -17,6 +17,7 @@ from conftest import (
 from pyscf_deqh.data.graph import build_graph
 from pyscf_deqh.errors import ConfigError
 from pyscf_deqh.graph import collate
+from pyscf_deqh.nn import so2net
 from pyscf_deqh.nn.so2net import SO2NetConfig
 from pyscf_deqh.train.loss import hamiltonian_loss
 
@@ -70,6 +71,19 @@ def test_blocks_beyond_the_cutoff_keep_the_reference(template):
     # Far neutral molecules do not feel each other, up to the references' own multipoles.
     reference = build_graph(make_mol(WATER), "sad").reference
     np.testing.assert_allclose(change[:half, :half], single - reference, atol=1e-3)
+
+
+def test_the_reference_as_a_state_needs_no_density_matrix(template, monkeypatch):
+    """The shortcut and the eigenproblem that it saves give the same."""
+    model = small_model(template, "sad", start="reference").double()
+    net = model.backbone
+    batch = collate([build_graph(make_mol(), "sad")], template, net.cutoff, torch.float64)
+    zero = torch.zeros_like(batch.reference)
+    injected = net.injection(batch)
+    expected = net.filter(zero.clone().requires_grad_(), injected)
+    monkeypatch.setattr(so2net, "density_matrix", None)
+    short = net.filter(zero, injected)
+    torch.testing.assert_close(short, expected, atol=1e-9 * expected.abs().max().item(), rtol=0)
 
 
 def test_every_parameter_gets_a_gradient(template):

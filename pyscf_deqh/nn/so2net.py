@@ -250,13 +250,17 @@ class SO2Net(nn.Module):
         """Density of the reference's orbitals, and the matrices that do not depend on H."""
         if self.config.reference == "none":
             return torch.zeros_like(graph.overlap), [graph.overlap]
-        n = graph.overlap.shape[-1]
+        # Columns that are empty in all molecules would make the product several times larger.
+        n = int(graph.n_occupied.max())
         occupied = torch.arange(n, device=graph.nao.device) < graph.n_occupied[:, None]
-        filled = graph.basis_vectors * occupied[:, None]
+        filled = graph.basis_vectors[..., :n] * occupied[:, None]
         density = 2 * filled @ filled.mT
         return density, [graph.overlap, graph.reference, density, density - graph.atomic_density]
 
     def _state_matrices(self, graph: GraphBatch, state: Tensor, density: Tensor) -> list[Tensor]:
+        if self.config.reference != "none" and not state.requires_grad and not state.any():
+            # The reference itself, whose density is known: an eigenproblem less.
+            return [state, torch.zeros_like(density)]
         h = graph.reference + state
         return [state, density_matrix(h, graph.basis_vectors, graph.n_occupied) - density]
 
