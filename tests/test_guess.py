@@ -301,7 +301,6 @@ EXACT = {
     "RHF": lambda mol: scf.RHF(mol),
     "B3LYP": lambda mol: dft.RKS(mol, xc="b3lyp"),
     "PBE": lambda mol: dft.RKS(mol, xc="pbe"),
-    "wB97X": lambda mol: dft.RKS(mol, xc="wb97x"),
     "density fitting": lambda mol: dft.RKS(mol, xc="b3lyp").density_fit(),
     "X2C": lambda mol: dft.RKS(mol, xc="b3lyp").sfx2c1e(),
 }
