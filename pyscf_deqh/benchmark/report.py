@@ -55,7 +55,7 @@ def table(results: Results) -> str:
             value = summary[mae]
             if value["n"]:
                 lines.append(
-                    f"  {'MAE of H':18} {1e6 * value['mean']:6.0f} +- {1e6 * value['std']:.0f}"
+                    f"  {'MAE of H':18} {1e6 * value['mean']:6.3g} +- {1e6 * value['std']:.2g}"
                     f"   micro-Eh, after the {name}"
                 )
         lines.append(f"  {'largest |dE|':18} {summary['max_energy_difference']:.1e} Eh")
