@@ -237,6 +237,11 @@ class Guess:
     orbital_seconds: float
 
     @property
+    def all_gradients(self) -> list[float]:
+        """Those of the cheap and of the corrected cycles."""
+        return self.gradients + self.corrected_gradients
+
+    @property
     def cheap_builds(self) -> int:
         """Fitted Fock matrices, the reference included."""
         # The corrected cycles start with one for the density of the exact Fock matrix.
@@ -460,18 +465,17 @@ def _refine(guess: Guess, mf: hf.SCF, mol: Mole, own: Mole, options: Options, de
 
 def _lost(guess: Guess, mol: Mole) -> bool:
     """Whether the last cycles ended far from a solution."""
-    gradients = guess.corrected_gradients or guess.gradients
+    gradients = guess.all_gradients
     return bool(gradients) and not gradients[-1] < _GUARD * _scale(mol)
 
 
 def _density(guess: Guess, mf: hf.SCF, mol: Mole, own: Mole) -> np.ndarray:
     notes = guess.prediction.notes
     if _lost(guess, mol):
-        gradient = (guess.corrected_gradients or guess.gradients)[-1]
-        cycles = len(guess.gradients) + len(guess.corrected_gradients)
+        gradients = guess.all_gradients
         notes.append(
-            f"the orbital gradient is still {gradient:.1g} hartree after {cycles} cheap cycles: "
-            "the minao guess is used instead"
+            f"the orbital gradient is still {gradients[-1]:.1g} hartree after {len(gradients)} "
+            "cheap cycles: the minao guess is used instead"
         )
         return mf.get_init_guess(mol, key="minao")
     if own is not mol:

@@ -42,7 +42,7 @@ def occupations(n_orbitals: int, n_electrons: int, spin: int) -> np.ndarray:
     return occupation
 
 
-def orbital_gradient(fock: np.ndarray, orbitals: np.ndarray, occupation: np.ndarray) -> float:
+def _gradient(fock: np.ndarray, orbitals: np.ndarray, occupation: np.ndarray) -> float:
     """Norm of dE/dkappa over all pairs of orbitals of different occupation (PySCF's norm_gorb)."""
     matrix: NDArray = orbitals.T @ fock @ orbitals * (occupation[:, None] - occupation)
     return float(np.linalg.norm(matrix) / np.sqrt(2))
@@ -83,7 +83,7 @@ def refine(
         filled = occupation > 0
         orbitals = coefficients[:, filled] * np.sqrt(occupation[filled])
         fock = build(orbitals)
-        gradients.append(orbital_gradient(fock, coefficients, occupation))
+        gradients.append(_gradient(fock, coefficients, occupation))
         hamiltonian = extrapolation.update(overlap, orbitals @ orbitals.T, fock)
         if gradients[-1] < tolerance or len(gradients) >= max_builds:
             return Refined(hamiltonian, orbitals, fock, gradients)

@@ -63,7 +63,7 @@ def test_differences_are_pyscfs(xc):
 
 
 def test_differences_of_similar_densities_are_precise_in_single_precision():
-    """Several times more so than the difference of two single-precision Fock matrices."""
+    """At least twice as much as the difference of two single-precision Fock matrices."""
     mol = make_mol()
     c, d, hcore = some_orbitals(mol), nearby_orbitals(mol, 1e-4), scf.hf.get_hcore(mol)
     expected = FittedFock(mol, dtype=torch.float64).differences(c, "b3lyp")(d)

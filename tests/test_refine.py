@@ -26,6 +26,8 @@ def test_converges_to_pyscfs_solution(xc):
     assert result.gradients[-1] < 1e-6
     np.testing.assert_allclose(result.orbitals @ result.orbitals.T, mf.make_rdm1(), atol=1e-5)
     np.testing.assert_allclose(result.fock, mf.get_fock(), atol=1e-5)
+    energy = FittedFock(mol, dtype=torch.float64)(mf.get_hcore(), result.orbitals, xc)[1]
+    assert energy + mol.energy_nuc() == pytest.approx(mf.e_tot, abs=1e-8)
 
 
 def test_gradient_is_pyscfs():

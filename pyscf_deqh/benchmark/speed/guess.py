@@ -65,7 +65,7 @@ def _molecule(settings: Settings, report: Report, geometry: Geometry, peaks: Pea
         options = Options(settings.model, "cpu", max_cycles=max_cycles, exact_build=exact_build)
         whole = partial(make_guess, mf, mol, options)
         first = whole()
-        builds = len(first.gradients) + len(first.corrected_gradients)
+        builds = len(first.all_gradients)
         guess = measure(whole, settings.repeats)
         note = f"{builds} cheap cycles, {first.exact_builds} exact Fock matrices"
         _milliseconds(report, f"{label}: {name}", guess, note)
