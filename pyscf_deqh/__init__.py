@@ -12,7 +12,8 @@ from .errors import (
     DEQHError,
     UnsupportedMoleculeError,
 )
-from .guess import deqh_guess, init_guess_by_deqh, predict_hamiltonian, register
+from .guess import deqh_guess, init_guess_by_deqh, register
+from .predict import predict_hamiltonian
 
 __version__ = "0.1.0"
 

@@ -21,6 +21,7 @@ from pyscf_deqh import (
     predict_hamiltonian,
 )
 from pyscf_deqh import guess as guess_module
+from pyscf_deqh import predict as predict_module
 from pyscf_deqh.fitted import FittedFock
 
 # The bundled model that iterates; the default one applies f once.
@@ -148,7 +149,7 @@ def test_log_says_what_ran(tmp_path):
 
 def test_the_model_is_loaded_once(monkeypatch):
     predict_hamiltonian(make_mol(WATER))
-    monkeypatch.setattr(guess_module, "load_model", None)
+    monkeypatch.setattr(predict_module, "load_model", None)
     predict_hamiltonian(make_mol(WATER))
 
 
@@ -226,7 +227,7 @@ def test_missing_gpu_is_said():
 
 def test_out_of_gpu_memory_falls_back_to_the_cpu(monkeypatch):
     """A device that has no memory for Fock matrices, without needing one."""
-    load, build = guess_module._cached_model, FittedFock.__call__
+    load, build = predict_module.cached_model, FittedFock.__call__
     expected = predict_hamiltonian(make_mol(WATER))
 
     def full(self, *args):
@@ -234,8 +235,8 @@ def test_out_of_gpu_memory_falls_back_to_the_cpu(monkeypatch):
             raise torch.OutOfMemoryError("CUDA out of memory")
         return build(self, *args)
 
-    monkeypatch.setattr(guess_module, "_cached_model", lambda folder, _: load(folder, "cpu"))
-    monkeypatch.setattr(guess_module, "_resolve_device", lambda device: "meta")
+    monkeypatch.setattr(predict_module, "cached_model", lambda folder, _: load(folder, "cpu"))
+    monkeypatch.setattr(predict_module, "resolve_device", lambda device: "meta")
     monkeypatch.setattr(FittedFock, "__call__", full)
     prediction = predict_hamiltonian(make_mol(WATER), device="cuda")
     assert prediction.device == "cpu"

@@ -86,21 +86,21 @@ def benchmark_molecule(geometry: Geometry, method: Method, inits: Sequence[str])
         row["ratios"][init] = ratios(deqh, baseline, predicted)
         row["energy_difference"][init] = deqh.energy - baseline.energy
         row["hamiltonian_mae"] = hamiltonian_mae(predicted, baseline)
-        row["refined_mae"] = hamiltonian_mae(guess.hamiltonian, baseline)
+        row["refined_mae"] = hamiltonian_mae(guess.cycles.hamiltonian, baseline)
     return row
 
 
 def _details(guess: Guess) -> dict:
-    prediction = guess.prediction
+    prediction, cycles = guess.prediction, guess.cycles
     return {
         "iterations": prediction.iterations,
         "residual": prediction.residual,
         "graph_seconds": prediction.graph_seconds,
         "network_seconds": prediction.network_seconds,
         "refine_seconds": guess.refine_seconds,
-        "exact_seconds": guess.exact_seconds,
-        "cheap_gradients": guess.gradients,
-        "corrected_gradients": guess.corrected_gradients,
+        "exact_seconds": cycles.exact_seconds,
+        "cheap_gradients": cycles.gradients,
+        "corrected_gradients": cycles.corrected_gradients,
         "notes": prediction.notes,
     }
 

@@ -10,20 +10,10 @@ import numpy as np
 from pyscf import dft, gto, scf
 
 from ..checkpoint import DEFAULT_MODEL
+from ..cycles import Cycles, one_blas_thread, run_cycles
 from ..data.geometry import Geometry
 from ..fitted import FittedFock
-from ..guess import (
-    MAX_CYCLES,
-    Guess,
-    Options,
-    cheap_cycles,
-    corrected_cycles,
-    guess_density,
-    make_guess,
-    one_blas_thread,
-    takes_exact_build,
-)
-from ..orbitals import solve_roothaan
+from ..guess import MAX_CYCLES, Guess, Options, guess_density, make_guess
 from ..reference import sad_reference, superposed_atomic_density
 
 CLASSICAL = ("1e", "minao", "atom", "huckel", "sap", "vsap")
@@ -163,15 +153,11 @@ def _without_network(
     """Density matrix, exact and cheap Fock matrices of DEQH's guess from the reference alone."""
     with one_blas_thread():
         fitted = FittedFock(mol)
-        reference = sad_reference(mol, superposed_atomic_density(mol), fitted)
-        hamiltonian, gradients = cheap_cycles(mf, mol, fitted, reference, _ENOUGH_CYCLES)
-        occupied = solve_roothaan(hamiltonian, mf.get_ovlp())[1][:, : mol.nelectron // 2]
-    exact, cheap = 0, 1 + len(gradients)
-    if exact_build and takes_exact_build(mf, mol):
-        hamiltonian, gradients, _ = corrected_cycles(mf, fitted, occupied)
-        exact, cheap = 1, cheap + 1 + len(gradients)
+        cycles = Cycles(sad_reference(mol, superposed_atomic_density(mol), fitted))
+    run_cycles(cycles, mf, mol, fitted, _ENOUGH_CYCLES, exact_build)
     with one_blas_thread():
-        return guess_density(mf, mol, hamiltonian), exact, cheap
+        density = guess_density(mf, mol, cycles.hamiltonian)
+    return density, cycles.exact_builds, 1 + cycles.cheap_builds
 
 
 def run_deqh(mol: gto.Mole, method: Method) -> tuple[SCFRun, Guess]:
@@ -181,6 +167,6 @@ def run_deqh(mol: gto.Mole, method: Method) -> tuple[SCFRun, Guess]:
         method.model, method.device, max_cycles=method.max_cycles, exact_build=method.exact_build
     )
     guess = make_guess(mf, mol, options)
-    run = _run(mf, "deqh", guess.density_matrix, guess.seconds, guess.exact_builds,
-               guess.cheap_builds)  # fmt: skip
+    run = _run(mf, "deqh", guess.density_matrix, guess.seconds,
+               guess.cycles.exact_builds, guess.cheap_builds)  # fmt: skip
     return run, guess

@@ -11,7 +11,7 @@ import numpy as np
 
 from ...checkpoint import load_model
 from ...data.graph import build_graph
-from ...guess import predict_hamiltonian
+from ...predict import predict_hamiltonian
 from ..scf_runs import Method, run_classical
 from .geometries import polyethylene
 from .imports import child_environment

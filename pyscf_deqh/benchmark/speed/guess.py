@@ -17,8 +17,9 @@ from ...data.geometry import Geometry
 from ...data.graph import build_graph
 from ...fitted import FittedFock
 from ...graph import collate
-from ...guess import MAX_CYCLES, Options, guess_density, make_guess, predict_hamiltonian
+from ...guess import MAX_CYCLES, Options, guess_density, make_guess
 from ...orbitals import solve_roothaan
+from ...predict import predict_hamiltonian
 from ...reference import sad_reference, superposed_atomic_density
 from ..acceleration import name_of
 from ..scf_runs import Method, run_classical
@@ -65,9 +66,11 @@ def _molecule(settings: Settings, report: Report, geometry: Geometry, peaks: Pea
         options = Options(settings.model, "cpu", max_cycles=max_cycles, exact_build=exact_build)
         whole = partial(make_guess, mf, mol, options)
         first = whole()
-        builds = len(first.all_gradients)
+        cycles = first.cycles
         guess = measure(whole, settings.repeats)
-        note = f"{builds} cheap cycles, {first.exact_builds} exact Fock matrices"
+        note = (
+            f"{len(cycles.all_gradients)} cheap cycles, {cycles.exact_builds} exact Fock matrices"
+        )
         _milliseconds(report, f"{label}: {name}", guess, note)
         report.add(f"{label}: {name} / one SCF cycle", guess.scaled(1 / cycle))
 

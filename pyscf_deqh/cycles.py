@@ -1,0 +1,229 @@
+"""The cycles between a Hamiltonian and the SCF: in fitted Fock matrices, and around an exact one.
+
+Cheap cycles first, in ``mf``'s own functional. For closed shells, then one of ``mf``'s own Fock
+matrices, and cycles with fitted differences from it: they end where ``mf`` would.
+"""
+
+from __future__ import annotations
+
+import functools
+import time
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import numpy as np
+from pyscf.scf import addons, hf, rohf
+from threadpoolctl import ThreadpoolController
+
+from .orbitals import orthonormal_basis, solve_roothaan
+from .refine import refine
+
+if TYPE_CHECKING:
+    from pyscf.gto import Mole
+
+    from .fitted import FittedFock
+
+# Orbital gradient (hartree, norm per root of an electron pair) below which the fitted Fock matrices
+# have no more to give: their own error is of this size.
+_TOLERANCE = 4e-4
+# The same where an exact Fock matrix follows: its correction holds in a neighbourhood of this size.
+_NEAR = 4e-3
+_MAX_CORRECTED = 12
+# Cycles that are still above this gradient (as above) go nowhere; minao's own is 0.1 to 0.2, the
+# network's 0.004 to 0.02.
+_LOST = 0.05
+
+
+@dataclass
+class Cycles:
+    """How far the cycles have come.
+
+    Attributes:
+        hamiltonian: (nao, nao) hartree; in the basis set of the fitted Fock matrices or, after
+            corrected cycles, of the SCF.
+        gradients: norm of the orbital gradient (hartree) at each cheap cycle.
+        corrected_gradients: the same at each cycle after the exact Fock matrix; empty without it.
+        exact_seconds: of the exact Fock matrix.
+    """
+
+    hamiltonian: np.ndarray
+    gradients: list[float] = field(default_factory=list)
+    corrected_gradients: list[float] = field(default_factory=list)
+    exact_seconds: float = 0.0
+
+    @property
+    def all_gradients(self) -> list[float]:
+        """Those of the cheap and of the corrected cycles."""
+        return self.gradients + self.corrected_gradients
+
+    @property
+    def cheap_builds(self) -> int:
+        """Fitted Fock matrices."""
+        # The corrected cycles start with one for the density of the exact Fock matrix.
+        corrected = len(self.corrected_gradients) + 1 if self.corrected_gradients else 0
+        return len(self.gradients) + corrected
+
+    @property
+    def exact_builds(self) -> int:
+        """Fock matrices that cost as much as the SCF's own."""
+        return int(bool(self.corrected_gradients))
+
+    def lost(self, mol: Mole) -> bool:
+        """Whether the last cycles ended far from a solution."""
+        gradients = self.all_gradients
+        return bool(gradients) and not gradients[-1] < _LOST * _scale(mol)
+
+
+def _scale(mol: Mole) -> float:
+    """What makes gradient norms of small and large molecules comparable."""
+    return float(np.sqrt(max(mol.nelectron // 2, 1)))
+
+
+@functools.lru_cache(maxsize=1)
+def _blas() -> ThreadpoolController:
+    return ThreadpoolController().select(internal_api="openblas")
+
+
+def one_blas_thread() -> AbstractContextManager:
+    """Limits NumPy's and SciPy's threads: after each of the small products of a guess they would go
+    on spinning beside PySCF's and PyTorch's, which made a cheap cycle two to three times slower."""
+    return _blas().limit(limits=1)
+
+
+def _functional(mf: hf.SCF) -> str:
+    return getattr(mf, "xc", "hf")
+
+
+def run_cycles(
+    cycles: Cycles,
+    mf: hf.SCF,
+    mol: Mole,
+    fitted: FittedFock,
+    max_cycles: int,
+    exact_build: bool = True,
+) -> None:
+    """Cheap cycles, then corrected ones where they are possible.
+
+    Args:
+        cycles: to go on from; changed, so that what was reached before an error is kept.
+        mf: whose one-electron Hamiltonian, functional and Fock matrix are taken.
+        mol: the molecule that ``mf`` starts from.
+        fitted: builds the cheap Fock matrices, of ``mol`` or of a copy in another basis set.
+        max_cycles: limit of cheap cycles, at least one.
+        exact_build: whether to build one of ``mf``'s own Fock matrices.
+
+    Raises:
+        UnsupportedMoleculeError: exact exchange does not fit into memory.
+    """
+    from .fitted import FittedFock
+
+    exact, own = exact_build and _takes_exact_build(mf, mol), fitted.mol
+    with one_blas_thread():
+        cycles.hamiltonian, cycles.gradients = _cheap_cycles(
+            mf, own, fitted, cycles.hamiltonian, max_cycles, _NEAR if exact else _TOLERANCE
+        )
+    if not exact or cycles.lost(mol):
+        return
+    with one_blas_thread():
+        if own is mol:
+            overlap = mol.intor_symmetric("int1e_ovlp")
+            orbitals = solve_roothaan(cycles.hamiltonian, overlap)[1][:, : mol.nelectron // 2]
+        else:
+            fitted = FittedFock(mol, fitted.device)
+            orbitals = projected_orbitals(mol, own, cycles.hamiltonian)[0]
+    cycles.hamiltonian, cycles.corrected_gradients, cycles.exact_seconds = _corrected_cycles(
+        mf, fitted, orbitals
+    )
+
+
+def _cheap_cycles(
+    mf: hf.SCF,
+    mol: Mole,
+    fitted: FittedFock,
+    hamiltonian: np.ndarray,
+    max_cycles: int,
+    tolerance: float,
+) -> tuple[np.ndarray, list[float]]:
+    """Cycles in ``mf``'s own functional with fitted Fock matrices.
+
+    Args:
+        mf: whose one-electron Hamiltonian and functional are taken.
+        mol: the molecule of ``fitted``, perhaps in another basis set than ``mf``'s.
+        fitted: builds the Fock matrices.
+        hamiltonian: (nao, nao) hartree, whose orbitals are the first.
+        max_cycles: at least one.
+        tolerance: of the orbital gradient, hartree per root of an electron pair.
+
+    Returns:
+        Hamiltonian (nao, nao), and the norm of the orbital gradient in each cycle; both hartree.
+
+    Raises:
+        UnsupportedMoleculeError: exact exchange does not fit into memory.
+    """
+    overlap = mol.intor_symmetric("int1e_ovlp")
+    hcore = np.asarray(mf.get_hcore(mol))
+    if hcore.shape != overlap.shape or np.iscomplexobj(hcore):
+        hcore = np.asarray(hf.get_hcore(mol))
+    xc = _functional(mf)
+    result = refine(
+        lambda orbitals: fitted(hcore, orbitals, xc)[0], overlap, mol.nelectron, hamiltonian,
+        max_cycles, tolerance * _scale(mol), abs(mol.spin),
+    )  # fmt: skip
+    return result.hamiltonian, result.gradients
+
+
+def _takes_exact_build(mf: hf.SCF, mol: Mole) -> bool:
+    """Whether ``mf``'s own Fock matrix can be among the cycles: closed shells alone."""
+    return mol is mf.mol and isinstance(mf, hf.RHF) and not isinstance(mf, rohf.ROHF)
+
+
+def _corrected_cycles(
+    mf: hf.SCF, fitted: FittedFock, orbitals: np.ndarray
+) -> tuple[np.ndarray, list[float], float]:
+    """One of ``mf``'s own Fock matrices, and cycles with fitted differences from it.
+
+    They end where ``mf`` would: at its convergence threshold of the orbital gradient. Integration
+    grid and integrals that ``mf`` makes here serve its SCF as well.
+
+    Args:
+        mf: a closed-shell SCF object.
+        fitted: of ``mf``'s molecule, in ``mf``'s basis set.
+        orbitals: (nao, k) doubly occupied, orthonormal; near the solution.
+
+    Returns:
+        Hamiltonian (nao, nao) in hartree, the norm of the orbital gradient in each cycle in
+        hartree, and the seconds of ``mf``'s Fock matrix.
+
+    Raises:
+        UnsupportedMoleculeError: exact exchange does not fit into memory.
+    """
+    scaled = np.sqrt(2) * orbitals
+    density = scaled @ scaled.T
+    with one_blas_thread():
+        # First of all, because there may be too little memory for it.
+        difference = fitted.differences(scaled, _functional(mf))
+    started = time.perf_counter()
+    fock = np.asarray(mf.get_fock(dm=density))
+    exact_seconds = time.perf_counter() - started
+    tolerance = mf.conv_tol_grad or float(np.sqrt(mf.conv_tol))
+    with one_blas_thread():
+        result = refine(
+            lambda displaced: fock + difference(displaced), mf.get_ovlp(), 2 * orbitals.shape[1],
+            fock, _MAX_CORRECTED, tolerance, density=density,
+        )  # fmt: skip
+    return result.hamiltonian, result.gradients, exact_seconds
+
+
+def projected_orbitals(mol: Mole, smaller: Mole, hamiltonian: np.ndarray) -> list[np.ndarray]:
+    """Occupied orbitals (nao, k) of either spin in ``mol``'s basis set, from a Hamiltonian in
+    another one; orthonormal."""
+    coefficients = solve_roothaan(hamiltonian, smaller.intor_symmetric("int1e_ovlp"))[1]
+    overlap = mol.intor_symmetric("int1e_ovlp")
+    projected = []
+    for n_electrons in mol.nelec:
+        occupied = addons.project_mo_nr2nr(smaller, coefficients[:, :n_electrons], mol)
+        # A projection shortens orbitals and tilts them towards each other.
+        metric = occupied.T @ overlap @ occupied
+        projected.append(occupied @ orthonormal_basis(metric))
+    return projected
