@@ -98,6 +98,29 @@ def test_every_parameter_gets_a_gradient(template):
     assert not unused
 
 
+def test_padding_to_few_shapes_changes_nothing(template):
+    """Additional atoms and pairs: the same Hamiltonians, loss and gradients."""
+    model = small_model(template, "sad", start="reference", forward_max_iterations=1).train()
+    graphs = []
+    for atoms in (WATER, "N 0 0 0; H 0 0 1; H 0 1 -.3; H .9 -.4 -.3"):
+        mol = make_mol(atoms)
+        reference = build_graph(mol, "sad").reference
+        graphs.append(build_graph(mol, "sad", reference + 1e-3 * np.eye(mol.nao)))
+    n = max(graph.nao for graph in graphs)
+    results, shapes = [], []
+    for few_shapes in (False, True):
+        batch = collate(graphs, template, model.backbone.cutoff, torch.float64, few_shapes)
+        shapes.append((batch.n_atoms, batch.edge_index.shape[1], batch.overlap.shape[1]))
+        model.zero_grad()
+        hamiltonian = model(batch).hamiltonian
+        loss = hamiltonian_loss(hamiltonian, batch, 10.0)["loss"]
+        loss.backward()
+        gradients = [p.grad.clone() for p in model.parameters() if p.grad is not None]
+        results.append((hamiltonian[:, :n, :n], loss, gradients))
+    assert shapes == [(7, 18, 29), (16, 20, 34)]
+    torch.testing.assert_close(*results, rtol=1e-9, atol=1e-12)
+
+
 def test_standardization_sets_realistic_scales(template):
     model = small_model(template, "sad")
     mol = make_mol()

@@ -189,14 +189,14 @@ def test_a_new_run_can_start_from_other_weights(config, tmp_path):
 def test_the_average_follows_a_short_run():
     """Constant weights are their own average; the memory of a drift is at most that of decay."""
     average = moving_average(0.99)
-    value = torch.tensor([1.0])
+    value = [torch.tensor([1.0])]
     for n in range(5):
-        value = average(value, torch.tensor([3.0]), n)
-    assert value > 2.9
-    drift = torch.tensor([0.0])
+        average(value, [torch.tensor([3.0])], n)
+    assert value[0] > 2.9
+    drift = [torch.tensor([0.0])]
     for n in range(2000):
-        drift = average(drift, torch.tensor([float(n)]), n)
-    assert 1999 - drift.item() == pytest.approx(0.99 / 0.01, rel=0.02)
+        average(drift, [torch.tensor([float(n)])], n)
+    assert 1999 - drift[0].item() == pytest.approx(0.99 / 0.01, rel=0.02)
 
 
 def test_divergence_is_reported(config):
@@ -205,6 +205,28 @@ def test_divergence_is_reported(config):
     config.optimizer = replace(config.optimizer, learning_rate=1e30, rotation_weight=0.0)
     with pytest.raises(ConfigError, match="smaller optimizer"):
         train(config)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_replayed_steps_are_the_same_training(config, tmp_path):
+    config.solver = replace(config.solver, gradient="random-depth", forward_max_iterations=1)
+    config.run.accelerator = "gpu"
+    train(config)
+    captured = replace(config, run=replace(config.run, folder=tmp_path / "b", cuda_graphs=True))
+    train(captured)
+    for name, value in last(config).items():
+        torch.testing.assert_close(last(captured)[name], value, rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize(("section", "values", "message"), [
+    ("solver", {"forward_max_iterations": 2}, "must not wait"),
+    ("run", {}, "no CUDA device"),
+])  # fmt: skip
+def test_cuda_graphs_are_refused_where_they_cannot_be(config, section, values, message):
+    config.solver = replace(config.solver, gradient="random-depth", forward_max_iterations=1)
+    config.run.cuda_graphs = True
+    with pytest.raises(ConfigError, match=message):
+        train(replace(config, **{section: replace(getattr(config, section), **values)}))
 
 
 def test_bad_input(config, tmp_path):
@@ -249,3 +271,15 @@ def test_batches_hold_molecules_of_similar_size():
     batches.set_epoch(1)
     assert list(batches) != first
     assert [len(b) for b in SizeBatches([3, 1, 2], 8, seed=0)] == [3]
+
+
+@pytest.mark.parametrize("length", [5, 12, 30])
+def test_epochs_can_be_parts_of_a_pass_or_several(length):
+    batches = SizeBatches(list(range(103)), 8, seed=3, length=length)
+    epoch = list(batches)
+    assert len(epoch) == len(batches) == length
+    for first in range(0, length, 12):  # within each pass no molecule comes twice
+        used = [i for batch in epoch[first : first + 12] for i in batch]
+        assert len(set(used)) == len(used)
+    assert list(batches) == epoch
+    assert length <= 12 or epoch[:12] != epoch[12:24]

@@ -36,7 +36,7 @@ class Size:
         md17, qh9: recipes by kind of data; ``water`` of its own, as in Table 4.
         steps: end of a training; 0 where the clock ends it.
         minutes: of a training; 0 where the steps end it.
-        steps_per_epoch: between validations (fewer where the data are fewer).
+        steps_per_epoch: between validations.
         warmup_steps: of the learning rate.
         max_validation, max_test: molecules used of these splits; 0 for all.
         acceleration_molecules: Table 3.

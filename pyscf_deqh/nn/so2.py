@@ -10,6 +10,7 @@ except for m = 0, where the two parities cannot mix.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -73,6 +74,30 @@ class FrameFeatures:
         return cls(parts[0], parts[1], torch.cat(rotating, dim=-1))
 
 
+@functools.cache  # a copy to a GPU makes the host wait
+def _frame_rows(
+    lmax: int, device: torch.device, dtype: torch.dtype
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Components of degrees 0 to ``lmax`` ordered by m, as a frame's rows ((lmax + 1)^2,).
+
+    Returns:
+        Where each comes from, and, for pseudo channels, from where and with which sign; its sign
+        under the reflection that exchanges the atoms.
+    """
+    orders = [0] + [sign * m for m in range(1, lmax + 1) for sign in (1, -1)]
+    rows = [(l, m) for m in orders for l in range(abs(m), lmax + 1)]
+    permutation = [l * l + l + m for l, m in rows]
+    exchanged = [l * l + l - m for l, m in rows]
+    signs = [-1 if m > 0 else 1 for _, m in rows]
+    mirror = [(-1) ** (l + m) for l, m in rows]
+    return (
+        torch.tensor(permutation, device=device),
+        torch.tensor(exchanged, device=device),
+        torch.tensor(signs, device=device, dtype=dtype),
+        torch.tensor(mirror, device=device, dtype=dtype),
+    )
+
+
 class EdgeFrames:
     """Rotations into the frames of all pairs; the azimuth about the pair is free (and cancels).
 
@@ -88,17 +113,10 @@ class EdgeFrames:
 
     def __init__(self, edge_vector: Tensor, reverse: Tensor, lmax: int, channels: Channels):
         self._reverse, self._scalar_rows, self._channels = reverse, lmax + 1, channels
-        orders = [0] + [sign * m for m in range(1, lmax + 1) for sign in (1, -1)]
-        rows = [(l, m) for m in orders for l in range(abs(m), lmax + 1)]
-        size = len(rows)
-        permutation, exchanged, signs, mirror = edge_vector.new_tensor(
-            [
-                [l * l + l + m for l, m in rows],
-                [l * l + l - m for l, m in rows],
-                [-1 if m > 0 else 1 for _, m in rows],
-                [(-1) ** (l + m) for l, m in rows],
-            ]
+        permutation, exchanged, signs, mirror = _frame_rows(
+            lmax, edge_vector.device, edge_vector.dtype
         )
+        size = len(permutation)
         blocks = [wigner_d(l, edge_vector).mT for l in range(lmax + 1)]
         frame = torch.cat(
             [
@@ -108,8 +126,8 @@ class EdgeFrames:
             dim=1,
         )
         second = torch.arange(len(reverse), device=reverse.device) > reverse
-        natural = frame.index_select(1, permutation.long())
-        pseudo = frame.index_select(1, exchanged.long()) * signs[:, None]
+        natural = frame.index_select(1, permutation)
+        pseudo = frame.index_select(1, exchanged) * signs[:, None]
         # An inversion maps pseudo components to minus the natural ones' images.
         self._natural, self._pseudo = (
             torch.where(second[:, None, None], sign * mirror[:, None] * rotation[reverse], rotation)

@@ -120,6 +120,7 @@ class Injected:
     atoms: Tensor
     pairs: FrameFeatures
     density: Tensor  # of the reference's orbitals; zero without a reference
+    zero: Tensor  # the state of the reference itself
 
 
 class ChargeEmbedding(nn.Module):
@@ -241,7 +242,8 @@ class SO2Net(nn.Module):
 
     def state(self, hamiltonian: Tensor, injected: Injected) -> Tensor:
         """The difference to the reference: residuals are then relative to what is predicted."""
-        return hamiltonian - injected.graph.reference
+        reference = injected.graph.reference
+        return injected.zero if hamiltonian is reference else hamiltonian - reference
 
     def hamiltonian(self, state: Tensor, injected: Injected) -> Tensor:
         return injected.graph.reference + state
@@ -251,18 +253,26 @@ class SO2Net(nn.Module):
         if self.config.reference == "none":
             return torch.zeros_like(graph.overlap), [graph.overlap]
         # Columns that are empty in all molecules would make the product several times larger.
-        n = int(graph.n_occupied.max())
+        n = graph.max_occupied
         occupied = torch.arange(n, device=graph.nao.device) < graph.n_occupied[:, None]
         filled = graph.basis_vectors[..., :n] * occupied[:, None]
         density = 2 * filled @ filled.mT
         return density, [graph.overlap, graph.reference, density, density - graph.atomic_density]
 
-    def _state_matrices(self, graph: GraphBatch, state: Tensor, density: Tensor) -> list[Tensor]:
-        if self.config.reference != "none" and not state.requires_grad and not state.any():
-            # The reference itself, whose density is known: an eigenproblem less.
+    def _state_matrices(
+        self, graph: GraphBatch, state: Tensor, density: Tensor, at_reference: bool = False
+    ) -> list[Tensor]:
+        if at_reference:  # whose density is known: an eigenproblem less
             return [state, torch.zeros_like(density)]
         h = graph.reference + state
         return [state, density_matrix(h, graph.basis_vectors, graph.n_occupied) - density]
+
+    def _is_at_reference(self, state: Tensor, injected: Injected) -> bool:
+        if self.config.reference == "none":
+            return False
+        # The first test costs nothing; the second, for states that a solver has copied, waits for
+        # the device.
+        return state is injected.zero or (not state.requires_grad and not state.any())
 
     def _components(self, graph: GraphBatch, matrices: list[Tensor]) -> tuple[Tensor, Tensor]:
         atoms, pairs = graph.blocks(*matrices)
@@ -287,14 +297,16 @@ class SO2Net(nn.Module):
         frames = EdgeFrames(graph.edge_vector, graph.reverse, self.config.lmax, self.channels)
         e = frames.into(self.static_pairs(pairs))
         e = replace(e, natural=e.natural + self.pair_embedding(invariants))
-        env = Injected(graph, frames, invariants, envelope, x, e, density)
+        zero = torch.zeros_like(graph.reference)
+        env = Injected(graph, frames, invariants, envelope, x, e, density, zero)
         for layer in self.injection_layers:
             env.atoms, env.pairs = layer(env.atoms, env.pairs, env)
         return env
 
     def filter(self, state: Tensor, injected: Injected) -> Tensor:
         graph = injected.graph
-        matrices = self._state_matrices(graph, state, injected.density)
+        at_reference = self._is_at_reference(state, injected)
+        matrices = self._state_matrices(graph, state, injected.density, at_reference)
         atoms, pairs = self._standardized("state", graph, matrices)
         moved = graph.populations(matrices[1])
         if self.config.reference == "none":  # there is no density yet that moved is relative to

@@ -24,6 +24,12 @@ def _axis_exchange(l: int) -> Tensor:
     return representation(l, rotation)
 
 
+@functools.cache
+def _axis_exchange_on(l: int, device: torch.device, dtype: torch.dtype) -> Tensor:
+    # Kept where it is used: a copy to a GPU makes the host wait.
+    return _axis_exchange(l).to(device, dtype)
+
+
 def _polar_rotation(l: int, angle: Tensor) -> Tensor:
     """Rotation about e3nn's y axis (the physical z axis), (E, 2l+1, 2l+1)."""
     m = torch.arange(-l, l + 1, device=angle.device)
@@ -43,6 +49,6 @@ def wigner_d(l: int, direction: Tensor) -> Tensor:
         direction: (E, 3) physical vectors, not zero; the polar axis is the physical z axis.
     """
     x, y, z = direction.unbind(-1)
-    exchange = _axis_exchange(l).to(direction)
+    exchange = _axis_exchange_on(l, direction.device, direction.dtype)
     tilt = exchange @ _polar_rotation(l, torch.atan2(torch.hypot(x, y), z)) @ exchange.T
     return _polar_rotation(l, torch.atan2(y, x)) @ tilt

@@ -77,11 +77,13 @@ class RunConfig:
         max_minutes: wall-clock limit, resumed time included (0: none). The learning rate follows
             the clock where that is ahead of the epochs, so that a limited run ends annealed.
         batch_size: molecules per step.
-        batches_per_epoch: length of an epoch; 0 for one pass over the data.
+        batches_per_epoch: length of an epoch, part of a pass over the data or several; 0 for one.
         validate_every: epochs between validations.
         seed: of weights and order of the data.
         threads: of PyTorch on the CPU; 0 leaves its default.
         accelerator, precision: as in Lightning.
+        cuda_graphs: replay captured steps, for a GPU that waits for its host; some gigabytes of
+            memory more. For SO2Net with a reference and one application of f.
     """
 
     folder: Path = Path("runs/default")
@@ -95,6 +97,7 @@ class RunConfig:
     threads: int = 0
     accelerator: str = "auto"
     precision: str = "32-true"
+    cuda_graphs: bool = False
 
 
 @dataclass

@@ -11,6 +11,7 @@ from functools import partial
 import lightning as L
 import numpy as np
 import torch
+from torch import Tensor
 from torch.utils.data import DataLoader, Sampler
 
 from ..ao import OrbitalTemplate
@@ -22,6 +23,7 @@ from ..nn.backbones import build_backbone
 from ..nn.deqh import DEQH
 from ..onsite import onsite_overlaps
 from .config import TrainConfig
+from .cuda_graphs import CapturedGradients
 from .evaluate import batch_errors
 from .loss import hamiltonian_loss
 
@@ -43,15 +45,20 @@ class SizeBatches(Sampler[list[int]]):
 
     Args:
         sizes: of the molecules, in any unit.
-        batch_size: molecules per batch; the last, incomplete one is left out unless it is the only
-            one, because its molecules would get a larger weight.
+        batch_size: molecules per batch; the last, incomplete one of a pass is left out unless it is
+            the only one, because its molecules would get a larger weight.
         seed: of the order.
+        length: batches of an epoch, part of a pass or several; 0 for one pass.
     """
 
     _POOL = 12  # batches
 
-    def __init__(self, sizes: Sequence[int], batch_size: int, seed: int):
+    def __init__(self, sizes: Sequence[int], batch_size: int, seed: int, length: int = 0):
+        if not len(sizes):
+            raise ValueError("there are no molecules to make batches of")
         self.sizes, self.batch_size, self.seed = np.asarray(sizes), batch_size, seed
+        self._per_pass = max(len(self.sizes) // batch_size, 1)
+        self._length = length or self._per_pass
         self.epoch = 0
 
     @property
@@ -63,11 +70,18 @@ class SizeBatches(Sampler[list[int]]):
         self.epoch = epoch
 
     def __len__(self) -> int:
-        return max(len(self.sizes) // self.batch_size, 1)
+        return self._length
 
     def __iter__(self) -> Iterator[list[int]]:
         rng = np.random.default_rng((self.seed, self.epoch))
-        order = rng.permutation(len(self.sizes))[: len(self) * self.batch_size]
+        left = self._length
+        while left > 0:
+            batches = self._one_pass(rng)[:left]
+            yield from batches
+            left -= len(batches)
+
+    def _one_pass(self, rng: np.random.Generator) -> list[list[int]]:
+        order = rng.permutation(len(self.sizes))[: self._per_pass * self.batch_size]
         pool = self._POOL * self.batch_size
         batches = []
         for first in range(0, len(order), pool):
@@ -76,8 +90,7 @@ class SizeBatches(Sampler[list[int]]):
             batches += [
                 chosen[i : i + self.batch_size] for i in range(0, len(chosen), self.batch_size)
             ]
-        for position in rng.permutation(len(batches)):
-            yield batches[position].tolist()
+        return [batches[position].tolist() for position in rng.permutation(len(batches))]
 
 
 class HamiltonianData(L.LightningDataModule):
@@ -87,6 +100,7 @@ class HamiltonianData(L.LightningDataModule):
         super().__init__()
         self.config = config
         self._collate = partial(collate, template=template, cutoff=cutoff)
+        self._pin = config.run.accelerator != "cpu" and torch.cuda.is_available()
 
     def setup(self, stage: str | None = None) -> None:
         data = self.config.data
@@ -105,22 +119,31 @@ class HamiltonianData(L.LightningDataModule):
             for split, limit in limits.items()
         }
 
-    def _loader(self, split: str, **options) -> DataLoader:
+    def _loader(self, split: str, few_shapes: bool = False, **options) -> DataLoader:
         return DataLoader(
             self.parts[split],
-            collate_fn=self._collate,
+            collate_fn=partial(self._collate, few_shapes=few_shapes),
             num_workers=self.config.data.loaders,
             persistent_workers=self.config.data.loaders > 0,
+            pin_memory=self._pin,
             **options,
         )
 
     def transfer_batch_to_device(self, batch: GraphBatch, device, dataloader_idx) -> GraphBatch:
         return batch.to(device)
 
+    def _training_batches(self, few_shapes: bool) -> DataLoader:
+        run, sizes = self.config.run, self.parts["train"].sizes()
+        batches = SizeBatches(sizes, run.batch_size, run.seed, run.batches_per_epoch)
+        return self._loader("train", few_shapes, batch_sampler=batches)
+
     def train_dataloader(self) -> DataLoader:
-        run = self.config.run
-        batches = SizeBatches(self.parts["train"].sizes(), run.batch_size, run.seed)
-        return self._loader("train", batch_sampler=batches)
+        return self._training_batches(self.config.run.cuda_graphs)
+
+    def first_batches(self, n: int) -> Iterator[GraphBatch]:
+        """The first training batches, without additional atoms and pairs."""
+        for batch, _ in zip(self._training_batches(False), range(n), strict=False):
+            yield batch
 
     def val_dataloader(self) -> DataLoader:
         return self._loader("valid", batch_size=self.config.run.batch_size)
@@ -135,6 +158,7 @@ class HamiltonianModule(L.LightningModule):
         self.config = config
         self._started = time.monotonic()
         self._seconds_before = 0.0
+        self._captured: CapturedGradients | None = None
 
     @property
     def seconds(self) -> float:
@@ -149,6 +173,11 @@ class HamiltonianModule(L.LightningModule):
 
     def on_train_start(self) -> None:
         self._started = time.monotonic()
+        if self.config.run.cuda_graphs:
+            self._captured = CapturedGradients(self._loss, self.parameters())
+
+    def on_train_end(self) -> None:
+        self._captured = None
 
     def progress(self) -> float:
         """Part of the run that is done, 0 to 1, by epochs or by the clock, whichever is ahead."""
@@ -165,8 +194,13 @@ class HamiltonianModule(L.LightningModule):
 
     def configure_optimizers(self):
         options = self.config.optimizer
+        # Lightning does not clip gradients of mixed precision for a fused optimizer.
+        fused = self.config.run.precision == "32-true" and all(p.is_cuda for p in self.parameters())
         return torch.optim.AdamW(
-            self.parameters(), lr=options.learning_rate, weight_decay=options.weight_decay
+            self.parameters(),
+            lr=options.learning_rate,
+            weight_decay=options.weight_decay,
+            fused=fused,
         )
 
     def on_train_batch_start(self, batch, batch_idx) -> None:
@@ -176,21 +210,34 @@ class HamiltonianModule(L.LightningModule):
         for group in self.optimizers().param_groups:
             group["lr"] = rate
 
-    def training_step(self, batch: GraphBatch, batch_idx: int):
+    def _loss(self, batch: GraphBatch) -> dict[str, Tensor]:
         solution = self.model(batch)
         parts = hamiltonian_loss(solution.hamiltonian, batch, self.config.optimizer.rotation_weight)
+        iterations, residual = solution.iterations.float().mean(), solution.residual.mean()
+        return parts | {"iterations": iterations, "residual": residual}
+
+    def training_step(self, batch: GraphBatch, batch_idx: int):
+        parts = self._captured(batch) if self._captured else self._loss(batch)
         if not torch.isfinite(parts["loss"]):
             raise ConfigError(
                 f"the training diverged at step {self.global_step}: the loss is NaN or infinite; "
                 "start again with a smaller optimizer.learning_rate or more optimizer.warmup_steps"
             )
-        n = batch.n_molecules
         for name, value in parts.items():
-            self.log(f"train/{name}", value, prog_bar=True, batch_size=n)
-        self.log("train/iterations", solution.iterations.float().mean(), batch_size=n)
-        self.log("train/residual", solution.residual.mean(), batch_size=n)
-        self.log("learning_rate", self.optimizers().param_groups[0]["lr"], batch_size=n)
+            shown = name not in ("iterations", "residual")
+            self.log(f"train/{name}", value, prog_bar=shown, batch_size=batch.n_molecules)
+        self.log("learning_rate", self.optimizers().param_groups[0]["lr"])
         return parts["loss"]
+
+    # A replayed graph has computed the gradients already, into tensors that it goes on to use.
+
+    def optimizer_zero_grad(self, epoch, batch_idx, optimizer) -> None:
+        if self._captured is None:
+            super().optimizer_zero_grad(epoch, batch_idx, optimizer)
+
+    def backward(self, loss: Tensor, *args, **kwargs) -> None:
+        if self._captured is None:
+            super().backward(loss, *args, **kwargs)
 
     def validation_step(self, batch: GraphBatch, batch_idx: int) -> None:
         solution = self.model(batch)

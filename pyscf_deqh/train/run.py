@@ -72,17 +72,24 @@ def _initialize(module: HamiltonianModule, checkpoint: Path) -> None:
         raise CheckpointError(f"cannot start from {checkpoint}: {error}") from error
 
 
-def moving_average(decay: float) -> Callable[[Tensor, Tensor, Tensor | int], Tensor]:
+def moving_average(
+    decay: float,
+) -> Callable[[Sequence[Tensor], Sequence[Tensor], Tensor | int], None]:
     """Exponential moving average whose memory grows with the run, up to ``decay``.
 
-    With a constant decay the average of a short run is that of its untrained weights.
+    With a constant decay the average of a short run is that of its untrained weights. In place, for
+    all parameters at once.
     """
 
-    def average(averaged: Tensor, current: Tensor, n_averaged: Tensor | int) -> Tensor:
+    def update(
+        averaged: Sequence[Tensor], current: Sequence[Tensor], n_averaged: Tensor | int
+    ) -> None:
         n = int(n_averaged)
-        return averaged.lerp(current, 1 - min(decay, (1 + n) / (10 + n)))
+        changes = torch._foreach_sub(current, averaged)
+        torch._foreach_mul_(changes, 1 - min(decay, (1 + n) / (10 + n)))
+        torch._foreach_add_(averaged, changes)
 
-    return average
+    return update
 
 
 def _trainer(config: TrainConfig, further: Sequence[L.Callback] = ()) -> L.Trainer:
@@ -101,13 +108,12 @@ def _trainer(config: TrainConfig, further: Sequence[L.Callback] = ()) -> L.Train
     if options.ema_decay:
         callbacks.append(
             # Parameters only: an average of index buffers truncates 4 * 0.9 + 4 * 0.1 to 3.
-            WeightAveraging(use_buffers=False, avg_fn=moving_average(options.ema_decay))
+            WeightAveraging(use_buffers=False, multi_avg_fn=moving_average(options.ema_decay))
         )
     return L.Trainer(
         default_root_dir=run.folder,
         max_epochs=run.max_epochs,
         max_steps=run.max_steps or -1,
-        limit_train_batches=run.batches_per_epoch or None,
         check_val_every_n_epoch=run.validate_every,
         gradient_clip_val=options.clip,
         accelerator=run.accelerator,
@@ -125,6 +131,22 @@ def _trainer(config: TrainConfig, further: Sequence[L.Callback] = ()) -> L.Train
     )
 
 
+def _check_cuda_graphs(config: TrainConfig) -> None:
+    solver, run = config.solver, config.run
+    once = solver.gradient == "random-depth" and solver.forward_max_iterations == 1
+    fits = config.backbone == "so2net" and config.so2net.reference != "none" and once
+    if not fits or solver.start != "reference":
+        raise ConfigError(
+            "run.cuda_graphs: what is captured must not wait for the GPU; only so2net with a "
+            "reference does not, with solver.gradient random-depth, "
+            "solver.forward_max_iterations 1 and solver.start reference"
+        )
+    if run.precision != "32-true":
+        raise ConfigError("run.cuda_graphs: run.precision must be 32-true")
+    if run.accelerator == "cpu" or not torch.cuda.is_available():
+        raise ConfigError("run.cuda_graphs: there is no CUDA device; set it to false")
+
+
 def train(
     config: TrainConfig,
     resume: bool = False,
@@ -140,7 +162,8 @@ def train(
         callbacks: further Lightning callbacks, for measurements during the training.
 
     Raises:
-        ConfigError: no databases, or a folder that holds another run and ``resume`` is off.
+        ConfigError: no databases, a folder that holds another run and ``resume`` is off, or CUDA
+            graphs where they cannot be.
     """
     run = config.run
     last = run.folder / "checkpoints" / "last.ckpt"
@@ -148,6 +171,8 @@ def train(
         raise ConfigError("data.databases is empty: name at least one QH9 database")
     if last.exists() and not resume:
         raise ConfigError(f"{run.folder} holds a run already: add --resume or name another folder")
+    if run.cuda_graphs:
+        _check_cuda_graphs(config)
     if run.threads:
         torch.set_num_threads(run.threads)
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
@@ -162,9 +187,7 @@ def train(
     if init is not None:
         _initialize(module, init)
     elif not last.exists():
-        loader = data.train_dataloader()
-        batches = (b for b, _ in zip(loader, range(_STANDARDIZATION_BATCHES), strict=False))
-        backbone.standardize(batches)
+        backbone.standardize(data.first_batches(_STANDARDIZATION_BATCHES))
     parameters = sum(p.numel() for p in module.parameters())
     sizes = {split: len(part) for split, part in data.parts.items()}
     print(f"{parameters} parameters, {sizes['train']} training and {sizes['valid']} "

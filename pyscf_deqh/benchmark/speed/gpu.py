@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import copy
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from typing import Any
@@ -20,6 +20,8 @@ from torch.profiler import ProfilerActivity, profile
 from ...graph import GraphBatch, MolecularGraph
 from ...nn.deqh import DEQH
 from ...nn.so2 import FrameFeatures
+from ...train.cuda_graphs import CapturedGradients
+from ...train.loss import hamiltonian_loss
 from .report import Report
 from .samples import batch_of, geometries_of, labelled_graphs, untrained
 from .settings import Settings
@@ -98,6 +100,9 @@ def run(settings: Settings, report: Report) -> None:
     for kind, model in models.items():
         for n in sorted({1, middle}):
             _captured(bench, kind, model, n)
+    if "so2net" in models:
+        for n in sorted({middle, 2 * middle}):
+            _captured_training(bench, copy.deepcopy(models["so2net"]), n)
     for kind, model in models.items():
         _compiled(bench, kind, model, middle)
 
@@ -307,6 +312,40 @@ def _captured(bench: _Bench, kind: str, model: DEQH, n: int) -> None:
             result = function()
         replayed = bench.time(graph.replay)
         _speedup(bench, name, what, eager, replayed, result, expected)
+
+
+def _captured_training(bench: _Bench, model: DEQH, n: int) -> None:
+    """Time of a gradient of one application of f against its replay, as a training replays it."""
+    name = f"so2net, training, CUDA graph, batch {n}"
+    if not bench.on_cuda:
+        bench.report.say(name, "left out: no CUDA device", left_out=True)
+        return
+    with bench.row(name) as in_time:
+        if not in_time:
+            return
+        model.train().configure(replace(model.settings, forward_max_iterations=1))
+        batch = bench.batch(model, n)
+        padded = batch_of(model, bench.graphs, n, few_shapes=True).to(bench.device)
+        parameters = list(model.parameters())
+
+        def loss(batch: GraphBatch) -> dict[str, Tensor]:
+            return hamiltonian_loss(model(batch).hamiltonian, batch, 10.0)
+
+        def differentiate() -> None:
+            model.zero_grad()
+            loss(batch)["loss"].backward()
+
+        eager = bench.time(differentiate)
+        expected = _flat(parameters)
+        captured = CapturedGradients(loss, parameters)
+        replayed = bench.time(lambda: captured(padded))
+        result = _flat(parameters)
+        _speedup(bench, name, "gradient", eager, replayed, result, expected)
+
+
+def _flat(parameters: Sequence[nn.Parameter]) -> Tensor:
+    gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
+    return torch.cat([gradient.flatten() for gradient in gradients])
 
 
 def _compiled(bench: _Bench, kind: str, model: DEQH, n: int) -> None:

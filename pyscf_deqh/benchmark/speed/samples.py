@@ -97,10 +97,14 @@ def batch_of(
     graphs: Sequence[MolecularGraph],
     n: int | None = None,
     dtype: torch.dtype = torch.float32,
+    few_shapes: bool = False,
 ) -> GraphBatch:
-    """A batch of ``n`` molecules, the graphs in turn (all of them once by default)."""
+    """A batch of ``n`` molecules, the graphs in turn (all of them once by default).
+
+    ``few_shapes`` pads it as for CUDA graphs.
+    """
     backbone: Any = model.backbone
     if backbone.config.reference == "none":
         graphs = [without_reference(g) for g in graphs]
     chosen = [graphs[i % len(graphs)] for i in range(len(graphs) if n is None else n)]
-    return collate(chosen, backbone.template, backbone.cutoff, dtype)
+    return collate(chosen, backbone.template, backbone.cutoff, dtype, few_shapes)
