@@ -101,7 +101,7 @@ def run_cycles(
     mol: Mole,
     fitted: FittedFock,
     max_cycles: int,
-    exact_build: bool = True,
+    exact_build: bool,
 ) -> None:
     """Cheap cycles, then corrected ones where they are possible.
 
@@ -121,7 +121,7 @@ def run_cycles(
     exact, own = exact_build and _takes_exact_build(mf, mol), fitted.mol
     with one_blas_thread():
         cycles.hamiltonian, cycles.gradients = _cheap_cycles(
-            mf, own, fitted, cycles.hamiltonian, max_cycles, _NEAR if exact else _TOLERANCE
+            mf, fitted, cycles.hamiltonian, max_cycles, _NEAR if exact else _TOLERANCE
         )
     if not exact or cycles.lost(mol):
         return
@@ -139,7 +139,6 @@ def run_cycles(
 
 def _cheap_cycles(
     mf: hf.SCF,
-    mol: Mole,
     fitted: FittedFock,
     hamiltonian: np.ndarray,
     max_cycles: int,
@@ -149,8 +148,7 @@ def _cheap_cycles(
 
     Args:
         mf: whose one-electron Hamiltonian and functional are taken.
-        mol: the molecule of ``fitted``, perhaps in another basis set than ``mf``'s.
-        fitted: builds the Fock matrices.
+        fitted: builds the Fock matrices, perhaps in another basis set than ``mf``'s.
         hamiltonian: (nao, nao) hartree, whose orbitals are the first.
         max_cycles: at least one.
         tolerance: of the orbital gradient, hartree per root of an electron pair.
@@ -161,6 +159,7 @@ def _cheap_cycles(
     Raises:
         UnsupportedMoleculeError: exact exchange does not fit into memory.
     """
+    mol = fitted.mol
     overlap = mol.intor_symmetric("int1e_ovlp")
     hcore = np.asarray(mf.get_hcore(mol))
     if hcore.shape != overlap.shape or np.iscomplexobj(hcore):

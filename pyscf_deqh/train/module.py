@@ -7,6 +7,7 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import fields
 from functools import partial
+from itertools import islice
 
 import lightning as L
 import numpy as np
@@ -142,8 +143,7 @@ class HamiltonianData(L.LightningDataModule):
 
     def first_batches(self, n: int) -> Iterator[GraphBatch]:
         """The first training batches, without additional atoms and pairs."""
-        for batch, _ in zip(self._training_batches(False), range(n), strict=False):
-            yield batch
+        return islice(self._training_batches(False), n)
 
     def val_dataloader(self) -> DataLoader:
         return self._loader("valid", batch_size=self.config.run.batch_size)
