@@ -1,8 +1,8 @@
 """Molecules as the networks see them: one graph type, and batches of it.
 
-Matrices stay dense and in PySCF's AO order, padded to the largest molecule of a batch. Index
-tensors, made once per batch, turn them into per-atom and per-pair template blocks and back, so
-that no step loops over atom pairs. Nothing here imports PySCF.
+Matrices stay dense and in PySCF's AO order, padded to the largest molecule of a batch. Each atom's
+orbitals by template slot say where template blocks are in them, so that no step loops over atom
+pairs. Nothing here imports PySCF.
 """
 
 from __future__ import annotations
@@ -63,16 +63,13 @@ class GraphBatch:
     Attributes:
         element: (N,) index of the element in the template's ``numbers``.
         molecule: (N,) molecule of each atom.
-        edge_index: (2, E) atoms (i, j) of each ordered pair within the cutoff.
+        edge_index: (2, E) atoms (i, j) of each ordered pair within the cutoff. Pairs come in
+            couples: (j, i) is at the odd place after (i, j), see :func:`opposite`.
         edge_vector: (E, 3) r_j - r_i in bohr.
-        reverse: (E,) position of the pair (j, i).
+        orbital: (N, T) AO of each template slot, counted within the molecule; -1 for none.
         ao_atom: (B n,) atom of each AO; N where padded.
         n_occupied, nao: (B,).
         overlap, reference, atomic_density, basis_vectors: (B, n, n), zero padded.
-        block_index: ((N + E) T T,) position of each block element in a flat (B n n + 1) matrix
-            whose last entry is zero; atoms first.
-        matrix_index: (B n n,) position of each matrix element in flat ((N + E) T T + 1) blocks.
-        template_size: T.
         max_occupied: largest of ``n_occupied``, or more.
         hamiltonian, target_orbitals, target_energies: labels, (B, n, n), (B, n, n), (B, n).
     """
@@ -81,7 +78,7 @@ class GraphBatch:
     molecule: Tensor
     edge_index: Tensor
     edge_vector: Tensor
-    reverse: Tensor
+    orbital: Tensor
     ao_atom: Tensor
     n_occupied: Tensor
     nao: Tensor
@@ -89,9 +86,6 @@ class GraphBatch:
     reference: Tensor
     atomic_density: Tensor
     basis_vectors: Tensor
-    block_index: Tensor
-    matrix_index: Tensor
-    template_size: int
     max_occupied: int
     hamiltonian: Tensor | None = None
     target_orbitals: Tensor | None = None
@@ -137,31 +131,53 @@ class GraphBatch:
         """What PyTorch's loader calls to have batches where a GPU can fetch them by itself."""
         return self.map(Tensor.pin_memory)
 
-    def blocks(self, *matrices: Tensor) -> tuple[Tensor, Tensor]:
-        """Template blocks of matrices (B, n, n): on-site (N, T T, K) and pair (E, T T, K)."""
-        k, t = len(matrices), self.template_size
-        last = self.overlap.numel() - 1
-        # Elements beyond the last one are the blocks' empty places.
-        index, filled = self.block_index.clamp(max=last), self.block_index <= last
-        parts = [m.reshape(-1).index_select(0, index) * filled for m in matrices]
-        blocks = torch.stack(parts, dim=-1).view(-1, t * t, k)
-        return blocks[: self.n_atoms], blocks[self.n_atoms :]
+    def _block_index(self, i: Tensor, j: Tensor) -> tuple[Tensor, Tensor]:
+        """Positions (K, T, T) of blocks in flat (B n n) matrices, and which elements exist."""
+        n = self.overlap.shape[-1]
+        rows, columns = self.orbital[i], self.orbital[j]
+        index = (self.molecule[i, None] * n + rows)[:, :, None] * n + columns[:, None]
+        return index, (rows >= 0)[:, :, None] & (columns >= 0)[:, None]
+
+    def blocks(self, i: Tensor, j: Tensor, *matrices: Tensor) -> Tensor:
+        """Template blocks (K, T T, M) of atoms i (K,) and j (K,) in M matrices (B, n, n)."""
+        index, exists = (tensor.flatten() for tensor in self._block_index(i, j))
+        index = index * exists
+        parts = [matrix.reshape(-1).index_select(0, index) * exists for matrix in matrices]
+        area = self.orbital.shape[1] ** 2
+        return torch.stack(parts, dim=-1).view(len(i), area, len(matrices))
+
+    def onsite_blocks(self, *matrices: Tensor) -> Tensor:
+        """Template blocks (N, T T, M) of all atoms in M matrices (B, n, n)."""
+        atoms = torch.arange(self.n_atoms, device=self.element.device)
+        return self.blocks(atoms, atoms, *matrices)
 
     def populations(self, density: Tensor) -> Tensor:
         """Mulliken populations (N,) of density matrices (B, n, n)."""
-        per_ao = (density * self.overlap).sum(-1).reshape(-1)
+        per_ao = torch.einsum("bij,bij->bi", density, self.overlap).reshape(-1)
         return per_ao.new_zeros(self.n_atoms + 1).index_add(0, self.ao_atom, per_ao)[:-1]
 
     def potential_matrix(self, potential: Tensor) -> Tensor:
         """(phi_A + phi_B) S / 2: first-order matrices (B, n, n) of a potential (N,) at atoms."""
         at_ao = torch.cat([potential, potential.new_zeros(1)])[self.ao_atom]
-        at_ao = at_ao.view(self.overlap.shape[:2])
-        return 0.5 * self.overlap * (at_ao[:, :, None] + at_ao[:, None, :])
+        at_ao = 0.5 * at_ao.view(self.overlap.shape[:2])
+        return self.overlap * (at_ao[:, :, None] + at_ao[:, None, :])
 
     def matrix(self, onsite: Tensor, pair: Tensor) -> Tensor:
         """Matrices (B, n, n) from on-site blocks (N, T, T) and pair blocks (E, T, T)."""
-        flat = torch.cat([onsite.reshape(-1), pair.reshape(-1), onsite.new_zeros(1)])
-        return flat.index_select(0, self.matrix_index).view_as(self.overlap)
+        atoms = torch.arange(self.n_atoms, device=self.element.device)
+        i, j = torch.cat([atoms.expand(2, -1), self.edge_index], dim=1)
+        index, exists = self._block_index(i, j)
+        # What no orbitals belong to goes to an additional last element.
+        last = self.overlap.numel()
+        places = torch.where(exists, index, last).flatten()
+        blocks = torch.cat([onsite, pair]).flatten()
+        flat = blocks.new_zeros(last + 1).scatter_(0, places, blocks)
+        return flat[:last].view_as(self.overlap)
+
+
+def opposite(pairs: Tensor) -> Tensor:
+    """Values (E, ...) of pairs (i, j) -> those of (j, i)."""
+    return pairs.unflatten(0, (len(pairs) // 2, 2)).flip(1).flatten(0, 1)
 
 
 def _pad(arrays: Sequence[np.ndarray], shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
@@ -189,41 +205,35 @@ class _Topology:
 
     Attributes:
         element: (N,).
-        ao_atom, ao_slot: (nao,) atom and template slot of each AO.
-        rows: (N, T) AO of each atom's template slots, -1 where there is none.
-        pairs: (2, E) atoms (i, j).
+        ao_atom: (nao,) atom of each AO.
+        orbital: (N, T) AO of each atom's template slots, -1 where there is none.
+        pairs: (2, E) atoms (i, j), in couples.
         vectors: (E, 3) r_j - r_i.
-        pair_number: (N, N) position of each pair, -1 where there is none.
     """
 
     element: np.ndarray
     ao_atom: np.ndarray
-    ao_slot: np.ndarray
-    rows: np.ndarray
+    orbital: np.ndarray
     pairs: np.ndarray
     vectors: np.ndarray
-    pair_number: np.ndarray
 
     @classmethod
     def of(cls, graph: MolecularGraph, template: OrbitalTemplate, cutoff: float) -> _Topology:
         n_atoms = len(graph.numbers)
         slots = [template.slots(int(z)) for z in graph.numbers]
         ao_atom = np.repeat(np.arange(n_atoms), [len(s) for s in slots])
-        ao_slot = np.concatenate(slots)
-        if len(ao_slot) != graph.nao:
+        if len(ao_atom) != graph.nao:
             raise UnsupportedMoleculeError(
-                f"a matrix of {graph.nao} orbitals does not fit atoms that have {len(ao_slot)}"
+                f"a matrix of {graph.nao} orbitals does not fit atoms that have {len(ao_atom)}"
             )
-        rows = np.full((n_atoms, template.size), -1)
-        rows[ao_atom, ao_slot] = np.arange(graph.nao)
-        delta = graph.positions[None] - graph.positions[:, None]
-        near = np.linalg.norm(delta, axis=-1) < cutoff
-        np.fill_diagonal(near, False)
-        i, j = np.nonzero(near)
-        number = np.full((n_atoms, n_atoms), -1)
-        number[i, j] = np.arange(len(i))
+        orbital = np.full((n_atoms, template.size), -1)
+        orbital[ao_atom, np.concatenate(slots)] = np.arange(graph.nao)
+        distance = np.linalg.norm(graph.positions[None] - graph.positions[:, None], axis=-1)
+        i, j = np.nonzero(np.triu(distance < cutoff, 1))
+        pairs = np.stack([np.stack([i, j], -1).ravel(), np.stack([j, i], -1).ravel()])
+        vectors = graph.positions[pairs[1]] - graph.positions[pairs[0]]
         element = np.array([template.numbers.index(int(z)) for z in graph.numbers])
-        return cls(element, ao_atom, ao_slot, rows, np.stack([i, j]), delta[i, j], number)
+        return cls(element, ao_atom, orbital, pairs, vectors)
 
     @property
     def n_atoms(self) -> int:
@@ -232,23 +242,6 @@ class _Topology:
     @property
     def n_pairs(self) -> int:
         return len(self.vectors)
-
-    def block_index(self, left: np.ndarray, right: np.ndarray, n: int) -> np.ndarray:
-        """Positions in a flat (n, n) matrix of the blocks of atoms (K,), (K,); -1 where empty."""
-        left, right = self.rows[left][:, :, None], self.rows[right][:, None, :]
-        return np.where((left < 0) | (right < 0), -1, left * n + right).reshape(-1)
-
-    def matrix_index(self, first_atom: int, first_pair: int, area: int) -> np.ndarray:
-        """Positions (nao, nao) of the matrix elements in blocks of ``area`` elements; -1: none.
-
-        ``first_atom`` and ``first_pair`` are the positions of the molecule's first blocks.
-        """
-        atom, slot = self.ao_atom, self.ao_slot
-        number = self.pair_number[atom[:, None], atom]
-        block = np.where(atom[:, None] == atom, first_atom + atom, first_pair + number)
-        exists = (number >= 0) | (atom[:, None] == atom)
-        within = slot[:, None] * math.isqrt(area) + slot
-        return np.where(exists, block * area + within, -1)
 
 
 def collate(
@@ -275,31 +268,16 @@ def collate(
     """
     size = _rung if few_shapes else lambda n: n
     parts = [_Topology.of(graph, template, cutoff) for graph in graphs]
-    n, area = size(max(g.nao for g in graphs)), template.size**2
+    n = size(max(g.nao for g in graphs))
     first_atom = np.cumsum([0] + [part.n_atoms for part in parts])
-    first_pair = np.cumsum([0] + [part.n_pairs for part in parts])
     # One atom more at least, which the additional pairs are of.
     n_atoms = size(first_atom[-1] + 1) if few_shapes else first_atom[-1]
-    n_pairs = size(first_pair[-1])
-    spare_atoms, spare_pairs = n_atoms - first_atom[-1], n_pairs - first_pair[-1]
+    n_pairs = sum(part.n_pairs for part in parts)
+    spare_atoms, spare_pairs = n_atoms - first_atom[-1], size(n_pairs) - n_pairs
 
-    # What is empty, the additional atoms and pairs first of all, points to the last element.
-    no_element, no_block = len(graphs) * n * n, (n_atoms + n_pairs) * area
-    onsite: list[np.ndarray] = []
-    pair: list[np.ndarray] = []
-    matrix_index = np.full((len(graphs), n, n), no_block)
     ao_atom = np.full((len(graphs), n), n_atoms)
-    for b, (part, atom, edge) in enumerate(zip(parts, first_atom, first_pair, strict=False)):
-        atoms = np.arange(part.n_atoms)
-        for blocks, (i, j) in ((onsite, (atoms, atoms)), (pair, part.pairs)):
-            index = part.block_index(i, j, n)
-            blocks.append(np.where(index < 0, no_element, b * n * n + index))
-        index = part.matrix_index(atom, n_atoms + edge, area)
-        nao = len(index)
-        matrix_index[b, :nao, :nao] = np.where(index < 0, no_block, index)
-        ao_atom[b, :nao] = atom + part.ao_atom
-    onsite.append(np.full(spare_atoms * area, no_element))
-    pair.append(np.full(spare_pairs * area, no_element))
+    for row, part, first in zip(ao_atom, parts, first_atom, strict=False):
+        row[: len(part.ao_atom)] = first + part.ao_atom
 
     def joined(arrays: Iterable[np.ndarray], *spare: np.ndarray, axis: int = 0) -> np.ndarray:
         return np.concatenate([*arrays, *spare], axis=axis)
@@ -311,11 +289,8 @@ def collate(
         return _pad([getattr(g, name) for g in graphs], shape, dtype)
 
     beyond = np.tile([[0, 0, 1.1 * cutoff], [0, 0, -1.1 * cutoff]], (spare_pairs // 2, 1))
-    reverse = [
-        first + part.pair_number[part.pairs[1], part.pairs[0]]
-        for part, first in zip(parts, first_pair, strict=False)
-    ]
     pairs = [part.pairs + first for part, first in zip(parts, first_atom, strict=False)]
+    no_orbital = np.full((spare_atoms, template.size), -1)
     molecule = np.repeat(np.arange(len(graphs)), [part.n_atoms for part in parts])
     labelled = all(g.hamiltonian is not None for g in graphs)
     return GraphBatch(
@@ -323,7 +298,7 @@ def collate(
         molecule=long(joined([molecule], np.full(spare_atoms, len(graphs) - 1))),
         edge_index=long(joined(pairs, np.full((2, spare_pairs), n_atoms - 1), axis=1)),
         edge_vector=torch.from_numpy(joined((part.vectors for part in parts), beyond)).to(dtype),
-        reverse=long(joined(reverse, first_pair[-1] + (np.arange(spare_pairs) ^ 1))),
+        orbital=long(joined((part.orbital for part in parts), no_orbital)),
         ao_atom=long(ao_atom.reshape(-1)),
         n_occupied=torch.tensor([g.n_occupied for g in graphs]),
         nao=torch.tensor([g.nao for g in graphs]),
@@ -331,9 +306,6 @@ def collate(
         reference=padded("reference", n, n),
         atomic_density=padded("atomic_density", n, n),
         basis_vectors=padded("basis_vectors", n, n),
-        block_index=long(joined(onsite + pair)),
-        matrix_index=long(matrix_index.reshape(-1)),
-        template_size=template.size,
         max_occupied=n if few_shapes else max(g.n_occupied for g in graphs),
         hamiltonian=padded("hamiltonian", n, n) if labelled else None,
         target_orbitals=padded("target_orbitals", n, n) if labelled else None,

@@ -50,6 +50,14 @@ def test_rotation(model, rotation):
     np.testing.assert_allclose(after, expected, atol=tolerance * np.abs(expected).max(), rtol=0)
 
 
+def test_an_atom_alone(model):
+    """There are no pairs at all."""
+    h = solve(model, build_graph(make_mol("F 0 0 0", charge=-1), "none"))[0]
+    assert h.isfinite().all()
+    assert h.any()
+    torch.testing.assert_close(h, h.T, atol=1e-13, rtol=0)
+
+
 def test_reflection(template, rotation):
     """QHNet has no parity: its products of pseudovectors and vectors mix. SO2Net has."""
     after, expected = turned(small_model(template), -rotation)

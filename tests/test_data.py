@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 from concurrent.futures import Future
+from concurrent.futures.process import BrokenProcessPool
 
 import numpy as np
 import pytest
@@ -249,10 +250,31 @@ def test_a_dying_worker_fails_its_molecule_alone(tmp_path, monkeypatch):
     assert "died" in failures[2]
 
 
+def test_a_pool_that_breaks_before_a_molecule_is_sent_loses_none(tmp_path, monkeypatch):
+    broken = []
+
+    class Pool(label_module.ProcessPoolExecutor):
+        def submit(self, work, row_id, *args):
+            if row_id == 3 and not broken:
+                broken.append(row_id)
+                raise BrokenProcessPool
+            return super().submit(work, row_id, *args)
+
+    monkeypatch.setattr(label_module, "_work", _made_up)
+    monkeypatch.setattr(label_module, "ProcessPoolExecutor", Pool)
+    geometries = [hydrogen(0.7 + 0.01 * i, id=str(i)) for i in range(5)]
+    assert label(geometries, tmp_path / "a.db", FAST, 1, progress=False) == (5, {})
+    assert broken
+
+
+def _made_up(row_id, geometry, settings, device):
+    return Record(row_id, geometry.numbers, geometry.positions, np.eye(2), {})
+
+
 def _die_on_two(row_id, geometry, settings, device):
     if row_id == 2:
         os.kill(os.getpid(), signal.SIGKILL)
-    return Record(row_id, geometry.numbers, geometry.positions, np.eye(2), {})
+    return _made_up(row_id, geometry, settings, device)
 
 
 def test_full_disk_keeps_what_is_written(tmp_path, monkeypatch):

@@ -73,8 +73,11 @@ def test_coupled_overlap_turns_as_its_irreps_say(template, rotation, determinant
 
     def components(atoms):
         batch = collate([build_graph(make_mol(atoms), "none")], template, 50.0, torch.float64)
-        onsite, pair = batch.blocks(batch.overlap)
-        return coupling.couple(torch.cat([onsite, pair]))[..., 0]
+        blocks = [
+            batch.onsite_blocks(batch.overlap),
+            batch.blocks(*batch.edge_index, batch.overlap),
+        ]
+        return coupling.couple(torch.cat(blocks))[..., 0]
 
     before, after = components(FORMAMIDE), components(transformed(FORMAMIDE, matrix))
     matrix = torch.from_numpy(matrix)
@@ -99,14 +102,14 @@ def test_degree_linear_commutes_with_rotations_and_reflections(rotation):
 
 
 def pairs(n):
-    """Vectors of n pairs and of their opposites, and the positions of the latter."""
+    """Vectors of n couples of pairs."""
     v = torch.randn(n, 3, dtype=torch.float64)
     v[0] = torch.tensor([0.0, 0.0, -1.0])
-    return torch.cat([v, -v]), torch.arange(2 * n).roll(n)
+    return torch.stack([v, -v], dim=1).flatten(0, 1)
 
 
 def test_edge_frames_are_orthogonal():
-    frames = EdgeFrames(*pairs(4), LMAX, CHANNELS)
+    frames = EdgeFrames(pairs(4), LMAX, CHANNELS)
     x = torch.randn(8, 25, CHANNELS.total, dtype=torch.float64)
     back = torch.cat(frames.out_of(frames.into(x)), dim=-1)
     torch.testing.assert_close(back, x, atol=1e-12, rtol=0)
@@ -114,8 +117,8 @@ def test_edge_frames_are_orthogonal():
 
 def test_frames_of_opposite_pairs_differ_by_signs():
     """What an atom's features are in a pair's frame follows from the opposite pair's frame."""
-    frames = EdgeFrames(*pairs(4), LMAX, CHANNELS)
-    x = torch.randn(4, 25, CHANNELS.total, dtype=torch.float64).repeat(2, 1, 1)
+    frames = EdgeFrames(pairs(4), LMAX, CHANNELS)
+    x = torch.randn(4, 25, CHANNELS.total, dtype=torch.float64).repeat_interleave(2, 0)
     rotated = frames.into(x)
     opposite = frames.opposite(rotated)
     signs = mirror_signs(LMAX, CHANNELS)
@@ -124,7 +127,7 @@ def test_frames_of_opposite_pairs_differ_by_signs():
 
 
 def test_rms_normalization_of_pairs():
-    frames = EdgeFrames(*pairs(4), LMAX, CHANNELS)
+    frames = EdgeFrames(pairs(4), LMAX, CHANNELS)
     x = torch.randn(8, 25, CHANNELS.total, dtype=torch.float64)
     back = torch.cat(frames.out_of(frames.into(x).rms_normalized()), dim=-1)
     torch.testing.assert_close(back, rms_normalize(x), atol=1e-12, rtol=0)
@@ -136,11 +139,11 @@ def test_so2_convolution_is_equivariant(rotation, determinant):
     linear = SO2Linear(LMAX, [CHANNELS] * 2, CHANNELS, mirrored=1).double()
     gate = EdgeGate(LMAX, CHANNELS, 5).double()
     invariants = torch.randn(6, 5, dtype=torch.float64)
-    v, reverse = pairs(3)
+    v = pairs(3)
     x = torch.randn(6, 25, CHANNELS.total, dtype=torch.float64)
 
     def apply(vectors, features):
-        frames = EdgeFrames(vectors, reverse, LMAX, CHANNELS)
+        frames = EdgeFrames(vectors, LMAX, CHANNELS)
         rotated = frames.into(features)
         both = (part.by_order(LMAX) for part in (rotated, frames.opposite(rotated)))
         out = FrameFeatures.of_orders(gate(linear(*both), invariants))

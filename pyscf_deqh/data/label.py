@@ -218,8 +218,10 @@ def _label_pool(todo, database, settings, workers, bar, device):
     try:
         while todo or running:
             while todo and len(running) < workers + 1:
-                row_id, geometry = todo.pop()
-                running[pool.submit(_work, row_id, geometry, settings, device)] = (row_id, geometry)
+                row_id, geometry = todo[-1]
+                # Raises if a worker has died since: the molecule is still to do then.
+                future = pool.submit(_work, row_id, geometry, settings, device)
+                running[future] = todo.pop()
             finished, _ = wait(running, return_when=FIRST_COMPLETED)
             for future in finished:
                 row_id, geometry = running[future]

@@ -143,8 +143,11 @@ class DEQH(nn.Module):
             hamiltonian = self.backbone.hamiltonian(state, injected)
             ones = torch.ones(len(state), device=state.device)
             return Solution(hamiltonian, ones.long(), torch.zeros_like(ones))
+        limit = self.settings.forward_max_iterations
         if self.training and self.settings.gradient == "random-depth":
-            return self._random_depth(state, injected)
+            return self._applied(state, injected, 1 + int(torch.randint(limit, ())))
+        if not self.training and limit == 1:
+            return self._applied(state, injected, 1)  # without a solver's copies
         solved, info = self._deq(lambda x: self.backbone.filter(x, injected), state)
         return Solution(
             self.backbone.hamiltonian(solved[-1], injected),
@@ -152,15 +155,15 @@ class DEQH(nn.Module):
             info["rel_lowest"],
         )
 
-    def _random_depth(self, state: Tensor, injected: Any) -> Solution:
-        depth = int(torch.randint(self.settings.forward_max_iterations, ()))
+    def _applied(self, state: Tensor, injected: Any, times: int) -> Solution:
+        """f applied so many times; only the last application is differentiated."""
         with torch.no_grad():
-            for _ in range(depth):
+            for _ in range(times - 1):
                 state = self.backbone.filter(state, injected)
         solved = self.backbone.filter(state, injected)
         change = (solved.detach() - state).flatten(1).norm(dim=1)
         return Solution(
             self.backbone.hamiltonian(solved, injected),
-            torch.full((len(state),), depth + 1, device=state.device),
+            torch.full((len(state),), times, device=state.device),
             change / solved.detach().flatten(1).norm(dim=1),
         )

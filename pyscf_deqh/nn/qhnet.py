@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from ..ao import OrbitalTemplate
 from ..errors import ConfigError
-from ..graph import BOHR, GraphBatch
+from ..graph import BOHR, GraphBatch, opposite
 from .irreps import BlockCoupling
 from .products import Features, PairFrames
 from .qhnet_layers import (
@@ -226,11 +226,11 @@ class QHNet(nn.Module):
         return env
 
     def _reduce(self, graph: GraphBatch, matrix: Tensor) -> Features:
-        return self.reduction(graph.blocks(matrix)[0][..., 0], graph.element)
+        return self.reduction(graph.onsite_blocks(matrix)[..., 0], graph.element)
 
     def state(self, hamiltonian: Tensor, injected: Injected) -> Tensor:
         """On-site blocks (B, largest number of atoms, T T), zero padded."""
-        return self._padded(injected.graph.blocks(hamiltonian)[0][..., 0], injected)
+        return self._padded(injected.graph.onsite_blocks(hamiltonian)[..., 0], injected)
 
     def _padded(self, blocks: Tensor, env: Injected) -> Tensor:
         n, size = env.graph.n_molecules, blocks.shape[-1]
@@ -246,7 +246,7 @@ class QHNet(nn.Module):
         graph = injected.graph
         merged = self._merged(state, injected)
         pairs = self._pairs(merged, injected)
-        return graph.matrix(self._onsite(merged, graph), pairs + pairs[graph.reverse].mT)
+        return graph.matrix(self._onsite(merged, graph), pairs + opposite(pairs).mT)
 
     def _merged(self, state: Tensor, env: Injected) -> list[Features]:
         """Sum of the streams after each layer that block layers follow."""

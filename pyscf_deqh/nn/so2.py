@@ -17,6 +17,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from ..graph import opposite
 from .irreps import Channels, random_weight
 from .wigner import wigner_d
 
@@ -53,9 +54,6 @@ class FrameFeatures:
         scale = torch.rsqrt(square / count + eps)[:, None]
         return FrameFeatures(*(part * scale for part in self.tensors))
 
-    def index_select(self, index: Tensor) -> FrameFeatures:
-        return FrameFeatures(*(part.index_select(0, index) for part in self.tensors))
-
     def by_order(self, lmax: int) -> EdgeFeatures:
         """Views of each order."""
         n, width = self.rotating.shape
@@ -65,7 +63,7 @@ class FrameFeatures:
         return [
             self.natural,
             self.pseudo,
-            *(part.view(n, 2, -1).transpose(0, 1) for part in rotating),
+            *(part.view(n, 2, part.shape[1] // 2).transpose(0, 1) for part in rotating),
         ]
 
     @classmethod
@@ -105,19 +103,18 @@ class EdgeFrames:
     an atom that are rotated into the frame of one are those of the other up to signs.
 
     Args:
-        edge_vector: (E, 3) in any unit.
-        reverse: (E,) position of the opposite pair.
+        edge_vector: (E, 3) in any unit, each at an odd place the opposite of that before it.
         lmax: largest degree.
         channels: of the features to rotate.
     """
 
-    def __init__(self, edge_vector: Tensor, reverse: Tensor, lmax: int, channels: Channels):
-        self._reverse, self._scalar_rows, self._channels = reverse, lmax + 1, channels
+    def __init__(self, edge_vector: Tensor, lmax: int, channels: Channels):
+        self._scalar_rows, self._channels = lmax + 1, channels
         permutation, exchanged, signs, mirror = _frame_rows(
             lmax, edge_vector.device, edge_vector.dtype
         )
         size = len(permutation)
-        blocks = [wigner_d(l, edge_vector).mT for l in range(lmax + 1)]
+        blocks = [wigner_d(l, edge_vector[::2]).mT for l in range(lmax + 1)]
         frame = torch.cat(
             [
                 nn.functional.pad(block, (l * l, size - (l + 1) ** 2))
@@ -125,12 +122,11 @@ class EdgeFrames:
             ],
             dim=1,
         )
-        second = torch.arange(len(reverse), device=reverse.device) > reverse
         natural = frame.index_select(1, permutation)
         pseudo = frame.index_select(1, exchanged) * signs[:, None]
         # An inversion maps pseudo components to minus the natural ones' images.
         self._natural, self._pseudo = (
-            torch.where(second[:, None, None], sign * mirror[:, None] * rotation[reverse], rotation)
+            torch.stack([rotation, sign * mirror[:, None] * rotation], dim=1).flatten(0, 1)
             for rotation, sign in ((natural, 1), (pseudo, -1))
         )
 
@@ -147,20 +143,20 @@ class EdgeFrames:
 
     def opposite(self, features: FrameFeatures) -> FrameFeatures:
         """Features of the opposite pairs; :func:`mirror_signs` away from this pair's frame."""
-        return features.index_select(self._reverse)
+        return FrameFeatures(*(opposite(part) for part in features.tensors))
 
     def out_of(self, features: FrameFeatures) -> tuple[Tensor, Tensor]:
         """Rotate back: natural and pseudo channels (E, (lmax + 1)^2, …)."""
         n, size = self._natural.shape[:2]
         widths = [self._channels.natural, self._channels.pseudo]
         sizes = [self._scalar_rows, size - self._scalar_rows]
-        rotating = features.rotating.view(n, sizes[1], -1).split(widths, dim=-1)
+        rotating = features.rotating.view(n, sizes[1], sum(widths)).split(widths, dim=-1)
         out = []
         for rotation, scalars, rest, width in zip(
             (self._natural, self._pseudo), features.tensors[:2], rotating, widths, strict=True
         ):
             first, second = rotation.split(sizes, dim=1)
-            back = torch.bmm(first.mT, scalars.view(n, -1, width))
+            back = torch.bmm(first.mT, scalars.view(n, sizes[0], width))
             out.append(back.baddbmm_(second.mT.to(back), rest.to(back)))
         return out[0], out[1]
 

@@ -14,7 +14,7 @@ the output has a term of that form.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from ..ao import OrbitalTemplate
 from ..errors import ConfigError
-from ..graph import BOHR, GraphBatch
+from ..graph import BOHR, GraphBatch, opposite
 from ..reference import REFERENCES
 from .density import density_matrix
 from .irreps import (
@@ -40,6 +40,9 @@ from .so2 import EdgeFrames, EdgeGate, FrameFeatures, SO2Linear
 
 _POTENTIAL_SCALE = 0.01  # hartree / e, typical change of the potential at an atom
 _NEIGHBOURS = 16.0  # typical number of atoms within the cutoff, for the scale of message sums
+# Pairs whose features a CPU goes through a layer with at once: few enough to stay in its caches,
+# and for memory to be used again instead of being asked of the system anew for each tensor.
+_PAIRS_AT_ONCE = 1024
 
 
 @dataclass(frozen=True)
@@ -110,15 +113,24 @@ class PairInvariants(nn.Module):
 
 
 @dataclass
+class PairChunk:
+    """Some of a batch's couples of pairs."""
+
+    atoms: Tensor  # (2, e)
+    frames: EdgeFrames
+    invariants: Tensor  # (e, width)
+    envelope: Tensor  # (e,)
+
+
+@dataclass
 class Injected:
     """What SO2Net's filter needs besides H."""
 
     graph: GraphBatch
-    frames: EdgeFrames
-    invariants: Tensor
+    chunks: list[PairChunk]
     envelope: Tensor
     atoms: Tensor
-    pairs: FrameFeatures
+    pairs: list[FrameFeatures]  # of each chunk
     density: Tensor  # of the reference's orbitals; zero without a reference
     zero: Tensor  # the state of the reference itself
 
@@ -159,22 +171,29 @@ class SO2Layer(nn.Module):
         self.message_linear = DegreeLinear(lmax, channels, channels)
         self.update = NodeNonlinearity(lmax, channels)
 
-    def forward(self, x: Tensor, e: FrameFeatures, env: Injected) -> tuple[Tensor, FrameFeatures]:
-        i = env.graph.edge_index[0]
-        source = env.frames.into(rms_normalize(x).index_select(0, i))
-        inputs = (source, env.frames.opposite(source), e.rms_normalized())
-        y = self.linear_in(*(features.by_order(self.lmax) for features in inputs))
-        y = self.linear_out(self.gate(y, env.invariants))
-        step = FrameFeatures.of_orders(y)
-        weight = self.message_weight(env.invariants) * env.envelope[:, None]
-        weights = (weight / math.sqrt(_NEIGHBOURS)).split(self.widths, dim=-1)
-        messages = zip(env.frames.out_of(step), weights, x.split(self.widths, dim=-1), strict=True)
-        total = [
-            torch.zeros_like(onto).index_add(0, i, message * weight[:, None])
-            for message, weight, onto in messages
-        ]
+    def forward(
+        self, x: Tensor, pairs: list[FrameFeatures], chunks: list[PairChunk]
+    ) -> tuple[Tensor, list[FrameFeatures]]:
+        normalized = rms_normalize(x)
+        total = [x.new_zeros(*x.shape[:2], width) for width in self.widths]
+        changed = []
+        for e, chunk in zip(pairs, chunks, strict=True):
+            step = self._step(normalized, e, chunk)
+            weight = self.message_weight(chunk.invariants) * chunk.envelope[:, None]
+            weights = (weight / math.sqrt(_NEIGHBOURS)).split(self.widths, dim=-1)
+            messages = zip(total, chunk.frames.out_of(step), weights, strict=True)
+            for onto, message, weight in messages:
+                onto.index_add_(0, chunk.atoms[0], message * weight[:, None])
+            changed.append(e + step)
         x = x + self.message_linear(torch.cat(total, dim=-1))
-        return x + self.update(x), e + step
+        return x + self.update(x), changed
+
+    def _step(self, x: Tensor, e: FrameFeatures, chunk: PairChunk) -> FrameFeatures:
+        """Change of the pairs' features (and, as a message, of their first atoms')."""
+        source = chunk.frames.into(x.index_select(0, chunk.atoms[0]))
+        inputs = (source, chunk.frames.opposite(source), e.rms_normalized())
+        y = self.linear_in(*(features.by_order(self.lmax) for features in inputs))
+        return FrameFeatures.of_orders(self.linear_out(self.gate(y, chunk.invariants)))
 
 
 class SO2Net(nn.Module):
@@ -259,11 +278,7 @@ class SO2Net(nn.Module):
         density = 2 * filled @ filled.mT
         return density, [graph.overlap, graph.reference, density, density - graph.atomic_density]
 
-    def _state_matrices(
-        self, graph: GraphBatch, state: Tensor, density: Tensor, at_reference: bool = False
-    ) -> list[Tensor]:
-        if at_reference:  # whose density is known: an eigenproblem less
-            return [state, torch.zeros_like(density)]
+    def _state_matrices(self, graph: GraphBatch, state: Tensor, density: Tensor) -> list[Tensor]:
         h = graph.reference + state
         return [state, density_matrix(h, graph.basis_vectors, graph.n_occupied) - density]
 
@@ -274,66 +289,95 @@ class SO2Net(nn.Module):
         # the device.
         return state is injected.zero or (not state.requires_grad and not state.any())
 
-    def _components(self, graph: GraphBatch, matrices: list[Tensor]) -> tuple[Tensor, Tensor]:
-        atoms, pairs = graph.blocks(*matrices)
-        return self.coupling.couple(atoms), self.coupling.couple(pairs)
-
-    def _standardized(self, name: str, graph: GraphBatch, matrices: list[Tensor]):
-        atoms, pairs = self._components(graph, matrices)
+    def _standard_atoms(self, name: str, graph: GraphBatch, components: Tensor) -> Tensor:
         shift = getattr(self, f"{name}_shift")[graph.element]
-        path = self.coupling.path
-        atoms = (atoms - shift) / getattr(self, f"{name}_atom_scale")[path]
-        return atoms, pairs / getattr(self, f"{name}_pair_scale")[path]
+        return (components - shift) / getattr(self, f"{name}_atom_scale")[self.coupling.path]
+
+    def _standard_pairs(self, name: str, components: Tensor) -> Tensor:
+        return components / getattr(self, f"{name}_pair_scale")[self.coupling.path]
+
+    def _chunks(
+        self, graph: GraphBatch, invariants: Tensor, envelope: Tensor
+    ) -> Iterator[PairChunk]:
+        n = len(envelope)
+        # What training keeps for its way back is of all pairs, and a GPU is better used by many.
+        at_once = n if torch.is_grad_enabled() or envelope.is_cuda else _PAIRS_AT_ONCE
+        for start in range(0, max(n, 1), max(at_once, 1)):
+            part = slice(start, start + at_once)
+            frames = EdgeFrames(graph.edge_vector[part], self.config.lmax, self.channels)
+            atoms = graph.edge_index[:, part]
+            yield PairChunk(atoms, frames, invariants[part], envelope[part])
 
     def injection(self, graph: GraphBatch) -> Injected:
         density, matrices = self._static_matrices(graph)
-        atoms, pairs = self._standardized("static", graph, matrices)
+        atoms = self.coupling.couple(graph.onsite_blocks(*matrices))
         invariants, envelope = self.invariants(graph)
         scalars = self.element_embedding(graph.element)
         if self.config.reference != "none":
-            moved = graph.populations(density - graph.atomic_density)
+            moved = graph.populations(matrices[-1])
             scalars = scalars + self.static_charges(graph, moved, envelope)
-        x = add_scalars(self.static_atoms(atoms), scalars)
-        frames = EdgeFrames(graph.edge_vector, graph.reverse, self.config.lmax, self.channels)
-        e = frames.into(self.static_pairs(pairs))
-        e = replace(e, natural=e.natural + self.pair_embedding(invariants))
-        zero = torch.zeros_like(graph.reference)
-        env = Injected(graph, frames, invariants, envelope, x, e, density, zero)
+        x = add_scalars(self.static_atoms(self._standard_atoms("static", graph, atoms)), scalars)
+        chunks, pairs = list(self._chunks(graph, invariants, envelope)), []
+        for chunk in chunks:
+            blocks = self.coupling.couple(graph.blocks(*chunk.atoms, *matrices))
+            e = chunk.frames.into(self.static_pairs(self._standard_pairs("static", blocks)))
+            e = replace(e, natural=e.natural + self.pair_embedding(chunk.invariants))
+            pairs.append(e)
         for layer in self.injection_layers:
-            env.atoms, env.pairs = layer(env.atoms, env.pairs, env)
-        return env
+            x, pairs = layer(x, pairs, chunks)
+        zero = torch.zeros_like(graph.reference)
+        return Injected(graph, chunks, envelope, x, pairs, density, zero)
 
     def filter(self, state: Tensor, injected: Injected) -> Tensor:
-        graph = injected.graph
-        at_reference = self._is_at_reference(state, injected)
-        matrices = self._state_matrices(graph, state, injected.density, at_reference)
-        atoms, pairs = self._standardized("state", graph, matrices)
+        x, pairs = self._with_state(state, injected)
+        for layer in self.filter_layers:
+            x, pairs = layer(x, pairs, injected.chunks)
+        return self._read(x, pairs, injected)
+
+    def _with_state(self, state: Tensor, env: Injected) -> tuple[Tensor, list[FrameFeatures]]:
+        """Injected features plus those of the difference to the reference and of its density."""
+        graph = env.graph
+        if self._is_at_reference(state, env):
+            # Nothing has changed, the density neither: no eigenproblem, and no blocks.
+            nothing = torch.zeros_like(self.state_shift)[graph.element]
+            atoms = self._standard_atoms("state", graph, nothing)
+            return env.atoms + self.state_atoms(atoms), env.pairs
+        matrices = self._state_matrices(graph, state, env.density)
         moved = graph.populations(matrices[1])
         if self.config.reference == "none":  # there is no density yet that moved is relative to
             moved = moved - self.nuclear_charge[graph.element]
-        scalars = self.state_charges(graph, moved, injected.envelope)
-        x = injected.atoms + add_scalars(self.state_atoms(atoms), scalars)
-        e = injected.pairs + injected.frames.into(self.state_pairs(pairs))
-        for layer in self.filter_layers:
-            x, e = layer(x, e, injected)
-        return self._read(x, e, injected)
+        scalars = self.state_charges(graph, moved, env.envelope)
+        atoms = self.coupling.couple(graph.onsite_blocks(*matrices))
+        atoms = self.state_atoms(self._standard_atoms("state", graph, atoms))
+        pairs = []
+        for e, chunk in zip(env.pairs, env.chunks, strict=True):
+            blocks = self.coupling.couple(graph.blocks(*chunk.atoms, *matrices))
+            embedded = self.state_pairs(self._standard_pairs("state", blocks))
+            pairs.append(e + chunk.frames.into(embedded))
+        return env.atoms + add_scalars(atoms, scalars), pairs
 
-    def _read(self, x: Tensor, e: FrameFeatures, env: Injected) -> Tensor:
+    def _read(self, x: Tensor, pairs: list[FrameFeatures], env: Injected) -> Tensor:
         graph, path = env.graph, self.coupling.path
-        i, j = graph.element[graph.edge_index]
         scale = (self.output_atom_scale * self.output_atom_factor)[graph.element]
         output = self.atom_output(x)
         atoms = self.atom_readout(*output.split(self.widths, dim=-1)) * scale[:, path]
         atoms = self.coupling.uncouple(atoms + self.output_shift[graph.element])
-        y = self.pair_linear(e.rms_normalized().by_order(self.config.lmax))
-        e = FrameFeatures.of_orders(self.pair_gate(y, env.invariants))
-        scale = (self.output_pair_scale * self.output_pair_factor)[i, j] * env.envelope[:, None]
-        pairs = self.pair_readout(*env.frames.out_of(e)) * scale[:, path]
-        pairs = self.coupling.uncouple(pairs)
-        # Hermitian by construction: each block is the mean of (i, j) and the transposed (j, i).
-        h = graph.matrix((atoms + atoms.mT) / 2, (pairs + pairs[graph.reverse].mT) / 2)
+        pair_scale = self.output_pair_scale * self.output_pair_factor
+        blocks = []
+        for e, chunk in zip(pairs, env.chunks, strict=True):
+            block = self._read_pairs(e, chunk, pair_scale[tuple(graph.element[chunk.atoms])])
+            # Hermitian by construction: the mean of the block of (i, j) and that of (j, i).
+            blocks.append((block + opposite(block).mT) / 2)
+        h = graph.matrix((atoms + atoms.mT) / 2, torch.cat(blocks))
         potential = self.atom_potential(output[:, 0, : self.channels.natural])[:, 0]
         return h + graph.potential_matrix(_POTENTIAL_SCALE * potential)
+
+    def _read_pairs(self, e: FrameFeatures, chunk: PairChunk, scale: Tensor) -> Tensor:
+        """Pair blocks (e, T, T); ``scale`` (e, paths) of their coupled components."""
+        y = self.pair_linear(e.rms_normalized().by_order(self.config.lmax))
+        e = FrameFeatures.of_orders(self.pair_gate(y, chunk.invariants))
+        scale = (scale * chunk.envelope[:, None])[:, self.coupling.path]
+        return self.coupling.uncouple(self.pair_readout(*chunk.frames.out_of(e)) * scale)
 
     @torch.no_grad()
     def standardize(self, batches: Iterable[GraphBatch]) -> None:
@@ -341,10 +385,10 @@ class SO2Net(nn.Module):
         sums = _Moments(self)
         for graph in batches:
             density, matrices = self._static_matrices(graph)
-            sums.add("static", graph, self._components(graph, matrices))
+            sums.add("static", graph, matrices)
             target = graph.hamiltonian - graph.reference
             matrices = self._state_matrices(graph, target, density)
-            sums.add("state", graph, self._components(graph, matrices))
+            sums.add("state", graph, matrices)
         for name in ("static", "state"):
             shift, atom_scale, pair_scale = sums.result(name)
             getattr(self, f"{name}_shift").copy_(shift)
@@ -363,10 +407,12 @@ class _Moments:
         self.net = net
         self.parts: dict[str, list[tuple[Tensor, Tensor, Tensor, Tensor]]] = {}
 
-    def add(self, name: str, graph: GraphBatch, components: tuple[Tensor, Tensor]) -> None:
-        self.parts.setdefault(name, []).append(
-            (graph.element, graph.element[graph.edge_index], *components)
-        )
+    def add(self, name: str, graph: GraphBatch, matrices: list[Tensor]) -> None:
+        couple = self.net.coupling.couple
+        atoms = couple(graph.onsite_blocks(*matrices))
+        pairs = couple(graph.blocks(*graph.edge_index, *matrices))
+        pair = graph.element[graph.edge_index]
+        self.parts.setdefault(name, []).append((graph.element, pair, atoms, pairs))
 
     def _joined(self, name: str) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         element, pair, atoms, pairs = zip(*self.parts[name], strict=True)

@@ -282,9 +282,9 @@ def _filter(model: DEQH, batch: GraphBatch) -> tuple[str, Callable[[], Tensor]]:
         return "filter", lambda: backbone.filter(state, injected)
 
     def layers() -> Tensor:
-        x, e = injected.atoms, injected.pairs
+        x, pairs = injected.atoms, injected.pairs
         for layer in backbone.filter_layers:
-            x, e = layer(x, e, injected)
+            x, pairs = layer(x, pairs, injected.chunks)
         return x
 
     return "filter layers", layers
