@@ -8,7 +8,7 @@ pairs. Nothing here imports PySCF.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from typing import Any
@@ -150,6 +150,22 @@ class GraphBatch:
         """Template blocks (N, T T, M) of all atoms in M matrices (B, n, n)."""
         atoms = torch.arange(self.n_atoms, device=self.element.device)
         return self.blocks(atoms, atoms, *matrices)
+
+    def pair_slices(self, at_once: int) -> Iterator[slice]:
+        """Slices of the pairs, in whole couples, to be gone through one after the other.
+
+        A CPU goes through few pairs at a time: they stay in its caches, and their memory is used
+        again instead of being asked of the system anew for each tensor. All pairs are one slice
+        where gradients are wanted, whose way back keeps everything, and on a GPU.
+
+        Args:
+            at_once: pairs in a slice, an even number.
+        """
+        n = self.edge_index.shape[1]
+        if torch.is_grad_enabled() or self.edge_index.is_cuda:
+            at_once = max(n, at_once)
+        # One at least, of an atom alone too.
+        yield from (slice(start, start + at_once) for start in range(0, max(n, 1), at_once))
 
     def populations(self, density: Tensor) -> Tensor:
         """Mulliken populations (N,) of density matrices (B, n, n)."""

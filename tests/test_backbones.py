@@ -15,6 +15,7 @@ from conftest import (
 )
 
 from pyscf_deqh.data.graph import build_graph
+from pyscf_deqh.nn import qhnet, so2net
 
 RELATIVE = 1e-10
 MODELS = {
@@ -56,6 +57,14 @@ def test_an_atom_alone(model):
     assert h.isfinite().all()
     assert h.any()
     torch.testing.assert_close(h, h.T, atol=1e-13, rtol=0)
+
+
+def test_pairs_a_few_at_a_time_give_the_same(model, monkeypatch):
+    graphs = [build_graph(make_mol(atoms), "none") for atoms in (WATER, FORMAMIDE)]
+    together = solve(model, *graphs)
+    for module in (so2net, qhnet):
+        monkeypatch.setattr(module, "_PAIRS_AT_ONCE", 8)
+    torch.testing.assert_close(solve(model, *graphs), together, atol=1e-9, rtol=0)
 
 
 def test_reflection(template, rotation):

@@ -84,16 +84,6 @@ def test_an_ion_alone_stays_spherical(template):
     np.testing.assert_allclose(change[p, :3], 0, atol=1e-9)
 
 
-@pytest.mark.parametrize("start", ["reference", "identity"])
-def test_pairs_a_few_at_a_time_give_the_same(template, monkeypatch, start):
-    model = small_model(template, "sad", start=start, forward_max_iterations=2)
-    graphs = [build_graph(make_mol(atoms), "sad") for atoms in (WATER, FORMAMIDE)]
-    batch = collate(graphs, template, model.backbone.cutoff, torch.float64)
-    together = model(batch).hamiltonian
-    monkeypatch.setattr(so2net, "_PAIRS_AT_ONCE", 8)
-    torch.testing.assert_close(solve(model, *graphs), together, atol=1e-11, rtol=0)
-
-
 def test_the_reference_as_a_state_needs_no_density_matrix(template, monkeypatch):
     """The shortcut and the eigenproblem that it saves give the same."""
     model = small_model(template, "sad", start="reference").double()

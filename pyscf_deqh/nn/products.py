@@ -52,6 +52,13 @@ def _path_norms(paths: list[Path], summed: bool = True) -> list[float]:
     ]
 
 
+def pad_rows(x: Tensor, degree: int) -> Tensor:
+    """Components (n, …, C) about m = 0 with zeros for the others of a degree (n, 2l + 1, C)."""
+    zeros = degree - x.shape[1] // 2
+    # PyTorch's own copies even where there are none to add.
+    return nn.functional.pad(x, (0, 0, zeros, zeros)) if zeros else x
+
+
 class PairFrames:
     """Rotations (E, 2l + 1, 2l + 1) into frames whose polar axis points along each pair."""
 
@@ -109,23 +116,30 @@ class SphericalProduct(nn.Module):
         # Component-normalized harmonics of the polar axis are sqrt(2 l2 + 1) for m = 0.
         return tensor[l1 + m, l3 + m] * math.sqrt(2 * l2 + 1)
 
-    def path_output(self, path: int, x: Tensor, weight: Tensor) -> Tensor:
-        """Output (E, 2 l3 + 1, C) of one path for features x (E, 2 l1 + 1, C), weight (E, C)."""
-        l1, _, l3 = self.paths[path]
+    @staticmethod
+    def _inner(l1: int, l3: int, x: Features) -> Tensor:
+        """The components of x that a group multiplies: there are no others of its outputs."""
         inner = min(l1, l3)
-        column = path - self.groups[l1, l3].start
-        factor = getattr(self, f"factors_{l1}_{l3}")[:, column, None].to(x)
-        part = x[:, l1 - inner : l1 + inner + 1] * (factor * weight[:, None])
-        return nn.functional.pad(part, (0, 0, l3 - inner, l3 - inner))
+        return x[l1][:, l1 - inner : l1 + inner + 1]
+
+    def outputs(self, group: tuple[int, int], x: Features, weight: Tensor) -> Tensor:
+        """Outputs of a group's paths side by side, for ``weight`` (E, paths C).
+
+        Returns:
+            (E, 2 min(l1, l3) + 1, paths C), the components that are not zero.
+        """
+        factors = getattr(self, "factors_{}_{}".format(*group)).to(weight)
+        paths = factors.shape[1]
+        weight = weight.unflatten(-1, (paths, weight.shape[-1] // paths))
+        kernel = factors[:, :, None] * weight[:, None]
+        return (self._inner(*group, x)[:, :, None] * kernel).flatten(2)
 
     def forward(self, x: Features, weight: Tensor) -> Features:
         """Sums over the paths of each degree, in the pairs' frames; ``weight`` (E, paths, C)."""
         sums: list[list[Tensor]] = [[] for _ in range(self.degrees_out + 1)]
         for (l1, l3), members in self.groups.items():
-            inner = min(l1, l3)
             kernel = getattr(self, f"factors_{l1}_{l3}").to(weight) @ weight[:, members]
-            part = x[l1][:, l1 - inner : l1 + inner + 1] * kernel
-            sums[l3].append(nn.functional.pad(part, (0, 0, l3 - inner, l3 - inner)))
+            sums[l3].append(pad_rows(self._inner(l1, l3, x) * kernel, l3))
         return [sum(parts[1:], parts[0]) for parts in sums]
 
 
@@ -136,6 +150,7 @@ class ChannelProduct(nn.Module):
         super().__init__()
         self.lmax = lmax
         self.paths = coupling_paths(lmax, lmax, lmax, natural=False)
+        self.position = {path: p for p, path in enumerate(self.paths)}
         norm = dict(zip(self.paths, _path_norms(self.paths), strict=True))
         # One matrix for each (l1, l2): the outer product becomes the components of all l3 at once.
         self.pairs: list[tuple[int, int, list[int]]] = []
@@ -149,16 +164,16 @@ class ChannelProduct(nn.Module):
 
     def forward(self, x: Features, y: Features, weight: Tensor) -> Features:
         """``weight`` is (n, paths, C), or (paths, C) where all rows share it."""
-        sums: list[list[Tensor]] = [[] for _ in range(self.lmax + 1)]
+        sums: dict[int, Tensor] = {}
         for l1, l2, ends in self.pairs:
             outer = (x[l1][:, :, None] * y[l2][:, None]).flatten(1, 2)
             coupled = getattr(self, f"matrix_{l1}_{l2}").to(outer) @ outer
-            for l3, part in zip(
-                ends, coupled.split([2 * l3 + 1 for l3 in ends], dim=1), strict=True
-            ):
-                path = self.paths.index((l1, l2, l3))
-                sums[l3].append(part * weight[..., path, None, :])
-        return [sum(parts[1:], parts[0]) for parts in sums]
+            parts = coupled.split([2 * l3 + 1 for l3 in ends], dim=1)
+            for l3, part in zip(ends, parts, strict=True):
+                factor = weight[..., self.position[l1, l2, l3], None, :]
+                before = sums.get(l3)
+                sums[l3] = part * factor if before is None else before.addcmul(part, factor)
+        return [sums[l3] for l3 in range(self.lmax + 1)]
 
 
 def inner_products(x: Features, y: Features) -> Tensor:

@@ -38,6 +38,7 @@ _FIRST_BLOCK_LAYER = 3
 # and a unit vector made of rounding errors has no business in an equivariant network. Typical
 # vectors of H are 0.002-0.2.
 _REDUCTION_FLOOR = 1e-3
+_PAIRS_AT_ONCE = 512  # of the paper's size, some 50 MB in a product
 
 
 @dataclass(frozen=True)
@@ -275,13 +276,15 @@ class QHNet(nn.Module):
         return blocks + blocks.mT
 
     def _pairs(self, merged: list[Features], env: Injected) -> Tensor:
-        graph = env.graph
-        i, j = graph.edge_index
-        pairs: Features = []
-        for layer, x in zip(self.pair_layers, merged, strict=True):
-            pairs = add(pairs, layer(x, i, j, env.radial))
-        n = len(self.element_embedding.weight)
-        embedding = self.element_embedding.weight
+        graph, embedding = env.graph, self.element_embedding.weight
+        n = len(embedding)
         kinds = torch.cat([embedding.repeat_interleave(n, dim=0), embedding.repeat(n, 1)], dim=-1)
-        kind = graph.element[i] * n + graph.element[j]
-        return self.pair_expansion(self.pair_linear(pairs), kinds, kind)
+        blocks = []
+        for part in graph.pair_slices(_PAIRS_AT_ONCE):
+            i, j = graph.edge_index[:, part]
+            pairs: Features = []
+            for layer, x in zip(self.pair_layers, merged, strict=True):
+                pairs = add(pairs, layer(x, i, j, env.radial[part]))
+            kind = graph.element[i] * n + graph.element[j]
+            blocks.append(self.pair_expansion(self.pair_linear(pairs), kinds, kind))
+        return torch.cat(blocks)

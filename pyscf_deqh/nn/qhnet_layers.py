@@ -24,6 +24,7 @@ from .products import (
     PairFrames,
     SphericalProduct,
     inner_products,
+    pad_rows,
 )
 
 # Regularizes norms, whose gradient does not exist at zero.
@@ -93,7 +94,7 @@ class SteerableLinear(nn.Module):
 
     def forward(self, x: Features) -> Features:
         parts = zip(x, self.weights, self.scales, strict=False)
-        out = [part @ (weight * scale) for part, weight, scale in parts]
+        out = [part @ (weight if scale == 1.0 else weight * scale) for part, weight, scale in parts]
         return out if self.bias is None else [out[0] + self.bias, *out[1:]]
 
 
@@ -278,25 +279,24 @@ class GraphAttention(nn.Module):
         self.linear_source = SteerableLinear(channels, channels, unit_weights=False)
         self.linear_target = SteerableLinear(channels, channels, bias=False, unit_weights=False)
         self.product = SphericalProduct(len(channels) - 1, lmax, len(head) - 1, summed=False)
-        self.widths = [channels[l1] for l1, *_ in self.product.paths]
-        self.radial = _radial_profile(radial, 64, sum(self.widths))
+        self.channels = list(channels)
+        widths = dict.fromkeys(range(len(head)), 0)
+        for l1, _, l3 in self.product.paths:
+            widths[l3] += channels[l1]
+        self.radial = _radial_profile(radial, 64, sum(widths.values()))
         values = [heads * h for h in head]
         outputs = [heads * head[0] + values[0], *values[1:]]
         self.mixers = nn.ParameterList(
-            random_weight(fan_in := self._fan_in(l3), fan_in, width)
-            for l3, width in enumerate(outputs)
+            random_weight(widths[l3], widths[l3], output) for l3, output in enumerate(outputs)
         )
         self.mixer_bias = nn.Parameter(torch.zeros(outputs[0]))
         self.score = random_weight(self.scores, heads, self.scores)
         self.linear_out = SteerableLinear(values, channels, unit_weights=False)
 
-    def _fan_in(self, l3: int) -> int:
-        return sum(w for w, p in zip(self.widths, self.product.paths, strict=True) if p[2] == l3)
-
     def forward(
         self, x: Features, i: Tensor, j: Tensor, weights: list[Tensor], frames: PairFrames
     ) -> Features:
-        """``weights`` of each path, (E, channels), do not depend on x: see :meth:`path_weights`."""
+        """``weights`` of the paths do not depend on x: see :meth:`path_weights`."""
         message = add(take(self.linear_source(x), j), take(self.linear_target(x), i))
         mixed = self._mix(frames.into(message), weights)
         scalars = mixed[0][:, 0].unflatten(-1, (self.heads, 2 * self.scores))
@@ -314,23 +314,22 @@ class GraphAttention(nn.Module):
         return self.linear_out(sum_onto(frames.out_of(messages), i, len(x[0])))
 
     def path_weights(self, radial: Tensor) -> list[Tensor]:
-        return list(self.radial(radial).split(self.widths, dim=-1))
+        """Of each group of the product's paths, (E, paths channels)."""
+        groups = self.product.groups.items()
+        widths = [(paths.stop - paths.start) * self.channels[l1] for (l1, _), paths in groups]
+        return list(self.radial(radial).split(widths, dim=-1))
 
     def _mix(self, x: Features, weights: list[Tensor]) -> Features:
         """Outputs of all paths, mixed: one linear map per degree, in the pairs' frames."""
-        ends: list[list[Tensor]] = [[] for _ in self.mixers]
-        rows: list[list[Tensor]] = [[] for _ in self.mixers]
+        sums: list[list[Tensor]] = [[] for _ in self.mixers]
         starts = [0] * len(self.mixers)
-        for p, (l1, _, l3) in enumerate(self.product.paths):
-            width, start = self.widths[p], starts[l3]
-            starts[l3] += width
+        for (l1, l3), weight in zip(self.product.groups, weights, strict=True):
+            start = starts[l3]
+            starts[l3] += weight.shape[-1]
             if l1 < len(x):
-                ends[l3].append(self.product.path_output(p, x[l1], weights[p]))
-                rows[l3].append(self.mixers[l3][start : start + width])
-        mixed = [
-            torch.cat(parts, dim=-1) @ torch.cat(weight)
-            for parts, weight in zip(ends, rows, strict=True)
-        ]
+                rows = self.mixers[l3][start : starts[l3]]
+                sums[l3].append(pad_rows(self.product.outputs((l1, l3), x, weight) @ rows, l3))
+        mixed = [sum(parts[1:], parts[0]) for parts in sums]
         return [mixed[0] + self.mixer_bias, *mixed[1:]]
 
 

@@ -14,7 +14,7 @@ the output has a term of that form.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -40,8 +40,7 @@ from .so2 import EdgeFrames, EdgeGate, FrameFeatures, SO2Linear
 
 _POTENTIAL_SCALE = 0.01  # hartree / e, typical change of the potential at an atom
 _NEIGHBOURS = 16.0  # typical number of atoms within the cutoff, for the scale of message sums
-# Pairs whose features a CPU goes through a layer with at once: few enough to stay in its caches,
-# and for memory to be used again instead of being asked of the system anew for each tensor.
+# Pairs in a slice, whose features take some 4 MB a layer.
 _PAIRS_AT_ONCE = 1024
 
 
@@ -296,17 +295,11 @@ class SO2Net(nn.Module):
     def _standard_pairs(self, name: str, components: Tensor) -> Tensor:
         return components / getattr(self, f"{name}_pair_scale")[self.coupling.path]
 
-    def _chunks(
-        self, graph: GraphBatch, invariants: Tensor, envelope: Tensor
-    ) -> Iterator[PairChunk]:
-        n = len(envelope)
-        # What training keeps for its way back is of all pairs, and a GPU is better used by many.
-        at_once = n if torch.is_grad_enabled() or envelope.is_cuda else _PAIRS_AT_ONCE
-        for start in range(0, max(n, 1), max(at_once, 1)):
-            part = slice(start, start + at_once)
-            frames = EdgeFrames(graph.edge_vector[part], self.config.lmax, self.channels)
-            atoms = graph.edge_index[:, part]
-            yield PairChunk(atoms, frames, invariants[part], envelope[part])
+    def _chunk(
+        self, graph: GraphBatch, invariants: Tensor, envelope: Tensor, part: slice
+    ) -> PairChunk:
+        frames = EdgeFrames(graph.edge_vector[part], self.config.lmax, self.channels)
+        return PairChunk(graph.edge_index[:, part], frames, invariants[part], envelope[part])
 
     def injection(self, graph: GraphBatch) -> Injected:
         density, matrices = self._static_matrices(graph)
@@ -317,8 +310,10 @@ class SO2Net(nn.Module):
             moved = graph.populations(matrices[-1])
             scalars = scalars + self.static_charges(graph, moved, envelope)
         x = add_scalars(self.static_atoms(self._standard_atoms("static", graph, atoms)), scalars)
-        chunks, pairs = list(self._chunks(graph, invariants, envelope)), []
-        for chunk in chunks:
+        chunks, pairs = [], []
+        for part in graph.pair_slices(_PAIRS_AT_ONCE):
+            chunk = self._chunk(graph, invariants, envelope, part)
+            chunks.append(chunk)
             blocks = self.coupling.couple(graph.blocks(*chunk.atoms, *matrices))
             e = chunk.frames.into(self.static_pairs(self._standard_pairs("static", blocks)))
             e = replace(e, natural=e.natural + self.pair_embedding(chunk.invariants))

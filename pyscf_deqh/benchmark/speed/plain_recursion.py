@@ -123,10 +123,9 @@ class _FullAttention(GraphAttention):
     def adopt(cls, attention: Any, lmax: int) -> None:
         """Change an attention into this class; its weights stay."""
         attention.__class__ = cls
-        paths, widths = attention.product.paths, attention.widths
-        by_degree = {l1: c for (l1, _, _), c in zip(paths, widths, strict=True)}
-        attention.inputs = [(by_degree[l], l) for l in range(max(by_degree) + 1)]
-        attention.ends = [(c, l3) for (_, _, l3), c in zip(paths, widths, strict=True)]
+        paths, channels = attention.product.paths, attention.channels
+        attention.inputs = [(c, l) for l, c in enumerate(channels)]
+        attention.ends = [(channels[l1], l3) for l1, _, l3 in paths]
         attention.full_product = _tensor_product(
             _irreps(attention.inputs),
             _irreps([(1, l) for l in range(lmax + 1)]),
