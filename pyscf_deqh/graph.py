@@ -99,6 +99,11 @@ class GraphBatch:
     def n_atoms(self) -> int:
         return len(self.element)
 
+    @property
+    def atoms(self) -> Tensor:
+        """(N,) positions of all atoms."""
+        return torch.arange(self.n_atoms, device=self.element.device)
+
     @cached_property
     def orbital_mask(self) -> Tensor:
         """(B, n), True where an AO exists."""
@@ -148,8 +153,7 @@ class GraphBatch:
 
     def onsite_blocks(self, *matrices: Tensor) -> Tensor:
         """Template blocks (N, T T, M) of all atoms in M matrices (B, n, n)."""
-        atoms = torch.arange(self.n_atoms, device=self.element.device)
-        return self.blocks(atoms, atoms, *matrices)
+        return self.blocks(self.atoms, self.atoms, *matrices)
 
     def pair_slices(self, at_once: int) -> Iterator[slice]:
         """Slices of the pairs, in whole couples, to be gone through one after the other.
@@ -172,16 +176,15 @@ class GraphBatch:
         per_ao = torch.einsum("bij,bij->bi", density, self.overlap).reshape(-1)
         return per_ao.new_zeros(self.n_atoms + 1).index_add(0, self.ao_atom, per_ao)[:-1]
 
-    def potential_matrix(self, potential: Tensor) -> Tensor:
-        """(phi_A + phi_B) S / 2: first-order matrices (B, n, n) of a potential (N,) at atoms."""
-        at_ao = torch.cat([potential, potential.new_zeros(1)])[self.ao_atom]
-        at_ao = 0.5 * at_ao.view(self.overlap.shape[:2])
-        return self.overlap * (at_ao[:, :, None] + at_ao[:, None, :])
+    def potential_blocks(self, i: Tensor, j: Tensor, potential: Tensor) -> Tensor:
+        """(phi_i + phi_j) S_ij / 2 (K, T, T): what a potential phi (N,) adds to first order."""
+        size = self.orbital.shape[1]
+        overlap = self.blocks(i, j, self.overlap).view(len(i), size, size)
+        return (0.5 * (potential[i] + potential[j]))[:, None, None] * overlap
 
     def matrix(self, onsite: Tensor, pair: Tensor) -> Tensor:
         """Matrices (B, n, n) from on-site blocks (N, T, T) and pair blocks (E, T, T)."""
-        atoms = torch.arange(self.n_atoms, device=self.element.device)
-        i, j = torch.cat([atoms.expand(2, -1), self.edge_index], dim=1)
+        i, j = torch.cat([self.atoms.expand(2, -1), self.edge_index], dim=1)
         index, exists = self._block_index(i, j)
         # What no orbitals belong to goes to an additional last element.
         last = self.overlap.numel()

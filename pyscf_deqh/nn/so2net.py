@@ -320,7 +320,7 @@ class SO2Net(nn.Module):
             pairs.append(e)
         for layer in self.injection_layers:
             x, pairs = layer(x, pairs, chunks)
-        zero = torch.zeros_like(graph.reference)
+        zero = graph.reference.new_zeros(1).expand_as(graph.reference)
         return Injected(graph, chunks, envelope, x, pairs, density, zero)
 
     def filter(self, state: Tensor, injected: Injected) -> Tensor:
@@ -357,15 +357,17 @@ class SO2Net(nn.Module):
         output = self.atom_output(x)
         atoms = self.atom_readout(*output.split(self.widths, dim=-1)) * scale[:, path]
         atoms = self.coupling.uncouple(atoms + self.output_shift[graph.element])
+        potential = _POTENTIAL_SCALE * self.atom_potential(output[:, 0, : self.channels.natural])
+        potential = potential[:, 0]
+        atoms = (atoms + atoms.mT) / 2 + graph.potential_blocks(graph.atoms, graph.atoms, potential)
         pair_scale = self.output_pair_scale * self.output_pair_factor
         blocks = []
         for e, chunk in zip(pairs, env.chunks, strict=True):
             block = self._read_pairs(e, chunk, pair_scale[tuple(graph.element[chunk.atoms])])
             # Hermitian by construction: the mean of the block of (i, j) and that of (j, i).
-            blocks.append((block + opposite(block).mT) / 2)
-        h = graph.matrix((atoms + atoms.mT) / 2, torch.cat(blocks))
-        potential = self.atom_potential(output[:, 0, : self.channels.natural])[:, 0]
-        return h + graph.potential_matrix(_POTENTIAL_SCALE * potential)
+            block = (block + opposite(block).mT) / 2
+            blocks.append(block + graph.potential_blocks(*chunk.atoms, potential))
+        return graph.matrix(atoms, torch.cat(blocks))
 
     def _read_pairs(self, e: FrameFeatures, chunk: PairChunk, scale: Tensor) -> Tensor:
         """Pair blocks (e, T, T); ``scale`` (e, paths) of their coupled components."""
