@@ -22,6 +22,7 @@ from .timing import Sample, growth_exponent
 
 # Largest systems that the exponents beyond the cutoff are fitted to.
 _LARGEST = 3
+_GROWING = ("network_seconds", "layers_seconds", "density_seconds", "network_bytes")
 _TIMES = ("network", "layers", "density", "features", "eigenproblem", "reference")
 
 
@@ -87,16 +88,19 @@ def _system(settings: Settings, report: Report, kind: str, n: int) -> dict[str, 
 
 
 def _exponents(report: Report, kind: str, found: list[dict[str, Any]]) -> None:
-    columns = ("pairs", "network_seconds", "layers_seconds", "density_seconds", "network_bytes")
-    for column in columns:
+    # Pairs grow faster than atoms until a system is much larger than the cutoff.
+    columns = [(column, "n_atoms") for column in ("pairs", *_GROWING)]
+    columns += [(column, "pairs") for column in ("network_seconds", "network_bytes")]
+    for column, size in columns:
         for label, chosen in (("all", found), (f"largest {_LARGEST}", found[-_LARGEST:])):
             chosen = [row for row in chosen if row[column] > 0]
             if len(chosen) < 2:
                 continue
             exponent = growth_exponent(
-                [row["n_atoms"] for row in chosen], [row[column] for row in chosen]
+                [row[size] for row in chosen], [row[column] for row in chosen]
             )
-            report.add(f"{kind}: exponent of {column}, {label}", exponent, "",
+            name = f"{column} over {size}" if size == "pairs" else column
+            report.add(f"{kind}: exponent of {name}, {label}", exponent, "",
                        f"{chosen[0]['n_atoms']} to {chosen[-1]['n_atoms']} atoms")  # fmt: skip
 
 
