@@ -8,7 +8,7 @@ difference to the reference.
 Electrons that move between atoms change the potential everywhere. As in SCC-DFTB (Elstner et al.,
 Phys. Rev. B 58, 7260, 1998) that is a charge per atom, a potential phi at each atom, and, to first
 order, the matrix (phi_A + phi_B) S / 2: atoms also see their Mulliken charge and its potential, and
-the output has a term of that form.
+the output has a term of that form, within the cutoff.
 """
 
 from __future__ import annotations

@@ -118,8 +118,8 @@ def _crossings(report: Report, kind: str, found: list[dict[str, Any]]) -> None:
 def cutoff_error(settings: Settings, report: Report) -> None:
     """Difference of a converged Hamiltonian to the reference, and to the prediction, by distance.
 
-    Beyond its cutoff a network leaves pairs as they are in the reference (up to the potential of
-    moved charges): there the difference to the prediction is the cutoff's error.
+    Beyond its cutoff a network leaves pairs as they are in the reference: there the difference to
+    the prediction is the cutoff's error.
     """
     method = Method(model=settings.model, device="cpu")
     mol = method.molecule(polyethylene(settings.sizes.error_carbons))
