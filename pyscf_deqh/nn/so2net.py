@@ -295,24 +295,20 @@ class SO2Net(nn.Module):
     def _standard_pairs(self, name: str, components: Tensor) -> Tensor:
         return components / getattr(self, f"{name}_pair_scale")[self.coupling.path]
 
-    def _chunk(
-        self, graph: GraphBatch, invariants: Tensor, envelope: Tensor, part: slice
-    ) -> PairChunk:
-        frames = EdgeFrames(graph.edge_vector[part], self.config.lmax, self.channels)
-        return PairChunk(graph.edge_index[:, part], frames, invariants[part], envelope[part])
-
     def injection(self, graph: GraphBatch) -> Injected:
         density, matrices = self._static_matrices(graph)
-        atoms = self.coupling.couple(graph.onsite_blocks(*matrices))
+        onsite = self.coupling.couple(graph.onsite_blocks(*matrices))
         invariants, envelope = self.invariants(graph)
         scalars = self.element_embedding(graph.element)
         if self.config.reference != "none":
             moved = graph.populations(matrices[-1])
             scalars = scalars + self.static_charges(graph, moved, envelope)
-        x = add_scalars(self.static_atoms(self._standard_atoms("static", graph, atoms)), scalars)
+        x = add_scalars(self.static_atoms(self._standard_atoms("static", graph, onsite)), scalars)
         chunks, pairs = [], []
         for part in graph.pair_slices(_PAIRS_AT_ONCE):
-            chunk = self._chunk(graph, invariants, envelope, part)
+            frames = EdgeFrames(graph.edge_vector[part], self.config.lmax, self.channels)
+            atoms = graph.edge_index[:, part]
+            chunk = PairChunk(atoms, frames, invariants[part], envelope[part])
             chunks.append(chunk)
             blocks = self.coupling.couple(graph.blocks(*chunk.atoms, *matrices))
             e = chunk.frames.into(self.static_pairs(self._standard_pairs("static", blocks)))
@@ -357,8 +353,8 @@ class SO2Net(nn.Module):
         output = self.atom_output(x)
         atoms = self.atom_readout(*output.split(self.widths, dim=-1)) * scale[:, path]
         atoms = self.coupling.uncouple(atoms + self.output_shift[graph.element])
-        potential = _POTENTIAL_SCALE * self.atom_potential(output[:, 0, : self.channels.natural])
-        potential = potential[:, 0]
+        potential = self.atom_potential(output[:, 0, : self.channels.natural])[:, 0]
+        potential = _POTENTIAL_SCALE * potential
         atoms = (atoms + atoms.mT) / 2 + graph.potential_blocks(graph.atoms, graph.atoms, potential)
         pair_scale = self.output_pair_scale * self.output_pair_factor
         blocks = []
