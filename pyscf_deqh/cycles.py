@@ -24,15 +24,30 @@ if TYPE_CHECKING:
 
     from .fitted import FittedFock
 
-# Orbital gradient (hartree, norm per root of an electron pair) below which the fitted Fock matrices
-# have no more to give: their own error is of this size.
-_TOLERANCE = 4e-4
-# The same where an exact Fock matrix follows: its correction holds in a neighbourhood of this size.
-_NEAR = 4e-3
 _MAX_CORRECTED = 12
 # Cycles that are still above this gradient (as above) go nowhere; minao's own is 0.1 to 0.2, the
 # network's 0.004 to 0.02.
 _LOST = 0.05
+
+
+@dataclass(frozen=True)
+class Thresholds:
+    """Norms of the orbital gradient below which cycles stop.
+
+    Attributes:
+        fitted: of cheap cycles alone, hartree per root of an electron pair; the error of the fitted
+            Fock matrices is of this size, so that they have no more to give.
+        near: the same where an exact Fock matrix follows: its correction holds in a neighbourhood
+            of this size.
+        corrected: of the corrected cycles, in units of the SCF's own threshold.
+    """
+
+    fitted: float = 4e-4
+    near: float = 4e-3
+    corrected: float = 1.0
+
+
+DEFAULT_THRESHOLDS = Thresholds()
 
 
 @dataclass
@@ -102,6 +117,7 @@ def run_cycles(
     fitted: FittedFock,
     max_cycles: int,
     exact_build: bool,
+    thresholds: Thresholds = DEFAULT_THRESHOLDS,
 ) -> None:
     """Cheap cycles, then corrected ones where they are possible.
 
@@ -110,8 +126,9 @@ def run_cycles(
         mf: whose one-electron Hamiltonian, functional and Fock matrix are taken.
         mol: the molecule that ``mf`` starts from.
         fitted: builds the cheap Fock matrices, of ``mol`` or of a copy in another basis set.
-        max_cycles: limit of cheap cycles, at least one.
+        max_cycles: limit of cheap cycles.
         exact_build: whether to build one of ``mf``'s own Fock matrices.
+        thresholds: where to stop.
 
     Raises:
         UnsupportedMoleculeError: exact exchange does not fit into memory.
@@ -119,10 +136,12 @@ def run_cycles(
     from .fitted import FittedFock
 
     exact, own = exact_build and _takes_exact_build(mf, mol), fitted.mol
-    with one_blas_thread():
-        cycles.hamiltonian, cycles.gradients = _cheap_cycles(
-            mf, fitted, cycles.hamiltonian, max_cycles, _NEAR if exact else _TOLERANCE
-        )
+    if max_cycles:
+        tolerance = thresholds.near if exact else thresholds.fitted
+        with one_blas_thread():
+            cycles.hamiltonian, cycles.gradients = _cheap_cycles(
+                mf, fitted, cycles.hamiltonian, max_cycles, tolerance
+            )
     if not exact or cycles.lost(mol):
         return
     with one_blas_thread():
@@ -133,7 +152,7 @@ def run_cycles(
             fitted = FittedFock(mol, fitted.device)
             orbitals = projected_orbitals(mol, own, cycles.hamiltonian)[0]
     cycles.hamiltonian, cycles.corrected_gradients, cycles.exact_seconds = _corrected_cycles(
-        mf, fitted, orbitals
+        mf, fitted, orbitals, thresholds.corrected
     )
 
 
@@ -178,7 +197,7 @@ def _takes_exact_build(mf: hf.SCF, mol: Mole) -> bool:
 
 
 def _corrected_cycles(
-    mf: hf.SCF, fitted: FittedFock, orbitals: np.ndarray
+    mf: hf.SCF, fitted: FittedFock, orbitals: np.ndarray, tightness: float
 ) -> tuple[np.ndarray, list[float], float]:
     """One of ``mf``'s own Fock matrices, and cycles with fitted differences from it.
 
@@ -189,6 +208,7 @@ def _corrected_cycles(
         mf: a closed-shell SCF object.
         fitted: of ``mf``'s molecule, in ``mf``'s basis set.
         orbitals: (nao, k) doubly occupied, orthonormal; near the solution.
+        tightness: of the cycles' threshold, in units of ``mf``'s.
 
     Returns:
         Hamiltonian (nao, nao) in hartree, the norm of the orbital gradient in each cycle in
@@ -209,7 +229,7 @@ def _corrected_cycles(
     with one_blas_thread():
         result = refine(
             lambda displaced: fock + difference(displaced), mf.get_ovlp(), 2 * orbitals.shape[1],
-            fock, _MAX_CORRECTED, tolerance, density=density,
+            fock, _MAX_CORRECTED, tightness * tolerance, density=density,
         )  # fmt: skip
     return result.hamiltonian, result.gradients, exact_seconds
 

@@ -40,12 +40,12 @@ _POINTS = 8192  # grid points of one block
 _DEPENDENT = 1e-9
 
 
-def coarse_grid(mol: Mole) -> Grids:
-    """Integration grid of :data:`GRID`."""
+def coarse_grid(mol: Mole, size: tuple[int, int] = GRID) -> Grids:
+    """Integration grid of so many radial shells and at most so many points in each."""
     from pyscf.dft import gen_grid
 
     grids = gen_grid.Grids(mol)
-    grids.verbose, grids.atom_grid = 0, GRID
+    grids.verbose, grids.atom_grid = 0, size
     return grids.build(with_non0tab=True)
 
 
@@ -56,18 +56,24 @@ class FittedIntegrals:
         mol: the molecule.
         device, dtype: of the tensor and of its products.
         omega: range-separation parameter in 1/bohr: fits erf(omega r) / r, the long range.
+        auxbasis: the auxiliary basis set.
 
     Raises:
         UnsupportedMoleculeError: the tensor is too large for ``mol.max_memory``.
     """
 
     def __init__(
-        self, mol: Mole, device: torch.device | str, dtype: torch.dtype, omega: float = 0.0
+        self,
+        mol: Mole,
+        device: torch.device | str,
+        dtype: torch.dtype,
+        omega: float = 0.0,
+        auxbasis: str = AUXBASIS,
     ):
         from pyscf import df
 
         self.nao = mol.nao
-        auxiliary = df.addons.make_auxmol(mol, AUXBASIS)
+        auxiliary = df.addons.make_auxmol(mol, auxbasis)
         n_pairs, n_auxiliary = self.nao * (self.nao + 1) // 2, auxiliary.nao
         size = dtype.itemsize
         if size * n_pairs * n_auxiliary > 1e6 * _INTEGRALS_SHARE * mol.max_memory:
@@ -151,6 +157,7 @@ class FittedFock:
     Args:
         mol: the molecule.
         device, dtype: where and how the products are computed.
+        auxbasis, grid: the auxiliary basis set; radial shells and largest angular grid.
 
     Molecules whose integrals do not fit into half of ``mol.max_memory`` have Coulomb matrices (by
     PySCF's objects, on disk), but no exchange.
@@ -161,25 +168,31 @@ class FittedFock:
         mol: Mole,
         device: torch.device | str = "cpu",
         dtype: torch.dtype = torch.float32,
+        auxbasis: str = AUXBASIS,
+        grid: tuple[int, int] = GRID,
     ):
         self.mol = mol
         self.device, self.dtype = torch.device(device), dtype
+        self.auxbasis, self.grid = auxbasis, grid
         self._long_range: dict[float, FittedIntegrals] = {}
+
+    def _fit(self, omega: float = 0.0) -> FittedIntegrals:
+        return FittedIntegrals(self.mol, self.device, self.dtype, omega, self.auxbasis)
 
     @cached_property
     def integrals(self) -> FittedIntegrals:
-        return FittedIntegrals(self.mol, self.device, self.dtype)
+        return self._fit()
 
     @cached_property
     def _on_disk(self) -> DF:
         """PySCF's own integrals, which it keeps on disk where memory does not hold them."""
         from pyscf import df
 
-        return df.DF(self.mol, AUXBASIS)
+        return df.DF(self.mol, self.auxbasis)
 
     @cached_property
     def grids(self) -> Grids:
-        return coarse_grid(self.mol)
+        return coarse_grid(self.mol, self.grid)
 
     @cached_property
     def orbital_values(self) -> Tensor:
@@ -282,7 +295,7 @@ class FittedFock:
 
     def _long_range_integrals(self, omega: float) -> FittedIntegrals:
         if omega not in self._long_range:
-            self._long_range[omega] = FittedIntegrals(self.mol, self.device, self.dtype, omega)
+            self._long_range[omega] = self._fit(omega)
         return self._long_range[omega]
 
     def _semilocal(self, orbitals: Tensor, xc: str) -> tuple[Tensor, float]:

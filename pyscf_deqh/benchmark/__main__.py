@@ -1,6 +1,7 @@
 """``python -m pyscf_deqh.benchmark --init 1e minao``: what the DEQH guess saves, measured.
 
-``python -m pyscf_deqh.benchmark speed`` measures how fast the guess and training are.
+``python -m pyscf_deqh.benchmark speed`` measures how fast the guess and training are, ``ablation``
+what the choices in the guess are worth.
 """
 
 from __future__ import annotations
@@ -8,6 +9,7 @@ from __future__ import annotations
 import argparse
 import random
 import sys
+from importlib import import_module
 from pathlib import Path
 
 from ..checkpoint import DEFAULT_MODEL
@@ -15,6 +17,9 @@ from ..data.geometry import read_geometries
 from ..errors import DEQHError
 from .scf_runs import INITS, Method
 from .sets import BUNDLED
+
+# First words of the command line, and the modules that they stand for.
+_COMMANDS = {"speed": ".speed.command", "suite": ".suite", "ablation": ".ablation"}
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -47,14 +52,8 @@ def _parser() -> argparse.ArgumentParser:
 
 def main(argv: list[str] | None = None) -> int:
     argv = sys.argv[1:] if argv is None else argv
-    if argv[:1] == ["speed"]:
-        from .speed.command import main as speed
-
-        return speed(argv[1:])
-    if argv[:1] == ["suite"]:
-        from .suite import main as suite
-
-        return suite(argv[1:])
+    if argv and argv[0] in _COMMANDS:
+        return import_module(_COMMANDS[argv[0]], __package__).main(argv[1:])
     args = _parser().parse_args(argv)
     from .acceleration import run_benchmark
     from .report import plot, table

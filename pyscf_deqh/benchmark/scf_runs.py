@@ -92,10 +92,10 @@ class SCFRun:
         return {name: getattr(self, name) for name in names}
 
 
-def _run(
+def run_scf(
     mf: scf.hf.SCF, init: str, dm: np.ndarray, guess_seconds: float, exact: int, cheap: int
 ) -> SCFRun:
-    """``exact`` and ``cheap`` Fock matrices were built for the guess ``dm``."""
+    """Run and record an SCF; ``exact`` and ``cheap`` Fock matrices were built for its guess ``dm``."""
     gradient: list[float] = []
     focks: list[np.ndarray] = []
 
@@ -144,7 +144,7 @@ def run_classical(mol: gto.Mole, method: Method, init: str) -> SCFRun:
         dm, exact, cheap = _without_network(mf, mol, method.exact_build)
     else:
         dm = mf.get_init_guess(mol, init)
-    return _run(mf, init, dm, time.perf_counter() - started, exact, cheap)
+    return run_scf(mf, init, dm, time.perf_counter() - started, exact, cheap)
 
 
 def _without_network(
@@ -167,6 +167,6 @@ def run_deqh(mol: gto.Mole, method: Method) -> tuple[SCFRun, Guess]:
         method.model, method.device, max_cycles=method.max_cycles, exact_build=method.exact_build
     )
     guess = make_guess(mf, mol, options)
-    run = _run(mf, "deqh", guess.density_matrix, guess.seconds,
+    run = run_scf(mf, "deqh", guess.density_matrix, guess.seconds,
                guess.cycles.exact_builds, guess.cheap_builds)  # fmt: skip
     return run, guess

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,6 +20,13 @@ PUBLISHED = 44
 
 SEED = 0
 _TRANSFER_MOLECULES = 8
+
+
+def in_random_order(geometries: Sequence[Geometry]) -> list[Geometry]:
+    """The same order each time: the first n are a random sample."""
+    shuffled = list(geometries)
+    random.Random(SEED).shuffle(shuffled)
+    return shuffled
 
 
 @dataclass(frozen=True)
@@ -49,8 +57,7 @@ class SuiteSet:
 
     def geometries(self, n: int | None = None) -> list[Geometry]:
         """The molecules in random order, at most ``n`` of them: those of a smaller n come first."""
-        geometries = read_geometries(self.file)
-        random.Random(SEED).shuffle(geometries)
+        geometries = in_random_order(read_geometries(self.file))
         limits = [limit for limit in (self.limit, n) if limit is not None]
         return geometries[: min(limits)] if limits else geometries
 
