@@ -1,7 +1,7 @@
 """The cycles between a Hamiltonian and the SCF: in fitted Fock matrices, and around an exact one.
 
-Cheap cycles first, in ``mf``'s own functional. For closed shells, then one of ``mf``'s own Fock
-matrices, and cycles with fitted differences from it: they end where ``mf`` would.
+Cheap cycles first, in ``mf``'s own functional. Then one of ``mf``'s own Fock matrices, and cycles
+with fitted differences from it: they end where ``mf`` would.
 """
 
 from __future__ import annotations
@@ -13,18 +13,20 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import numpy as np
-from pyscf.scf import addons, hf, rohf
+from pyscf.scf import addons, hf
 from threadpoolctl import ThreadpoolController
 
-from .orbitals import orthonormal_basis, solve_roothaan
+from .orbitals import Orbitals, density_matrix, orthonormal_basis
 from .refine import refine
+from .shells import Kind, Shells
 
 if TYPE_CHECKING:
     from pyscf.gto import Mole
 
     from .fitted import FittedFock
 
-_MAX_CORRECTED = 12
+# Open shells converge more slowly.
+_MAX_CORRECTED, _MAX_CORRECTED_OPEN = 12, 20
 # Cycles that are still above this gradient (as above) go nowhere; minao's own is 0.1 to 0.2, the
 # network's 0.004 to 0.02.
 _LOST = 0.05
@@ -55,8 +57,9 @@ class Cycles:
     """How far the cycles have come.
 
     Attributes:
-        hamiltonian: (nao, nao) hartree; in the basis set of the fitted Fock matrices or, after
-            corrected cycles, of the SCF.
+        hamiltonian: (nao, nao) hartree, or (2, nao, nao) of either spin for unrestricted open
+            shells; in the basis set of the fitted Fock matrices or, after corrected cycles, of the
+            SCF.
         gradients: norm of the orbital gradient (hartree) at each cheap cycle.
         corrected_gradients: the same at each cycle after the exact Fock matrix; empty without it.
         exact_seconds: of the exact Fock matrix.
@@ -135,29 +138,33 @@ def run_cycles(
     """
     from .fitted import FittedFock
 
-    exact, own = exact_build and _takes_exact_build(mf, mol), fitted.mol
+    shells, own = Shells.of(mf, mol), fitted.mol
+    exact = exact_build and mol is mf.mol and shells.kind != Kind.AVERAGED
+    if shells.kind == Kind.UNRESTRICTED:
+        cycles.hamiltonian = np.array([cycles.hamiltonian] * 2)
     if max_cycles:
         tolerance = thresholds.near if exact else thresholds.fitted
         with one_blas_thread():
             cycles.hamiltonian, cycles.gradients = _cheap_cycles(
-                mf, fitted, cycles.hamiltonian, max_cycles, tolerance
+                mf, shells, fitted, cycles.hamiltonian, max_cycles, tolerance * _scale(mol)
             )
     if not exact or cycles.lost(mol):
         return
     with one_blas_thread():
         if own is mol:
             overlap = mol.intor_symmetric("int1e_ovlp")
-            orbitals = solve_roothaan(cycles.hamiltonian, overlap)[1][:, : mol.nelectron // 2]
+            spins = shells.occupied(cycles.hamiltonian, overlap)
         else:
             fitted = FittedFock(mol, fitted.device)
-            orbitals = projected_orbitals(mol, own, cycles.hamiltonian)[0]
+            spins = projected_orbitals(mol, own, cycles.hamiltonian, shells)
     cycles.hamiltonian, cycles.corrected_gradients, cycles.exact_seconds = _corrected_cycles(
-        mf, fitted, orbitals, thresholds.corrected
+        mf, shells, fitted, spins, thresholds.corrected
     )
 
 
 def _cheap_cycles(
     mf: hf.SCF,
+    shells: Shells,
     fitted: FittedFock,
     hamiltonian: np.ndarray,
     max_cycles: int,
@@ -167,13 +174,14 @@ def _cheap_cycles(
 
     Args:
         mf: whose one-electron Hamiltonian and functional are taken.
+        shells: of ``mf``.
         fitted: builds the Fock matrices, perhaps in another basis set than ``mf``'s.
-        hamiltonian: (nao, nao) hartree, whose orbitals are the first.
+        hamiltonian: hartree, whose orbitals are the first.
         max_cycles: at least one.
-        tolerance: of the orbital gradient, hartree per root of an electron pair.
+        tolerance: of the orbital gradient, hartree.
 
     Returns:
-        Hamiltonian (nao, nao), and the norm of the orbital gradient in each cycle; both hartree.
+        Hamiltonian and the norm of the orbital gradient in each cycle, both hartree.
 
     Raises:
         UnsupportedMoleculeError: exact exchange does not fit into memory.
@@ -185,19 +193,14 @@ def _cheap_cycles(
         hcore = np.asarray(hf.get_hcore(mol))
     xc = _functional(mf)
     result = refine(
-        lambda orbitals: fitted(hcore, orbitals, xc)[0], overlap, mol.nelectron, hamiltonian,
-        max_cycles, tolerance * _scale(mol), abs(mol.spin),
+        lambda orbitals: fitted(hcore, orbitals, xc)[0], overlap, shells, hamiltonian, max_cycles,
+        tolerance,
     )  # fmt: skip
     return result.hamiltonian, result.gradients
 
 
-def _takes_exact_build(mf: hf.SCF, mol: Mole) -> bool:
-    """Whether ``mf``'s own Fock matrix can be among the cycles: closed shells alone."""
-    return mol is mf.mol and isinstance(mf, hf.RHF) and not isinstance(mf, rohf.ROHF)
-
-
 def _corrected_cycles(
-    mf: hf.SCF, fitted: FittedFock, orbitals: np.ndarray, tightness: float
+    mf: hf.SCF, shells: Shells, fitted: FittedFock, spins: list[np.ndarray], tightness: float
 ) -> tuple[np.ndarray, list[float], float]:
     """One of ``mf``'s own Fock matrices, and cycles with fitted differences from it.
 
@@ -205,43 +208,51 @@ def _corrected_cycles(
     grid and integrals that ``mf`` makes here serve its SCF as well.
 
     Args:
-        mf: a closed-shell SCF object.
+        mf: the SCF object.
+        shells: of ``mf``.
         fitted: of ``mf``'s molecule, in ``mf``'s basis set.
-        orbitals: (nao, k) doubly occupied, orthonormal; near the solution.
+        spins: (nao, k) orbitals of either spin, orthonormal; near the solution.
         tightness: of the cycles' threshold, in units of ``mf``'s.
 
     Returns:
-        Hamiltonian (nao, nao) in hartree, the norm of the orbital gradient in each cycle in
-        hartree, and the seconds of ``mf``'s Fock matrix.
+        Hamiltonian in hartree, the norm of the orbital gradient in each cycle in hartree, and the
+        seconds of ``mf``'s Fock matrix.
 
     Raises:
         UnsupportedMoleculeError: exact exchange does not fit into memory.
     """
-    scaled = np.sqrt(2) * orbitals
-    density = scaled @ scaled.T
+    orbitals: Orbitals = np.sqrt(2) * spins[0] if shells.kind == Kind.CLOSED else spins
+    density, overlap = density_matrix(orbitals), mf.get_ovlp()
     with one_blas_thread():
         # First of all, because there may be too little memory for it.
-        difference = fitted.differences(scaled, _functional(mf))
+        difference = fitted.differences(orbitals, _functional(mf))
     started = time.perf_counter()
-    fock = np.asarray(mf.get_fock(dm=density))
+    # As PySCF's kernel calls it: not every object takes the density alone.
+    fock = mf.get_fock(mf.get_hcore(), overlap, mf.get_veff(mf.mol, density), density)
     exact_seconds = time.perf_counter() - started
+    if shells.kind == Kind.RESTRICTED_OPEN:
+        exact, density = np.array([fock.focka, fock.fockb]), density.sum(0)
+    else:
+        exact = fock = np.asarray(fock)
     tolerance = mf.conv_tol_grad or float(np.sqrt(mf.conv_tol))
     with one_blas_thread():
         result = refine(
-            lambda displaced: fock + difference(displaced), mf.get_ovlp(), 2 * orbitals.shape[1],
-            fock, _MAX_CORRECTED, tightness * tolerance, density=density,
+            lambda displaced: exact + difference(displaced), overlap, shells, fock,
+            _MAX_CORRECTED if shells.kind == Kind.CLOSED else _MAX_CORRECTED_OPEN,
+            tightness * tolerance, density,
         )  # fmt: skip
     return result.hamiltonian, result.gradients, exact_seconds
 
 
-def projected_orbitals(mol: Mole, smaller: Mole, hamiltonian: np.ndarray) -> list[np.ndarray]:
+def projected_orbitals(
+    mol: Mole, smaller: Mole, hamiltonian: np.ndarray, shells: Shells
+) -> list[np.ndarray]:
     """Occupied orbitals (nao, k) of either spin in ``mol``'s basis set, from a Hamiltonian in
     another one; orthonormal."""
-    coefficients = solve_roothaan(hamiltonian, smaller.intor_symmetric("int1e_ovlp"))[1]
     overlap = mol.intor_symmetric("int1e_ovlp")
     projected = []
-    for n_electrons in mol.nelec:
-        occupied = addons.project_mo_nr2nr(smaller, coefficients[:, :n_electrons], mol)
+    for orbitals in shells.occupied(hamiltonian, smaller.intor_symmetric("int1e_ovlp")):
+        occupied = addons.project_mo_nr2nr(smaller, orbitals, mol)
         # A projection shortens orbitals and tilts them towards each other.
         metric = occupied.T @ overlap @ occupied
         projected.append(occupied @ orthonormal_basis(metric))

@@ -10,9 +10,9 @@ micro-hartree on average.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cached_property
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 import scipy.linalg
@@ -20,11 +20,14 @@ import torch
 from torch import Tensor
 
 from .errors import UnsupportedMoleculeError
+from .orbitals import Orbitals, by_spin
 
 if TYPE_CHECKING:
     from pyscf.df import DF
     from pyscf.dft.gen_grid import Grids
     from pyscf.gto import Mole
+
+_Matrix = TypeVar("_Matrix", np.ndarray, Tensor)
 
 # Made for Coulomb matrices alone; with def2-universal-jkfit, half as large again, the exchange of
 # the light elements comes out no better.
@@ -117,15 +120,15 @@ class FittedIntegrals:
 
     def exchange(self, orbitals: Tensor) -> Tensor:
         """Exchange matrix (nao, nao) of the density C C^T of orbitals C (nao, k)."""
-        total = orbitals.new_zeros(self.nao, self.nao)
+        total, n_orbitals = orbitals.new_zeros(self.nao, self.nao), orbitals.shape[1]
         if self._unpacked is not None:
             blocks = iter([self._unpacked])
         else:
             n_rows = max(_BLOCK_BYTES // (orbitals.element_size() * self.nao**2), 1)
             blocks = (self._unpack(rows) for rows in self.packed.split(n_rows))
         for block in blocks:
-            half = (block.reshape(-1, self.nao) @ orbitals).view(len(block), self.nao, -1)
-            half = half.transpose(0, 1).reshape(self.nao, -1)
+            half = (block.reshape(-1, self.nao) @ orbitals).view(len(block), self.nao, n_orbitals)
+            half = half.transpose(0, 1).reshape(self.nao, len(block) * n_orbitals)
             total += half @ half.T
         return total
 
@@ -152,7 +155,7 @@ def _shell_blocks(auxiliary: Mole, limit: int) -> list[tuple[int, int]]:
 
 
 class FittedFock:
-    """Fock and Kohn-Sham matrices of closed-shell densities.
+    """Fock and Kohn-Sham matrices of closed shells, and unrestricted ones of open shells.
 
     Args:
         mol: the molecule.
@@ -214,27 +217,29 @@ class FittedFock:
             values[:, part] = torch.from_numpy(block).to(self.device)
         return values
 
-    def __call__(
-        self, hcore: np.ndarray, orbitals: np.ndarray, xc: str
-    ) -> tuple[np.ndarray, float]:
-        """Fock matrix (nao, nao), float64, and electronic energy, both in hartree.
+    def __call__(self, hcore: np.ndarray, orbitals: Orbitals, xc: str) -> tuple[np.ndarray, float]:
+        """Fock matrix, float64, and electronic energy, both in hartree.
 
         Args:
             hcore: (nao, nao) one-electron Hamiltonian, hartree.
-            orbitals: (nao, k), each scaled by the root of its occupation.
+            orbitals: (nao, k), each scaled by the root of its occupation, for a matrix (nao, nao);
+                two such arrays, of either spin, for (2, nao, nao).
             xc: functional in PySCF's notation, or ``hf``.
 
         Raises:
             UnsupportedMoleculeError: exact exchange is asked for and does not fit into memory.
         """
-        c = self._tensor(orbitals)
-        two_electron, semilocal, energy = self._exchange_correlation(c, xc)
-        potential = (two_electron + self._coulomb(c @ c.T)).double().cpu().numpy()
-        density = orbitals @ orbitals.T
-        energy += float(np.vdot(density, hcore + 0.5 * potential))
-        return hcore + potential + semilocal.double().cpu().numpy(), energy
+        spins = self._tensors(orbitals)
+        exchange, semilocal, energy = self._exchange_correlation(spins, xc)
+        coulomb = self._coulomb(_total_density(spins))
+        focks = []
+        for c, k, v in zip(by_spin(orbitals), exchange, semilocal, strict=True):
+            potential = (k + coulomb).double().cpu().numpy()
+            energy += float(np.vdot(c @ c.T, hcore + 0.5 * potential))
+            focks.append(hcore + potential + v.double().cpu().numpy())
+        return _like(orbitals, focks), energy
 
-    def differences(self, orbitals: np.ndarray, xc: str) -> Callable[[np.ndarray], np.ndarray]:
+    def differences(self, orbitals: Orbitals, xc: str) -> Callable[[Orbitals], np.ndarray]:
         """Differences F(D) - F(D0) of Fock matrices, for all densities D near one D0.
 
         Added to a better Fock matrix of D0 they give a good approximation of that of D: the error
@@ -244,46 +249,60 @@ class FittedFock:
         the difference of the densities.
 
         Args:
-            orbitals: (nao, k) those of D0, each scaled by the root of its occupation.
+            orbitals: those of D0, (nao, k) each scaled by the root of its occupation, or two such
+                arrays, of either spin.
             xc: functional in PySCF's notation, or ``hf``.
 
         Returns:
-            A function from the orbitals of D, scaled as well, to F(D) - F(D0) (nao, nao), float64,
-            in hartree.
+            A function from the orbitals of D, in the same form, to F(D) - F(D0), float64, in
+            hartree: (nao, nao), or (2, nao, nao) of either spin.
 
         Raises:
             UnsupportedMoleculeError: exact exchange is asked for and does not fit into memory.
         """
-        origin = orbitals @ orbitals.T
-        exchange, semilocal, _ = self._exchange_correlation(self._tensor(orbitals), xc)
-        known = exchange.double() + semilocal.double()
+        origin = _total_density(by_spin(orbitals))
+        exchange, semilocal, _ = self._exchange_correlation(self._tensors(orbitals), xc)
+        known = [k.double() + v.double() for k, v in zip(exchange, semilocal, strict=True)]
 
-        def difference(displaced: np.ndarray) -> np.ndarray:
-            coulomb = self._coulomb(self._tensor(displaced @ displaced.T - origin))
-            exchange, semilocal, _ = self._exchange_correlation(self._tensor(displaced), xc)
-            change = coulomb.double() + exchange.double() + semilocal.double() - known
-            return change.cpu().numpy()
+        def difference(displaced: Orbitals) -> np.ndarray:
+            total = _total_density(by_spin(displaced))
+            coulomb = self._coulomb(self._tensor(total - origin)).double()
+            exchange, semilocal, _ = self._exchange_correlation(self._tensors(displaced), xc)
+            changes = [
+                (coulomb + k.double() + v.double() - before).cpu().numpy()
+                for k, v, before in zip(exchange, semilocal, known, strict=True)
+            ]
+            return _like(displaced, changes)
 
         return difference
 
     def _tensor(self, array: np.ndarray) -> Tensor:
         return torch.from_numpy(np.ascontiguousarray(array)).to(self.device, self.dtype)
 
-    def _exchange_correlation(self, orbitals: Tensor, xc: str) -> tuple[Tensor, Tensor, float]:
-        """Exact exchange and semilocal matrices, both (nao, nao), and the semilocal energy."""
+    def _tensors(self, orbitals: Orbitals) -> list[Tensor]:
+        return [self._tensor(c) for c in by_spin(orbitals)]
+
+    def _exchange_correlation(
+        self, spins: list[Tensor], xc: str
+    ) -> tuple[list[Tensor], list[Tensor], float]:
+        """Exact exchange and semilocal matrices (nao, nao) by spin, and the semilocal energy."""
         from pyscf.dft import numint
 
-        nao = len(orbitals)
-        exchange, semilocal = orbitals.new_zeros(nao, nao), orbitals.new_zeros(nao, nao)
+        nao = len(spins[0])
+        exchange = [c.new_zeros(nao, nao) for c in spins]
+        semilocal = [c.new_zeros(nao, nao) for c in spins]
         energy, omega, long_range, hybrid = 0.0, 0.0, 0.0, 1.0
         if xc.lower() != "hf":
             omega, long_range, hybrid = numint.NumInt().rsh_and_hybrid_coeff(xc)
-            semilocal, energy = self._semilocal(orbitals, xc)
-        if hybrid:
-            exchange -= 0.5 * hybrid * self.integrals.exchange(orbitals)
-        if omega and long_range != hybrid:
-            screened = self._long_range_integrals(omega).exchange(orbitals)
-            exchange -= 0.5 * (long_range - hybrid) * screened
+            semilocal, energy = self._semilocal(spins, xc)
+        # Electrons exchange with those of their own spin: half of a closed shell's density.
+        share = 0.5 if len(spins) == 1 else 1.0
+        for matrix, c in zip(exchange, spins, strict=True):
+            if hybrid:
+                matrix -= share * hybrid * self.integrals.exchange(c)
+            if omega and long_range != hybrid:
+                screened = self._long_range_integrals(omega).exchange(c)
+                matrix -= share * (long_range - hybrid) * screened
         return exchange, semilocal, energy
 
     def _coulomb(self, density: Tensor) -> Tensor:
@@ -298,37 +317,70 @@ class FittedFock:
             self._long_range[omega] = self._fit(omega)
         return self._long_range[omega]
 
-    def _semilocal(self, orbitals: Tensor, xc: str) -> tuple[Tensor, float]:
-        """Matrix (nao, nao) and energy of what the functional says on the grid."""
+    def _semilocal(self, spins: list[Tensor], xc: str) -> tuple[list[Tensor], float]:
+        """Matrices (nao, nao) by spin and energy of what the functional says on the grid."""
         from pyscf.dft import numint
 
         ni = numint.NumInt()
         kind = ni._xc_type(xc)
         if kind == "HF":
-            return orbitals.new_zeros(len(orbitals), len(orbitals)), 0.0
-        n_values = 4 * len(self.grids.weights) * self.mol.nao
-        if self.dtype.itemsize * n_values > 1e6 * _VALUES_SHARE * self.mol.max_memory:
+            return [c.new_zeros(len(c), len(c)) for c in spins], 0.0
+        points, unrestricted = len(self.grids.weights), len(spins) == 2
+        size = 4 * points * self.mol.nao * self.dtype.itemsize
+        if size > 1e6 * _VALUES_SHARE * self.mol.max_memory:
             # PySCF recomputes the values block by block, and leaves out what is far away.
-            density = (orbitals @ orbitals.T).double().cpu().numpy()
-            _, energy, matrix = ni.nr_rks(self.mol, self.grids, xc, density)
-            return torch.from_numpy(np.asarray(matrix)).to(orbitals), float(energy)
+            densities = np.array([(c @ c.T).double().cpu().numpy() for c in spins])
+            if unrestricted:
+                _, energy, matrices = ni.nr_uks(self.mol, self.grids, xc, densities)
+            else:
+                _, energy, matrices = ni.nr_rks(self.mol, self.grids, xc, densities[0])
+            return [self._tensor(matrix) for matrix in by_spin(np.asarray(matrices))], float(energy)
         values = self.orbital_values if kind != "LDA" else self.orbital_values[:1]
-        psi = values @ orbitals
-        rows = [psi[0].square().sum(-1)]
-        rows += [2 * (psi[0] * gradient).sum(-1) for gradient in psi[1:]]
-        if kind == "MGGA":
-            rows.append(0.5 * psi[1:].square().sum((0, -1)))
-        density = torch.stack(rows).double().cpu().numpy()
-        per_electron, derivative = ni.eval_xc_eff(xc, density, deriv=1, xctype=kind)[:2]
-        energy = float(np.dot(per_electron * density[0], self.grids.weights))
-        weighted = torch.from_numpy(derivative * self.grids.weights).to(self.device, self.dtype)
-        weighted[0] *= 0.5
-        # phi^T v (phi / 2 + ...) and its transpose: half of the products.
-        half = values[0] * weighted[0, :, None]
-        for gradient, weight in zip(values[1:], weighted[1:4], strict=True):
-            half.addcmul_(gradient, weight[:, None])
-        matrix = values[0].T @ half
-        if kind == "MGGA":
-            for gradient in values[1:]:
-                matrix += gradient.T @ (gradient * (0.25 * weighted[4, :, None]))
-        return matrix + matrix.T, energy
+        density = np.array([_density_on_grid(values, c, kind) for c in spins])
+        rho = density if unrestricted else density[0]
+        per_electron, derivative = ni.eval_xc_eff(xc, rho, 1, xctype=kind, spin=len(spins) - 1)[:2]
+        energy = float(np.dot(per_electron * density[:, 0].sum(0), self.grids.weights))
+        weighted = (derivative * self.grids.weights).reshape(len(spins), -1, points)
+        return [_potential_matrix(values, self._tensor(weights)) for weights in weighted], energy
+
+
+def _density_on_grid(values: Tensor, orbitals: Tensor, kind: str) -> np.ndarray:
+    """Density, for GGA its gradient, for meta-GGA the kinetic energy density: (1, 4 or 5, points).
+
+    Args:
+        values: (1 or 4, points, nao) basis functions and their gradients.
+        orbitals: (nao, k), each scaled by the root of its occupation.
+        kind: PySCF's name of the kind of functional.
+    """
+    psi = values @ orbitals
+    rows = [psi[0].square().sum(-1)]
+    rows += [2 * (psi[0] * gradient).sum(-1) for gradient in psi[1:]]
+    if kind == "MGGA":
+        rows.append(0.5 * psi[1:].square().sum((0, -1)))
+    return torch.stack(rows).double().cpu().numpy()
+
+
+def _potential_matrix(values: Tensor, weighted: Tensor) -> Tensor:
+    """Matrix (nao, nao) of a functional's derivatives (1, 4 or 5, points), times the weights."""
+    # phi^T v (phi / 2 + ...) and its transpose: half of the products.
+    half = values[0] * (0.5 * weighted[0, :, None])
+    for gradient, weight in zip(values[1:], weighted[1:4], strict=True):
+        half.addcmul_(gradient, weight[:, None])
+    matrix = values[0].T @ half
+    for weight in weighted[4:]:
+        for gradient in values[1:]:
+            matrix += gradient.T @ (gradient * (0.25 * weight[:, None]))
+    return matrix + matrix.T
+
+
+def _total_density(spins: Sequence[_Matrix]) -> _Matrix:
+    """Density matrix (nao, nao) of the electrons of all spins."""
+    total = spins[0] @ spins[0].T
+    for c in spins[1:]:
+        total = total + c @ c.T
+    return total
+
+
+def _like(orbitals: Orbitals, matrices: list[np.ndarray]) -> np.ndarray:
+    """One matrix where the orbitals are one array, else a stack of them."""
+    return matrices[0] if isinstance(orbitals, np.ndarray) else np.array(matrices)

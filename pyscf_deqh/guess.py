@@ -23,6 +23,7 @@ from .checkpoint import DEFAULT_MODEL, resolve_model
 from .cycles import Cycles, one_blas_thread, projected_orbitals, run_cycles
 from .errors import CheckpointError, ConfigError, UnsupportedMoleculeError
 from .predict import Prediction, cached_model, predict_hamiltonian, resolve_device
+from .shells import Shells, breaks_spin_symmetry
 
 if TYPE_CHECKING:
     from pyscf.gto import Mole
@@ -50,24 +51,31 @@ _BY_NAME = Options(on_unsupported="minao")
 
 
 def _eigenvectors(mf: hf.SCF, hamiltonian: np.ndarray) -> tuple[Any, Any]:
-    """``mf``'s own orbital energies and orbitals of one spatial Hamiltonian."""
+    """``mf``'s own orbital energies and orbitals of a spatial Hamiltonian (nao, nao), or, if it is
+    unrestricted, of one for each spin (2, nao, nao)."""
     overlap = mf.get_ovlp()
     if isinstance(mf, ghf.GHF):
         zero = np.zeros_like(hamiltonian)
         hamiltonian = np.block([[hamiltonian, zero], [zero, hamiltonian]])
-    fock = (hamiltonian, hamiltonian) if isinstance(mf, uhf.UHF) else hamiltonian
+    same = isinstance(mf, uhf.UHF) and hamiltonian.ndim == 2
+    fock = (hamiltonian, hamiltonian) if same else hamiltonian
     if hasattr(mf, "check_linear_dependency"):  # PySCF >= 2.10
         return mf.eig(fock, overlap, x=mf.check_linear_dependency(overlap, logger.new_logger(mf)))
     return mf.eig(fock, overlap)
 
 
 def guess_density(mf: hf.SCF, mol: Mole, hamiltonian: np.ndarray) -> np.ndarray:
-    """Density matrix of a Hamiltonian (nao, nao) in the form that ``mf``'s class starts from."""
+    """Density matrix of a Hamiltonian in the form that ``mf``'s class starts from.
+
+    Args:
+        mf: the SCF object.
+        mol: the molecule that it starts from.
+        hamiltonian: (nao, nao), or (2, nao, nao) of either spin if ``mf`` is unrestricted; hartree.
+    """
     mo_energy, mo_coeff = _eigenvectors(mf, hamiltonian)
     mo_occ = mf.get_occ(mo_energy, mo_coeff)
     dm = mf.make_rdm1(mo_coeff, mo_occ)
-    if isinstance(mf, uhf.UHF) and mol.spin == 0 and mf.init_guess_breaksym:
-        # PySCF breaks the spin symmetry of every guess of a UHF singlet; so is it asked here.
+    if breaks_spin_symmetry(mf, mol):
         dm = np.asarray(uhf._break_dm_spin_symm(mol, dm, mf.init_guess_breaksym))
     return dm
 
@@ -118,7 +126,8 @@ def _in_basis(mol: Mole, basis: str, numbers: tuple[int, ...]) -> Mole:
 
 def _project(mf: hf.SCF, mol: Mole, smaller: Mole, hamiltonian: np.ndarray) -> np.ndarray:
     """Density matrix in ``mol``'s basis set of a Hamiltonian in another one."""
-    densities = [c @ c.T for c in projected_orbitals(mol, smaller, hamiltonian)]
+    orbitals = projected_orbitals(mol, smaller, hamiltonian, Shells.of(mf, mol))
+    densities = [c @ c.T for c in orbitals]
     if isinstance(mf, ghf.GHF):
         return scipy.linalg.block_diag(*densities)
     if isinstance(mf, (uhf.UHF, rohf.ROHF)):
@@ -226,8 +235,9 @@ def deqh_guess(
         max_cycles: limit of cheap SCF cycles after the network (fitted integrals, coarse grid, the
             SCF's own functional); they stop as soon as they have no more to give. 0: the network
             alone.
-        exact_build: for closed shells, build one of the SCF's own Fock matrices after these cycles,
-            and correct further ones by it; the time of one SCF cycle for several saved.
+        exact_build: build one of the SCF's own Fock matrices after these cycles, and correct
+            further ones by it; the time of one SCF cycle for several saved. Not for GHF, not for
+            singlets of UHF, whose spin symmetry PySCF breaks, and not where ``irrep_nelec`` is set.
 
     Raises:
         ConfigError: ``on_unsupported`` is neither, or ``max_cycles`` is negative.
@@ -249,15 +259,15 @@ def init_guess_by_deqh(
     """Density matrix (nao, nao) of both spins; tagged with orbitals for a closed shell.
 
     The plain function beside ``pyscf.scf.hf.init_guess_by_minao``; ``xc`` is the functional of the
-    cycles after the network, or ``hf``. For a closed shell one of PySCF's own Fock matrices is
-    built, see :func:`deqh_guess`.
+    cycles after the network, or ``hf``. One of PySCF's own Fock matrices is built, for restricted
+    orbitals, see :func:`deqh_guess`.
 
     Raises:
         UnsupportedMoleculeError, CheckpointError, ConfigError: see :func:`predict_hamiltonian`.
     """
-    from pyscf import dft
+    from pyscf import dft, scf
 
-    mf = hf.RHF(mol) if xc.lower() == "hf" else dft.RKS(mol, xc=xc)
+    mf = scf.RHF(mol) if xc.lower() == "hf" else dft.RKS(mol, xc=xc)
     mf.verbose = 0
     dm = make_guess(mf, mol, Options(model, device)).density_matrix
     return dm if dm.ndim == 2 else dm[0] + dm[1]

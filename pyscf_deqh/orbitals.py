@@ -2,11 +2,31 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import TypeAlias
+
 import numpy as np
 import scipy.linalg
 
+# Occupied orbitals (nao, k), each scaled by the root of its occupation: doubly occupied ones as one
+# array, those of either spin as two.
+Orbitals: TypeAlias = np.ndarray | Sequence[np.ndarray]
+
 # PySCF's own threshold for linear dependency (scf.addons.remove_linear_dep_).
 LINEAR_DEPENDENCY = 1e-8
+
+
+def by_spin(x: Orbitals) -> list[np.ndarray]:
+    """One matrix for closed shells, two for unrestricted ones; also of densities and Fock matrices
+    (nao, nao) or (2, nao, nao)."""
+    return [x] if isinstance(x, np.ndarray) and x.ndim == 2 else list(x)
+
+
+def density_matrix(orbitals: Orbitals) -> np.ndarray:
+    """(nao, nao), or (2, nao, nao) of either spin."""
+    if isinstance(orbitals, np.ndarray):
+        return orbitals @ orbitals.T
+    return np.array([c @ c.T for c in orbitals])
 
 
 def orthonormal_basis(overlap: np.ndarray) -> np.ndarray:

@@ -8,38 +8,29 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from .orbitals import solve_roothaan
+from .orbitals import Orbitals, by_spin, density_matrix
+from .shells import Shells
 
 
 @dataclass
 class Refined:
-    """Result of :func:`refine`.
+    """Result of :func:`refine`; matrices are (nao, nao), or (2, nao, nao) if unrestricted.
 
     Attributes:
-        hamiltonian: (nao, nao) hartree, extrapolated (DIIS) from all Fock matrices that were built.
-        orbitals: (nao, k) occupied orbitals of ``fock``'s density, scaled by the root of their
-            occupation.
-        fock: (nao, nao) the last Fock matrix that was built, hartree.
+        hamiltonian: hartree, extrapolated (DIIS) from all Fock matrices that were built.
+        orbitals: occupied, of ``fock``'s density.
+        fock: the last Fock matrix that was built, hartree.
         gradients: norm of the orbital gradient at each build, hartree.
     """
 
     hamiltonian: np.ndarray
-    orbitals: np.ndarray
+    orbitals: Orbitals
     fock: np.ndarray
     gradients: list[float]
 
     @property
     def builds(self) -> int:
         return len(self.gradients)
-
-
-def occupations(n_orbitals: int, n_electrons: int, spin: int) -> np.ndarray:
-    """Occupation (n_orbitals,) of the lowest orbitals; ``spin`` of them hold one electron."""
-    n_double = (n_electrons - spin) // 2
-    occupation = np.zeros(n_orbitals)
-    occupation[:n_double] = 2.0
-    occupation[n_double : n_double + spin] = 1.0
-    return occupation
 
 
 def _gradient(fock: np.ndarray, orbitals: np.ndarray, occupation: np.ndarray) -> float:
@@ -49,41 +40,43 @@ def _gradient(fock: np.ndarray, orbitals: np.ndarray, occupation: np.ndarray) ->
 
 
 def refine(
-    build: Callable[[np.ndarray], np.ndarray],
+    build: Callable[[Orbitals], np.ndarray],
     overlap: np.ndarray,
-    n_electrons: int,
+    shells: Shells,
     hamiltonian: np.ndarray,
     max_builds: int,
     tolerance: float,
-    spin: int = 0,
     density: np.ndarray | None = None,
 ) -> Refined:
     """Alternate orbitals and Fock matrices, extrapolated by DIIS (Pulay, 1982).
 
     Args:
-        build: Fock matrix (nao, nao) in hartree of occupied orbitals (nao, k) that are scaled by
-            the root of their occupation.
+        build: Fock matrix (nao, nao) of occupied orbitals, hartree; for open shells that are not
+            averaged, of those of either spin, (2, nao, nao).
         overlap: (nao, nao).
-        n_electrons, spin: of the molecule; ``spin`` of its orbitals hold one electron.
-        hamiltonian: (nao, nao) hartree, whose orbitals are the first.
+        shells: say which orbitals are occupied.
+        hamiltonian: hartree, whose orbitals are the first: (nao, nao), or (2, nao, nao).
         max_builds: limit of Fock matrices, at least one.
         tolerance: stop once the norm of the orbital gradient (hartree) is below this.
-        density: (nao, nao), if ``hamiltonian`` is the Fock matrix of this: DIIS takes it in.
+        density: if ``hamiltonian`` is the Fock matrix of this, of the same shape: DIIS takes it in.
     """
     from pyscf.scf import diis
 
+    build = shells.effective(build, overlap)
     extrapolation = diis.CDIIS()
     extrapolation.verbose = 0
+    fock = hamiltonian
     if density is not None:
-        hamiltonian = extrapolation.update(overlap, density, hamiltonian)
+        hamiltonian = extrapolation.update(overlap, density, fock)
     gradients: list[float] = []
     while True:
-        coefficients = solve_roothaan(hamiltonian, overlap)[1]
-        occupation = occupations(coefficients.shape[1], n_electrons, spin)
-        filled = occupation > 0
-        orbitals = coefficients[:, filled] * np.sqrt(occupation[filled])
+        coefficients, occupations = shells.orbitals(hamiltonian, overlap, fock)
+        pairs = list(zip(coefficients, occupations, strict=True))
+        spins = [c[:, o > 0] * np.sqrt(o[o > 0]) for c, o in pairs]
+        orbitals: Orbitals = spins if len(spins) == 2 else spins[0]
         fock = build(orbitals)
-        gradients.append(_gradient(fock, coefficients, occupation))
-        hamiltonian = extrapolation.update(overlap, orbitals @ orbitals.T, fock)
+        norms = [_gradient(f, c, o) for f, (c, o) in zip(by_spin(fock), pairs, strict=True)]
+        gradients.append(float(np.linalg.norm(norms)))
+        hamiltonian = extrapolation.update(overlap, density_matrix(orbitals), fock)
         if gradients[-1] < tolerance or len(gradients) >= max_builds:
-            return Refined(hamiltonian, orbitals, fock, gradients)
+            return Refined(shells.tagged(hamiltonian, fock), orbitals, fock, gradients)

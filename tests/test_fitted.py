@@ -11,9 +11,12 @@ from pyscf_deqh.fitted import AUXBASIS, FittedFock, FittedIntegrals, coarse_grid
 FUNCTIONALS = ["hf", "lda,vwn", "pbe", "b3lyp", "wb97x", "m06-2x", "tpss"]
 
 
-def pyscfs_own(mol, xc):
+def pyscfs_own(mol, xc, unrestricted=False):
     """PySCF's density-fitted mean field on the same grid."""
-    mf = scf.RHF(mol) if xc == "hf" else dft.RKS(mol, xc=xc)
+    if unrestricted:
+        mf = scf.UHF(mol) if xc == "hf" else dft.UKS(mol, xc=xc)
+    else:
+        mf = scf.RHF(mol) if xc == "hf" else dft.RKS(mol, xc=xc)
     mf = mf.density_fit(auxbasis=AUXBASIS)
     if xc != "hf":
         mf.grids = coarse_grid(mol)
@@ -41,6 +44,42 @@ def test_fock_matrix_and_energy_are_pyscfs(xc):
     assert single.dtype == np.float64
     assert np.abs(single - expected).mean() < 2e-6
     assert np.abs(single - expected).max() < 2e-4
+
+
+def spin_orbitals(mol, n_electrons):
+    """The same for spins that fill different numbers of them."""
+    mf = scf.RHF(mol)
+    c = mf.eig(mf.get_hcore(), mf.get_ovlp())[1]
+    return [c[:, :n] for n in n_electrons]
+
+
+def spin_densities(orbitals):
+    return np.array([c @ c.T for c in orbitals])
+
+
+@pytest.mark.parametrize("xc", FUNCTIONALS)
+def test_unrestricted_fock_matrices_and_energy_are_pyscfs(xc):
+    mol = make_mol(spin=2)
+    mf, spins = pyscfs_own(mol, xc, unrestricted=True), spin_orbitals(mol, (13, 11))
+    dm = spin_densities(spins)
+    expected, energy = mf.get_fock(dm=dm), mf.energy_elec(dm)[0]
+    fitted = FittedFock(mol, dtype=torch.float64)
+    fock, e = fitted(mf.get_hcore(), spins, xc)
+    np.testing.assert_allclose(fock, expected, atol=1e-6)
+    assert e == pytest.approx(energy, abs=1e-6)
+    others = spin_orbitals(mol, (12, 12))
+    change = fitted.differences(spins, xc)(others)
+    np.testing.assert_allclose(change, mf.get_fock(dm=spin_densities(others)) - expected, atol=1e-6)
+
+
+@pytest.mark.parametrize("xc", ["hf", "b3lyp", "wb97x"])
+def test_one_spin_may_have_no_electrons(xc):
+    mol = make_mol("H 0 0 0", spin=1)
+    mf, spins = pyscfs_own(mol, xc, unrestricted=True), spin_orbitals(mol, (1, 0))
+    fock, energy = FittedFock(mol, dtype=torch.float64)(mf.get_hcore(), spins, xc)
+    dm = spin_densities(spins)
+    np.testing.assert_allclose(fock, mf.get_fock(dm=dm), atol=1e-6)
+    assert energy == pytest.approx(mf.energy_elec(dm)[0], abs=1e-6)
 
 
 def nearby_orbitals(mol, step):
@@ -96,6 +135,9 @@ def test_blocks_change_nothing(monkeypatch):
     recomputed = FittedFock(mol, dtype=torch.float64)(hcore, c, "b3lyp")[0]
     # PySCF leaves out what is small.
     np.testing.assert_allclose(recomputed, expected, atol=1e-8)
+    spins = [c / np.sqrt(2)] * 2
+    unrestricted = FittedFock(mol, dtype=torch.float64)(hcore, spins, "b3lyp")[0]
+    np.testing.assert_allclose(unrestricted, [expected] * 2, atol=1e-8)
 
 
 def test_too_little_memory_leaves_coulomb_matrices_only():

@@ -1,12 +1,14 @@
 import numpy as np
 import pytest
 import torch
-from conftest import make_mol
+from conftest import WATER, make_mol
 from pyscf import dft, scf
 from test_fitted import pyscfs_own
 
-from pyscf_deqh.fitted import FittedFock
-from pyscf_deqh.refine import occupations, refine
+from pyscf_deqh.fitted import AUXBASIS, FittedFock
+from pyscf_deqh.orbitals import density_matrix
+from pyscf_deqh.refine import refine
+from pyscf_deqh.shells import Shells
 
 
 def run(mol, xc, start, max_builds, tolerance, dtype=torch.float64):
@@ -14,7 +16,7 @@ def run(mol, xc, start, max_builds, tolerance, dtype=torch.float64):
     fitted = FittedFock(mol, dtype=dtype)
     return refine(
         lambda orbitals: fitted(hcore, orbitals, xc)[0],
-        overlap, mol.nelectron, start, max_builds, tolerance, mol.spin,
+        overlap, Shells.of(scf.RHF(mol), mol), start, max_builds, tolerance,
     )  # fmt: skip
 
 
@@ -43,6 +45,30 @@ def test_gradient_is_pyscfs():
     assert result.gradients[0] == pytest.approx(expected, rel=1e-6)
 
 
+def test_unrestricted_cycles_converge_to_pyscfs_solution():
+    mol = make_mol(WATER, charge=1, spin=1)
+    mf = pyscfs_own(mol, "b3lyp", unrestricted=True).run(conv_tol=1e-11)
+    fitted, start = FittedFock(mol, dtype=torch.float64), mf.get_hcore()
+
+    def run(max_builds, tolerance):
+        return refine(
+            lambda orbitals: fitted(mf.get_hcore(), orbitals, "b3lyp")[0], mf.get_ovlp(),
+            Shells.of(mf, mol), np.array([start] * 2), max_builds, tolerance,
+        )  # fmt: skip
+
+    result = run(60, 1e-6)
+    assert result.gradients[-1] < 1e-6
+    np.testing.assert_allclose(density_matrix(result.orbitals), mf.make_rdm1(), atol=1e-4)
+    energy = fitted(mf.get_hcore(), result.orbitals, "b3lyp")[1] + mol.energy_nuc()
+    assert energy == pytest.approx(mf.e_tot, abs=1e-8)
+    first = run(1, 0)
+    mo_energy, c = mf.eig((start, start), mf.get_ovlp())
+    occupation = mf.get_occ(mo_energy, c)
+    fock = mf.get_fock(dm=mf.make_rdm1(c, occupation))
+    expected = np.linalg.norm(mf.get_grad(c, occupation, fock))
+    assert first.gradients[0] == pytest.approx(expected, rel=1e-6)
+
+
 def test_one_fock_matrix_is_not_extrapolated():
     mol = make_mol()
     result = run(mol, "hf", scf.hf.get_hcore(mol), 1, 0)
@@ -58,7 +84,7 @@ def test_a_known_density_takes_part_in_the_extrapolation():
     def build(orbitals):
         return mf.get_fock(dm=orbitals @ orbitals.T)
 
-    result = refine(build, overlap, mol.nelectron, fock, 1, 0, density=dm)
+    result = refine(build, overlap, Shells.closed(mol.nelectron), fock, 1, 0, density=dm)
     diis = scf.diis.CDIIS()
     diis.update(overlap, dm, fock)
     expected = diis.update(overlap, result.orbitals @ result.orbitals.T, result.fock)
@@ -73,11 +99,24 @@ def test_stops_at_the_tolerance_or_the_limit():
     assert run(mol, "pbe", start, 3, 0).builds == 3
 
 
-def test_open_shells_are_averaged():
-    assert occupations(5, 7, 1).tolist() == [2, 2, 2, 1, 0]
-    assert occupations(4, 4, 2).tolist() == [2, 1, 1, 0]
-    mol = make_mol("O 0 0 0; H 0 0 .97", spin=1)
-    result = run(mol, "pbe", scf.hf.get_hcore(mol), 4, 0)
-    assert np.trace(result.orbitals.T @ mol.intor("int1e_ovlp") @ result.orbitals) == pytest.approx(
-        9
-    )
+def test_restricted_open_shells_converge_to_pyscfs_solution():
+    mol = make_mol(WATER, charge=1, spin=1)
+    mf = scf.ROHF(mol).density_fit(auxbasis=AUXBASIS).run(conv_tol=1e-11)
+    fitted, shells = FittedFock(mol, dtype=torch.float64), Shells.of(mf, mol)
+    start, overlap = mf.get_hcore(), mf.get_ovlp()
+
+    def run(max_builds, tolerance):
+        return refine(
+            lambda spins: fitted(start, spins, "hf")[0], overlap, shells, start, max_builds,
+            tolerance,
+        )  # fmt: skip
+
+    result = run(60, 1e-6)
+    assert result.gradients[-1] < 1e-6
+    np.testing.assert_allclose(density_matrix(result.orbitals), mf.make_rdm1().sum(0), atol=1e-4)
+    np.testing.assert_allclose(result.fock, mf.get_fock(), atol=1e-4)
+    mo_energy, c = mf.eig(start, overlap)
+    occupation = mf.get_occ(mo_energy, c)
+    fock = mf.get_fock(dm=mf.make_rdm1(c, occupation))
+    expected = np.linalg.norm(mf.get_grad(c, occupation, fock))
+    assert run(1, 0).gradients[0] == pytest.approx(expected, rel=1e-6)

@@ -137,10 +137,11 @@ def test_table_by_hand(tmp_path, capsys):
         "0.800 ± 0.356 (0.600)", "300 ± 216 (200)", "30.00 ± 21.60 (20.00)", "3.0 ± 0.0 (3.0)",
         "0.100 ± 0.000 (0.100)",
     ]  # fmt: skip
-    # Without a comparison with 1e or cheap-scf, and without the error against another functional.
+    # Without a comparison with 1e or cheap-scf; the network's error is against another functional.
     assert cells_of(text, "QM9 test, pbe/def2-svp") == [
         "QM9 test, pbe/def2-svp", "1 of 2", "0.800 ± 0.000 (0.800)", "",
-        "1.000 ± 0.000 (1.000)", "1.000 ± 0.000 (1.000)", "1.000 ± 0.000 (1.000)", "", "", "",
+        "1.000 ± 0.000 (1.000)", "1.000 ± 0.000 (1.000)", "1.000 ± 0.000 (1.000)", "", "",
+        "10.00 ± 0.00 (10.00)",
         "2.0 ± 0.0 (2.0)",
         "0.000 ± 0.000 (0.000)",
     ]  # fmt: skip

@@ -39,6 +39,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--seed", type=int, default=0, help="seed of that selection")
     parser.add_argument("--xc", default="b3lyp", help="functional, or hf")
     parser.add_argument("--basis", default="def2-svp")
+    parser.add_argument("--charge", type=int, default=0, help="of every molecule")
+    parser.add_argument("--spin", type=int, help="unpaired electrons of every molecule; "
+                        "as few as possible if it is left out")  # fmt: skip
     parser.add_argument("--model", default=DEFAULT_MODEL, help="bundled model or exported folder")
     parser.add_argument("--max-cycles", type=int, default=Method.max_cycles,
                         help="limit of DEQH's cheap cycles; 0: the network alone")  # fmt: skip
@@ -63,7 +66,7 @@ def main(argv: list[str] | None = None) -> int:
         if args.n is not None and args.n < len(geometries):
             geometries = random.Random(args.seed).sample(geometries, args.n)
         method = Method(args.xc, args.basis, args.model, args.device, args.max_cycles,
-                        not args.no_exact_build)  # fmt: skip
+                        not args.no_exact_build, args.charge, args.spin)  # fmt: skip
         results = run_benchmark(geometries, method, args.init, args.json)
         print(table(results))
         if args.plot and results.rows:

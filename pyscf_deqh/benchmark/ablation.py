@@ -1,4 +1,4 @@
-"""``python -m pyscf_deqh.benchmark ablation``: the cycles of the guess, changed one thing at a time.
+"""``python -m pyscf_deqh.benchmark ablation``: the guess's cycles, one thing changed at a time.
 
 Cycles and errors are counted, no seconds: other work on the machine does no harm.
 """
@@ -87,6 +87,8 @@ _MEANING = {
     "exact": "whose orbitals the exact matrix is built of",
     "corrected": "where corrected cycles stop",
 }
+_COLUMNS = ("cheap Fock matrices", "MAE of H of the guess / micro-Eh", "index of the last cycle",
+            "largest error of the energy / Eh", "n")  # fmt: skip
 
 
 def _solution(mol: gto.Mole, method: Method) -> SCFRun:
@@ -115,10 +117,11 @@ def run_variant(
         if not variant.network:
             start = sad_reference(mol, superposed_atomic_density(mol), fitted)
     cycles = Cycles(start)
-    run_cycles(
-        cycles, mf, mol, fitted, variant.max_cycles, variant.exact_build, variant.thresholds
-    )
-    dm = guess_density(mf, mol, cycles.hamiltonian)
+    run_cycles(cycles, mf, mol, fitted, variant.max_cycles, variant.exact_build, variant.thresholds)
+    if cycles.lost(mol):
+        dm = mf.get_init_guess(mol, key="minao")
+    else:
+        dm = guess_density(mf, mol, cycles.hamiltonian)
     return run_scf(mf, "deqh", dm, 0.0, cycles.exact_builds, cycles.cheap_builds), cycles
 
 
@@ -138,30 +141,32 @@ class Results:
 
     def __init__(self, method: Method, path: Path | None):
         self.path = path
-        self.method = {"xc": method.xc, "basis": method.basis, "model": str(method.model),
+        self.method = {"xc": method.xc, "basis": method.basis,
                        "weights": weights_hash(method.model)}  # fmt: skip
         self.rows: list[dict[str, Any]] = []
+        self._done: set[tuple[str, str, str]] = set()
         if path is not None and path.is_file():
-            self.rows = self._read(path)
+            self._read(path)
 
-    def _read(self, path: Path) -> list[dict[str, Any]]:
-        """Rows of an earlier run.
+    def _read(self, path: Path) -> None:
+        """Take the rows of an earlier run.
 
         Raises:
-            ConfigError: of another model, or something else altogether.
+            ConfigError: of another model or method, or something else altogether.
         """
         try:
             content = json.loads(path.read_text())
             method, rows = content["method"], content["rows"]
+            made_with = {key: method[key] for key in self.method}
+            done = {(row["part"], row["variant"], row["molecule"]) for row in rows}
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise ConfigError(f"{path} holds no ablation: {error!r}") from error
-        if method["weights"] != self.method["weights"]:
-            raise ConfigError(f"{path} was made with another model: name another --json")
-        return rows
+        if made_with != self.method:
+            raise ConfigError(f"{path} was made with another model or method: name another --json")
+        self.rows, self._done = rows, done
 
     def has(self, part: str, variant: Variant, molecule: str) -> bool:
-        key = (part, variant.title, molecule)
-        return any((r["part"], r["variant"], r["molecule"]) == key for r in self.rows)
+        return (part, variant.title, molecule) in self._done
 
     def add(self, row: dict[str, Any]) -> None:
         self.rows.append(row)
@@ -237,9 +242,7 @@ def ablation_table(rows: Sequence[dict[str, Any]]) -> str:
                     f"{len(found)}",
                 ])  # fmt: skip
         if cells:
-            header = [_MEANING[part], "cheap Fock matrices", "MAE of H of the guess / micro-Eh",
-                      "index of the last cycle", "largest error of the energy / Eh", "n"]  # fmt: skip
-            lines += [*markdown_table(header, cells), ""]
+            lines += [*markdown_table([_MEANING[part], *_COLUMNS], cells), ""]
     return "\n".join(lines)
 
 
@@ -256,7 +259,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--model", default=DEFAULT_MODEL, help="bundled model or exported folder")
     parser.add_argument("--device", default="auto", help="of the network: auto, cpu, cuda …")
     parser.add_argument("--json", type=Path, metavar="OUT",
-                        help="write all rows here, and go on with those that are there")  # fmt: skip
+                        help="write all rows here, and go on after those in it")  # fmt: skip
     return parser
 
 

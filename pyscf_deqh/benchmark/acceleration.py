@@ -7,6 +7,7 @@ import json
 import os
 import platform
 from collections.abc import Sequence
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 
@@ -155,6 +156,8 @@ class Results:
             "method": {
                 "xc": self.method.xc,
                 "basis": self.method.basis,
+                "charge": self.method.charge,
+                "spin": self.method.spin,
                 "model": str(self.method.model),
                 "weights": weights_hash(self.method.model),
                 "device": self.method.device,
@@ -195,7 +198,7 @@ def run_benchmark(
         geometries = [g for g in geometries if name_of(g) not in done]
         if not geometries:
             return results
-    water = method.molecule(WATER)
+    water = replace(method, charge=0, spin=None).molecule(WATER)
     # A model that does not serve the method says so for each molecule.
     with contextlib.suppress(UnsupportedMoleculeError):
         run_deqh(water, method)

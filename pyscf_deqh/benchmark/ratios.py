@@ -21,7 +21,7 @@ RATIOS = (
 def hamiltonian_mae(predicted: np.ndarray, baseline: SCFRun) -> float | None:
     """MAE (hartree) of a prediction against the converged Fock matrix.
 
-    None where the prediction is in another basis set.
+    None where the prediction is in another basis set, or one matrix where the spins have two.
     """
     if predicted.shape != baseline.hamiltonian.shape:
         return None
@@ -42,7 +42,7 @@ def ratios(deqh: SCFRun, baseline: SCFRun, predicted: np.ndarray) -> dict[str, f
     achieved: cycles from the DEQH guess over cycles from the baseline's guess.
     optimal: one cycle over the baseline's, what a perfect prediction would reach.
     error_level: cycles that the baseline needs to come as close to the converged Hamiltonian as
-        the prediction, over all its cycles; None where the prediction is in another basis set.
+        the prediction, over all its cycles; None where :func:`hamiltonian_mae` is.
     effective: Fock builds, those hidden in the guesses included (cheap ones in full).
     exact_builds: Fock builds of the SCF's own kind, those hidden in the guesses included.
     wall: seconds, guesses included.

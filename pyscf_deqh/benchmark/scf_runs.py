@@ -26,7 +26,11 @@ _ENOUGH_CYCLES = 20
 
 @dataclass(frozen=True)
 class Method:
-    """What is computed: PySCF's defaults for everything that is not named here."""
+    """What is computed: PySCF's defaults for everything that is not named here.
+
+    Attributes:
+        spin: number of unpaired electrons; as few as possible if it is None.
+    """
 
     xc: str = "b3lyp"
     basis: str = "def2-svp"
@@ -34,10 +38,15 @@ class Method:
     device: str = "auto"
     max_cycles: int = MAX_CYCLES
     exact_build: bool = True
+    charge: int = 0
+    spin: int | None = None
 
     def molecule(self, geometry: Geometry) -> gto.Mole:
-        spin = int(geometry.numbers.sum()) % 2
-        return gto.M(atom=geometry.atom(), basis=self.basis, spin=spin, verbose=0)
+        n_electrons = int(geometry.numbers.sum()) - self.charge
+        spin = n_electrons % 2 if self.spin is None else self.spin
+        return gto.M(
+            atom=geometry.atom(), basis=self.basis, charge=self.charge, spin=spin, verbose=0
+        )
 
     def scf(self, mol: gto.Mole) -> scf.hf.SCF:
         return scf.HF(mol) if self.xc.lower() == "hf" else dft.KS(mol, xc=self.xc)
@@ -95,7 +104,7 @@ class SCFRun:
 def run_scf(
     mf: scf.hf.SCF, init: str, dm: np.ndarray, guess_seconds: float, exact: int, cheap: int
 ) -> SCFRun:
-    """Run and record an SCF; ``exact`` and ``cheap`` Fock matrices were built for its guess ``dm``."""
+    """An SCF from ``dm``, for which ``exact`` and ``cheap`` Fock matrices were built; recorded."""
     gradient: list[float] = []
     focks: list[np.ndarray] = []
 

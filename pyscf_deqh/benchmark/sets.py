@@ -38,7 +38,7 @@ class SuiteSet:
         title: in the table.
         file: molecules.
         inits: classical guesses to compare with; the first one is minao.
-        xc, basis: the method.
+        xc, basis, charge, spin: the method; spin as in :class:`Method`.
         limit: number of molecules; None for all.
     """
 
@@ -49,11 +49,13 @@ class SuiteSet:
     xc: str = Method.xc
     basis: str = Method.basis
     limit: int | None = None
+    charge: int = 0
+    spin: int | None = None
 
     @property
     def is_transfer(self) -> bool:
-        """Whether the method is another than the bundled models'."""
-        return (self.xc, self.basis) != (Method.xc, Method.basis)
+        """Whether the bundled models learnt something else."""
+        return (self.xc, self.basis, self.charge, self.spin) != (Method.xc, Method.basis, 0, None)
 
     def geometries(self, n: int | None = None) -> list[Geometry]:
         """The molecules in random order, at most ``n`` of them: those of a smaller n come first."""
@@ -62,13 +64,19 @@ class SuiteSet:
         return geometries[: min(limits)] if limits else geometries
 
     def method(self, model: str | Path, device: str = "auto") -> Method:
-        return Method(self.xc, self.basis, model, device)
+        return Method(self.xc, self.basis, model, device, charge=self.charge, spin=self.spin)
 
 
-def _transfer(name: str, **method: str) -> SuiteSet:
-    xc, basis = method.get("xc", Method.xc), method.get("basis", Method.basis)
-    return SuiteSet(name, f"QM9 test, {xc}/{basis}", BUNDLED, ("minao",), xc, basis,
-                    _TRANSFER_MOLECULES)  # fmt: skip
+def _method(xc: str = Method.xc, basis: str = Method.basis) -> SuiteSet:
+    """Another functional or basis set."""
+    return SuiteSet(xc if xc != Method.xc else basis, f"QM9 test, {xc}/{basis}", BUNDLED,
+                    ("minao",), xc, basis, _TRANSFER_MOLECULES)  # fmt: skip
+
+
+def _open_shell(name: str, title: str, charge: int, spin: int) -> SuiteSet:
+    """Unrestricted SCFs at the neutral singlets' geometries."""
+    return SuiteSet(name, f"QM9 test, {title}", BUNDLED, ("minao",), limit=_TRANSFER_MOLECULES,
+                    charge=charge, spin=spin)  # fmt: skip
 
 
 SUITE = {
@@ -77,7 +85,9 @@ SUITE = {
         SuiteSet("qm9", "QM9 test", BUNDLED, ("minao", "1e", CHEAP_SCF)),
         SuiteSet("md", "MD snapshots", FOLDER / "md_test.xyz", ("minao", CHEAP_SCF)),
         SuiteSet("larger", "larger molecules", FOLDER / "larger_test.xyz", ("minao", CHEAP_SCF)),
-        *(_transfer(xc, xc=xc) for xc in ("pbe", "pbe0", "wb97x", "hf")),
-        *(_transfer(basis, basis=basis) for basis in ("def2-tzvp", "cc-pvdz")),
+        *(_method(xc=xc) for xc in ("pbe", "pbe0", "wb97x", "hf")),
+        *(_method(basis=basis) for basis in ("def2-tzvp", "cc-pvdz")),
+        _open_shell("cation", "radical cations", charge=1, spin=1),
+        _open_shell("triplet", "triplets", charge=0, spin=2),
     )
 }

@@ -19,7 +19,6 @@ from typing import Any
 from ..checkpoint import DEFAULT_MODEL, weights_hash
 from ..errors import ConfigError, DEQHError
 from .acceleration import Results, name_of, run_benchmark
-from .scf_runs import Method
 from .sets import SUITE, SuiteSet
 from .suite_table import failed, suite_table
 
@@ -53,7 +52,8 @@ def read_results(folder: Path, entry: SuiteSet) -> SetResults | None:
         try:
             content = json.loads(path.read_text())
             method = content["method"]
-            made_with = (method["xc"], method["basis"], method["weights"])
+            made_with = (method["xc"], method["basis"], method.get("charge", 0),
+                         method.get("spin"), method["weights"])  # fmt: skip
             for row in content["rows"]:
                 rows.setdefault(row["name"], row)
             failures |= {failure["name"]: failure for failure in content["failures"]}
@@ -61,14 +61,14 @@ def read_results(folder: Path, entry: SuiteSet) -> SetResults | None:
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise ConfigError(f"{path} holds no results of the suite: {error!r}") from error
         weights = methods[0]["weights"] if methods else method["weights"]
-        if made_with != (entry.xc, entry.basis, weights):
+        if made_with != (entry.xc, entry.basis, entry.charge, entry.spin, weights):
             raise ConfigError(f"{path} was made with another model or method: name another --out")
         methods.append(method)
         if environment not in environments:
             environments.append(environment)
     if not methods:
         return None
-    results = Results(Method(entry.xc, entry.basis, methods[0]["model"]), entry.inits, None)
+    results = Results(entry.method(methods[0]["model"]), entry.inits, None)
     results.rows = list(rows.values())
     results.failures = [f for name, f in failures.items() if name not in rows]
     return SetResults(results, methods, environments)

@@ -80,7 +80,7 @@ def _row(name: str, results: Results) -> list[str]:
     for _, init, quantity, factor, digits in _COLUMNS:
         value = summaries.get(init, {}).get(quantity)
         # A prediction of one functional has no error against the matrix of another.
-        foreign = quantity.endswith("_mae") and SUITE[name].is_transfer
+        foreign = quantity == "hamiltonian_mae" and SUITE[name].is_transfer
         if value is None or not value["n"] or foreign:
             cells.append("")
             continue

@@ -24,8 +24,10 @@ from tqdm import tqdm
 
 from ..errors import DatasetError
 from ..fitted import AUXBASIS, GRID, FittedFock
+from ..orbitals import Orbitals, density_matrix
 from ..reference import sad_reference, superposed_atomic_density
 from ..refine import refine
+from ..shells import Shells
 from .geometry import Geometry
 from .qh9 import QH9Database, Record
 
@@ -68,12 +70,13 @@ def solve(
     tolerance = math.sqrt(settings.conv_tol) if settings.density_fit else _COARSE_GRADIENT
     energies = []
 
-    def build(orbitals: np.ndarray) -> np.ndarray:
+    def build(orbitals: Orbitals) -> np.ndarray:
         fock, energy = fitted(hcore, orbitals, settings.xc)
         energies.append(energy)
         return fock
 
-    refined = refine(build, overlap, mol.nelectron, start, settings.max_cycle, tolerance)
+    shells = Shells.closed(mol.nelectron)
+    refined = refine(build, overlap, shells, start, settings.max_cycle, tolerance)
     if settings.density_fit:
         if refined.gradients[-1] >= tolerance:
             raise RuntimeError(f"SCF not converged in {settings.max_cycle} cycles")
@@ -82,7 +85,7 @@ def solve(
     if hasattr(mf, "grids"):
         mf.grids.level = settings.grid_level
     mf.conv_tol, mf.max_cycle = settings.conv_tol, settings.max_cycle
-    mf.kernel(dm0=refined.orbitals @ refined.orbitals.T)
+    mf.kernel(dm0=density_matrix(refined.orbitals))
     if not mf.converged:
         raise RuntimeError(f"SCF not converged in {settings.max_cycle} cycles")
     return np.asarray(mf.get_fock()), float(mf.e_tot)

@@ -1,0 +1,159 @@
+"""Which orbitals the electrons of either spin occupy in PySCF's different SCF classes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from enum import Enum, auto
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from pyscf import lib
+from pyscf.scf import hf, rohf, uhf
+
+from .orbitals import Orbitals, by_spin, density_matrix, solve_roothaan
+
+if TYPE_CHECKING:
+    from pyscf.gto import Mole
+
+
+class Kind(Enum):
+    """What an SCF class allows the two spins.
+
+    ``AVERAGED``: the Fock matrix of their mean density is all that the guess has to offer.
+    """
+
+    CLOSED = auto()
+    UNRESTRICTED = auto()
+    RESTRICTED_OPEN = auto()
+    AVERAGED = auto()
+
+
+def _electrons(mf: hf.SCF, mol: Mole) -> tuple[int, int]:
+    # Some classes let their user choose.
+    return getattr(mf, "nelec", mol.nelec) if mol is mf.mol else mol.nelec
+
+
+def breaks_spin_symmetry(mf: hf.SCF, mol: Mole) -> bool:
+    """Whether PySCF breaks the spin symmetry of every guess of ``mf``: of UHF's singlets."""
+    up, down = _electrons(mf, mol)
+    singlet = isinstance(mf, uhf.UHF) and mol.spin == 0 and up == down
+    return singlet and bool(mf.init_guess_breaksym)
+
+
+def _kind(mf: hf.SCF, mol: Mole) -> Kind:
+    up, down = _electrons(mf, mol)
+    # Irreducible representations that the user filled may be no aufbau state.
+    if getattr(mf, "irrep_nelec", None) or breaks_spin_symmetry(mf, mol):
+        return Kind.AVERAGED
+    if isinstance(mf, uhf.UHF):
+        return Kind.UNRESTRICTED
+    if isinstance(mf, rohf.ROHF):
+        return Kind.RESTRICTED_OPEN if up >= down else Kind.AVERAGED
+    return Kind.CLOSED if isinstance(mf, hf.RHF) and up == down else Kind.AVERAGED
+
+
+@dataclass(frozen=True)
+class Shells:
+    """The electrons of an SCF object.
+
+    Attributes:
+        electrons: of either spin.
+        kind: what the two spins may do.
+    """
+
+    electrons: tuple[int, int]
+    kind: Kind
+
+    @classmethod
+    def of(cls, mf: hf.SCF, mol: Mole) -> Shells:
+        """Those of ``mf``, or of ``mf``'s class for another molecule."""
+        return cls(_electrons(mf, mol), _kind(mf, mol))
+
+    @classmethod
+    def closed(cls, n_electrons: int) -> Shells:
+        """Those of a closed shell."""
+        return cls((n_electrons // 2, n_electrons // 2), Kind.CLOSED)
+
+    def fill(
+        self, fock: np.ndarray, energies: Sequence[np.ndarray], coefficients: Sequence[np.ndarray]
+    ) -> list[np.ndarray]:
+        """Occupation (n,) of the orbitals, for each spin if they are unrestricted.
+
+        Restricted open shells are filled as PySCF fills them: the doubly occupied orbitals by
+        Roothaan's energies, then the others by the energies of the spin with more electrons.
+
+        Args:
+            fock: the last Fock matrix, tagged with ``focka`` for restricted open shells.
+            energies: of the orbitals, ascending, in an array for each spin.
+            coefficients: (nao, n) the same of the orbitals.
+        """
+        up, down = sorted(self.electrons, reverse=True)
+        n = len(energies[0])
+        if self.kind == Kind.UNRESTRICTED:
+            return [(np.arange(n) < count).astype(float) for count in self.electrons]
+        occupation, order = np.zeros(n), np.arange(n)
+        alpha = getattr(fock, "focka", None)
+        if alpha is not None:
+            c = coefficients[0]
+            alpha_energies = np.einsum("pi,pi->i", c, alpha @ c)
+            order[down:] = down + np.argsort(alpha_energies[down:])
+        occupation[order[:down]] = 2.0
+        occupation[order[down:up]] = 1.0
+        return [occupation]
+
+    def orbitals(
+        self, hamiltonian: np.ndarray, overlap: np.ndarray, fock: np.ndarray
+    ) -> tuple[list[np.ndarray], list[np.ndarray]]:
+        """Orbitals (nao, n) of a Hamiltonian and their occupation (n,), in a list by spin.
+
+        Args:
+            hamiltonian: (nao, nao), or (2, nao, nao) of either spin.
+            overlap: (nao, nao).
+            fock: see :meth:`fill`.
+        """
+        energies, coefficients = zip(
+            *(solve_roothaan(h, overlap) for h in by_spin(hamiltonian)), strict=True
+        )
+        return list(coefficients), self.fill(fock, energies, coefficients)
+
+    def occupied(self, hamiltonian: np.ndarray, overlap: np.ndarray) -> list[np.ndarray]:
+        """Occupied orbitals (nao, k) of either spin, orthonormal; arguments as above."""
+        coefficients, occupations = self.orbitals(hamiltonian, overlap, hamiltonian)
+        if self.kind == Kind.UNRESTRICTED:
+            return [c[:, o > 0] for c, o in zip(coefficients, occupations, strict=True)]
+        (c,), (o,) = coefficients, occupations
+        spins = [c[:, o > 0], c[:, o > 1]]
+        return spins if self.electrons[0] >= self.electrons[1] else spins[::-1]
+
+    def effective(
+        self, build: Callable[[Orbitals], np.ndarray], overlap: np.ndarray
+    ) -> Callable[[Orbitals], np.ndarray]:
+        """The Fock matrix that determines the orbitals.
+
+        For restricted open shells that is Roothaan's (Rev. Mod. Phys. 32, 179, 1960) of those of
+        either spin, in PySCF's form and with its tags ``focka`` and ``fockb``.
+
+        Args:
+            build: Fock matrix of occupied orbitals.
+            overlap: (nao, nao).
+        """
+        if self.kind != Kind.RESTRICTED_OPEN:
+            return build
+        down = self.electrons[1]
+
+        def roothaan(orbitals: Orbitals) -> np.ndarray:
+            # Doubly occupied ones come first.
+            (scaled,) = by_spin(orbitals)
+            filled = np.hstack((scaled[:, :down] / np.sqrt(2), scaled[:, down:]))
+            spins = [filled, filled[:, :down]]
+            return rohf.get_roothaan_fock(build(spins), density_matrix(spins), overlap)
+
+        return roothaan
+
+    def tagged(self, hamiltonian: np.ndarray, fock: Any) -> np.ndarray:
+        """The Hamiltonian, for restricted open shells with the tags of ``fock``, which PySCF needs
+        to fill its orbitals."""
+        if self.kind != Kind.RESTRICTED_OPEN:
+            return hamiltonian
+        return lib.tag_array(hamiltonian, focka=fock.focka, fockb=fock.fockb)
