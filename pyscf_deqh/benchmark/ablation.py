@@ -21,6 +21,7 @@ from ..checkpoint import DEFAULT_MODEL, weights_hash
 from ..cycles import DEFAULT_THRESHOLDS, Cycles, Thresholds, one_blas_thread, run_cycles
 from ..data.geometry import Geometry, read_geometries
 from ..errors import ConfigError, DEQHError
+from ..files import write_json
 from ..fitted import AUXBASIS, GRID, FittedFock
 from ..guess import MAX_CYCLES, Options, guess_density, make_guess
 from ..predict import predict_hamiltonian
@@ -172,9 +173,7 @@ class Results:
         self.rows.append(row)
         if self.path is not None:
             content = {"method": self.method, "environment": environment(), "rows": self.rows}
-            temporary = self.path.with_suffix(self.path.suffix + ".part")
-            temporary.write_text(json.dumps(content, indent=1) + "\n")
-            temporary.replace(self.path)
+            write_json(self.path, content)
 
 
 def run_ablation(

@@ -19,6 +19,7 @@ from .. import __version__
 from ..checkpoint import weights_hash
 from ..data.geometry import Geometry
 from ..errors import UnsupportedMoleculeError
+from ..files import write_json
 from ..guess import Guess
 from .ratios import RATIOS, distribution, hamiltonian_mae, ratios
 from .scf_runs import Method, run_classical, run_deqh
@@ -170,11 +171,8 @@ class Results:
         }
 
     def save(self) -> None:
-        if self.path is None:
-            return
-        temporary = self.path.with_suffix(self.path.suffix + ".part")
-        temporary.write_text(json.dumps(self.to_json(), indent=1) + "\n")
-        temporary.replace(self.path)
+        if self.path is not None:
+            write_json(self.path, self.to_json())
 
 
 def run_benchmark(

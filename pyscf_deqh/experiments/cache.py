@@ -8,14 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import ConfigError
-
-
-def write_json(path: Path, content: Any) -> None:
-    """Write a file as a whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_suffix(path.suffix + ".part")
-    temporary.write_text(json.dumps(content, indent=1) + "\n")
-    temporary.replace(path)
+from ..files import write_json
 
 
 class ResultCache:

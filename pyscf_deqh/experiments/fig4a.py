@@ -13,8 +13,9 @@ from lightning import Callback
 from ..benchmark.scf_runs import Method, run_classical
 from ..data.dataset import GraphStore, HamiltonianDataset
 from ..data.geometry import Geometry
+from ..files import write_json
 from ..graph import collate
-from .cache import ResultCache, write_json
+from .cache import ResultCache
 from .comparison import provenance
 from .datasets import MD17, Dataset
 from .iteration import count_iterations, relative_changes

@@ -12,7 +12,7 @@ import numpy as np
 
 from ..benchmark.acceleration import environment
 from ..benchmark.report import markdown_table, new_figure
-from .cache import write_json
+from ..files import write_json
 
 
 @dataclass

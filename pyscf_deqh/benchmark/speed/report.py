@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from ...errors import DEQHError
+from ...files import write_json
 from ..acceleration import environment
 from .timing import Sample
 
@@ -94,6 +94,4 @@ class Report:
             "settings": self.settings,
             "rows": self.rows,
         }
-        temporary = self.path.with_suffix(self.path.suffix + ".part")
-        temporary.write_text(json.dumps(content, indent=1, default=str) + "\n")
-        temporary.replace(self.path)
+        write_json(self.path, content, default=str)
