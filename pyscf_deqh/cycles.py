@@ -6,19 +6,17 @@ with fitted differences from it: they end where ``mf`` would.
 
 from __future__ import annotations
 
-import functools
 import time
-from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import numpy as np
 from pyscf.scf import addons, hf
-from threadpoolctl import ThreadpoolController
 
 from .orbitals import Orbitals, density_matrix, orthonormal_basis
 from .refine import refine
 from .shells import Kind, Shells
+from .threads import one_blas_thread
 
 if TYPE_CHECKING:
     from pyscf.gto import Mole
@@ -27,8 +25,8 @@ if TYPE_CHECKING:
 
 # Open shells converge more slowly.
 _MAX_CORRECTED, _MAX_CORRECTED_OPEN = 12, 20
-# Cycles that are still above this gradient (as above) go nowhere; minao's own is 0.1 to 0.2, the
-# network's 0.004 to 0.02.
+# Cycles that are still above this gradient, in hartree per root of an electron pair, go nowhere;
+# minao's own is 0.1 to 0.2, the network's 0.004 to 0.02.
 _LOST = 0.05
 
 
@@ -98,17 +96,6 @@ def _scale(mol: Mole) -> float:
     return float(np.sqrt(max(mol.nelectron // 2, 1)))
 
 
-@functools.lru_cache(maxsize=1)
-def _blas() -> ThreadpoolController:
-    return ThreadpoolController().select(internal_api="openblas")
-
-
-def one_blas_thread() -> AbstractContextManager:
-    """Limits NumPy's and SciPy's threads: after each of the small products of a guess they would go
-    on spinning beside PySCF's and PyTorch's, which made a cheap cycle two to three times slower."""
-    return _blas().limit(limits=1)
-
-
 def _functional(mf: hf.SCF) -> str:
     return getattr(mf, "xc", "hf")
 
@@ -129,7 +116,7 @@ def run_cycles(
         mf: whose one-electron Hamiltonian, functional and Fock matrix are taken.
         mol: the molecule that ``mf`` starts from.
         fitted: builds the cheap Fock matrices, of ``mol`` or of a copy in another basis set.
-        max_cycles: limit of cheap cycles.
+        max_cycles: limit of cheap cycles; 0 goes to the exact Fock matrix at once.
         exact_build: whether to build one of ``mf``'s own Fock matrices.
         thresholds: where to stop.
 

@@ -20,10 +20,11 @@ from pyscf.scf import ghf, hf, rohf, uhf
 
 from .ao import check_basis
 from .checkpoint import DEFAULT_MODEL, resolve_model
-from .cycles import Cycles, one_blas_thread, projected_orbitals, run_cycles
+from .cycles import Cycles, projected_orbitals, run_cycles
 from .errors import CheckpointError, ConfigError, UnsupportedMoleculeError
 from .predict import Prediction, cached_model, predict_hamiltonian, resolve_device
 from .shells import Shells, breaks_spin_symmetry
+from .threads import one_blas_thread
 
 if TYPE_CHECKING:
     from pyscf.gto import Mole
@@ -33,6 +34,8 @@ if TYPE_CHECKING:
 KEY = "deqh"
 ON_UNSUPPORTED = ("raise", "minao")
 MAX_CYCLES = 8
+# With their subclasses all molecular ones but those of spinors.
+_CLASSES = (hf.RHF, uhf.UHF, rohf.ROHF, ghf.GHF)
 
 
 @dataclass(frozen=True)
@@ -78,6 +81,14 @@ def guess_density(mf: hf.SCF, mol: Mole, hamiltonian: np.ndarray) -> np.ndarray:
     if breaks_spin_symmetry(mf, mol):
         dm = np.asarray(uhf._break_dm_spin_symm(mol, dm, mf.init_guess_breaksym))
     return dm
+
+
+def density_of(cycles: Cycles, mf: hf.SCF, mol: Mole) -> np.ndarray:
+    """Density matrix of a Hamiltonian in ``mf``'s basis set after its cycles, in the form that
+    ``mf``'s class starts from; minao's where the cycles ended far from a solution."""
+    if cycles.lost(mol):
+        return mf.get_init_guess(mol, key="minao")
+    return guess_density(mf, mol, cycles.hamiltonian)
 
 
 @dataclass
@@ -139,13 +150,16 @@ def make_guess(mf: hf.SCF, mol: Mole, options: Options) -> Guess:
     """Predict, refine, and fill the orbitals; minao's density where that came to nothing.
 
     Raises:
-        UnsupportedMoleculeError, CheckpointError, ConfigError: see :func:`predict_hamiltonian`.
+        UnsupportedMoleculeError: ``mf`` has spinors, or see :func:`predict_hamiltonian`.
+        CheckpointError, ConfigError: see :func:`predict_hamiltonian`.
     """
     from .data.graph import check_molecule
 
     started = time.perf_counter()
     _, spec = cached_model(options.model, resolve_device(options.device))
     check_molecule(mol)
+    if not isinstance(mf, _CLASSES):
+        raise UnsupportedMoleculeError(f"no guess for spinors, which {type(mf).__name__} has")
     own = _in_basis(mol, spec.basis, spec.template.numbers)
     with one_blas_thread():
         prediction = predict_hamiltonian(own, options.model, options.device)
@@ -190,12 +204,11 @@ def _density(prediction: Prediction, cycles: Cycles, mf: hf.SCF, mol: Mole) -> n
             f"the orbital gradient is still {gradients[-1]:.1g} hartree after {len(gradients)} "
             "cheap cycles: the minao guess is used instead"
         )
-        return mf.get_init_guess(mol, key="minao")
-    if own is not mol:
+    elif own is not mol:
         notes.append(f"predicted in {own.basis} and projected")
-    if own is mol or cycles.corrected_gradients:
-        return guess_density(mf, mol, cycles.hamiltonian)
-    return _project(mf, mol, own, cycles.hamiltonian)
+        if not cycles.corrected_gradients:
+            return _project(mf, mol, own, cycles.hamiltonian)
+    return density_of(cycles, mf, mol)
 
 
 def _guess(mf: hf.SCF, mol: Mole, options: Options) -> np.ndarray:

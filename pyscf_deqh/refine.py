@@ -28,10 +28,6 @@ class Refined:
     fock: np.ndarray
     gradients: list[float]
 
-    @property
-    def builds(self) -> int:
-        return len(self.gradients)
-
 
 def _gradient(fock: np.ndarray, orbitals: np.ndarray, occupation: np.ndarray) -> float:
     """Norm of dE/dkappa over all pairs of orbitals of different occupation (PySCF's norm_gorb)."""

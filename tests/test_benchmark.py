@@ -62,10 +62,10 @@ def test_command_prints_a_table_and_writes_everything(tmp_path, capsys):
     data = json.loads(out.read_text())
     keys = {"achieved_ratio", "optimal_ratio", "error_level_ratio", "effective_ratio",
             "wall_ratio", "max_energy_difference", "n", "model", "init"}  # fmt: skip
-    assert keys <= set(data["summary"])
-    assert data["summary"]["init"] == "minao"
+    assert keys <= set(data["summaries"]["minao"])
+    assert data["summaries"]["minao"]["init"] == "minao"
     assert set(data["summaries"]) == {"minao", "1e"}
-    assert data["summary"]["max_energy_difference"] < 1e-7
+    assert data["summaries"]["minao"]["max_energy_difference"] < 1e-7
     row = data["rows"][0]
     ratio = row["deqh"]["cycles"] / row["baselines"]["1e"]["cycles"]
     assert row["ratios"]["1e"]["achieved_ratio"] == pytest.approx(ratio)
@@ -89,7 +89,7 @@ def test_interrupt_keeps_the_results(tmp_path, monkeypatch):
         [geometry, geometry], Method(xc="hf"), ["minao"], path, progress=False
     )
     assert len(results.rows) == 1
-    assert json.loads(path.read_text())["summary"]["n"] == 1
+    assert json.loads(path.read_text())["summaries"]["minao"]["n"] == 1
     resumed = acceleration.run_benchmark(
         [geometry], Method(xc="hf"), ["minao"], path, progress=False, resume=True
     )

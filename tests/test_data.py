@@ -311,6 +311,8 @@ def test_command_line(tmp_path, capsys):
     assert "4 molecules, 0 failures" in printed
     assert "basis: def2-svp" in printed
     assert main(["info", str(tmp_path / "none.db")]) == 2
+    assert main([*base, "--density-fit", "--grid-level", "1"]) == 2
+    assert "grid of its own" in capsys.readouterr().err
 
 
 # Datasets

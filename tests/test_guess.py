@@ -215,6 +215,15 @@ def test_periodic_cells_fall_back():
     np.testing.assert_allclose(mf.get_init_guess(key="deqh"), mf.get_init_guess(key="minao"))
 
 
+def test_spinors_fall_back():
+    for spinors in (scf.DHF, scf.X2C):
+        mf = spinors(make_mol(WATER))
+        minao = mf.get_init_guess(key="minao")
+        np.testing.assert_allclose(mf.get_init_guess(key="deqh"), minao)
+        with pytest.raises(UnsupportedMoleculeError, match="spinors"):
+            mf.apply(deqh_guess).kernel()
+
+
 def test_unknown_names():
     with pytest.raises(CheckpointError, match="bundled: b3lyp-def2svp, b3lyp-def2svp-equilibrium"):
         scf.RHF(make_mol(WATER)).apply(deqh_guess, model="gpt")

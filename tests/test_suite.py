@@ -7,7 +7,7 @@ import pytest
 from pyscf_deqh import CheckpointError, UnsupportedMoleculeError
 from pyscf_deqh.benchmark import acceleration, suite
 from pyscf_deqh.benchmark.__main__ import main
-from pyscf_deqh.benchmark.acceleration import benchmark_molecule, name_of
+from pyscf_deqh.benchmark.acceleration import benchmark_molecule
 from pyscf_deqh.benchmark.sets import BUNDLED, PUBLISHED, SUITE
 from pyscf_deqh.data.geometry import read_geometries
 from pyscf_deqh.data.splits import split_of
@@ -26,7 +26,7 @@ def geometries_of(name):
 def test_sets(name, least, smallest, largest):
     geometries = geometries_of(name)
     assert len(geometries) >= least
-    assert len({name_of(g) for g in geometries}) == len(geometries)
+    assert len({g.name for g in geometries}) == len(geometries)
     for geometry in geometries:
         assert set(geometry.numbers.tolist()) <= {1, 6, 7, 8, 9}
         assert geometry.numbers.sum() % 2 == 0
@@ -61,9 +61,9 @@ def test_larger_molecules_are_those_of_their_smiles():
 
 def test_selections_grow_and_shards_are_a_partition():
     entry = SUITE["qm9"]
-    everything = [name_of(g) for g in entry.geometries()]
-    assert [name_of(g) for g in entry.geometries(10)] == everything[:10]
-    assert sorted(everything) == sorted(name_of(g) for g in geometries_of("qm9"))
+    everything = [g.name for g in entry.geometries()]
+    assert [g.name for g in entry.geometries(10)] == everything[:10]
+    assert sorted(everything) == sorted(g.name for g in geometries_of("qm9"))
     assert len(SUITE["pbe"].geometries()) == len(SUITE["pbe"].geometries(20)) == 8
     assert len(SUITE["pbe"].geometries(2)) == 2
 
@@ -179,8 +179,8 @@ def benchmarked(monkeypatch):
     names = []
 
     def pretend(geometry, method, inits):
-        names.append(name_of(geometry))
-        return row(name_of(geometry), run(cycles=5), {init: run() for init in inits})
+        names.append(geometry.name)
+        return row(geometry.name, run(cycles=5), {init: run() for init in inits})
 
     monkeypatch.setattr(acceleration, "benchmark_molecule", pretend)
     monkeypatch.setattr(acceleration, "run_deqh", lambda *args: None)
@@ -190,7 +190,7 @@ def benchmarked(monkeypatch):
 
 def test_shards_and_resumption(benchmarked, tmp_path):
     command = ["suite", "--sets", "md", "hf", "--n", "6", "--out", str(tmp_path), "--shard"]
-    wanted = [name_of(g) for name in ("md", "hf") for g in SUITE[name].geometries(6)]
+    wanted = [g.name for name in ("md", "hf") for g in SUITE[name].geometries(6)]
     assert main([*command, "1/2"]) == 0
     assert benchmarked == wanted[::2]
     assert main([*command, "2/2"]) == 0
@@ -206,7 +206,7 @@ def test_shards_and_resumption(benchmarked, tmp_path):
     assert main([*command, "1/1"]) == 0
     assert benchmarked == []
     assert main([*command[:3], "--n", "8", "--out", str(tmp_path)]) == 0
-    assert benchmarked == [name_of(g) for g in SUITE["md"].geometries(8)[6:]]
+    assert benchmarked == [g.name for g in SUITE["md"].geometries(8)[6:]]
     assert cells_of((tmp_path / "table.md").read_text(), "MD snapshots")[1] == "8"
 
 

@@ -42,6 +42,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--charge", type=int, default=0, help="of every molecule")
     parser.add_argument("--spin", type=int, help="unpaired electrons of every molecule; "
                         "as few as possible if it is left out")  # fmt: skip
+    parser.add_argument("--density-fit", action="store_true",
+                        help="SCFs with PySCF's density_fit()")  # fmt: skip
     parser.add_argument("--model", default=DEFAULT_MODEL, help="bundled model or exported folder")
     parser.add_argument("--max-cycles", type=int, default=Method.max_cycles,
                         help="limit of DEQH's cheap cycles; 0: the network alone")  # fmt: skip
@@ -59,14 +61,18 @@ def main(argv: list[str] | None = None) -> int:
         return import_module(_COMMANDS[argv[0]], __package__).main(argv[1:])
     args = _parser().parse_args(argv)
     from .acceleration import run_benchmark
-    from .report import plot, table
+    from .report import new_figure, plot, table
 
     try:
+        if args.plot:
+            new_figure()  # Says now, not after all runs, that matplotlib is missing.
         geometries = read_geometries(args.molecules)[: args.first]
         if args.n is not None and args.n < len(geometries):
             geometries = random.Random(args.seed).sample(geometries, args.n)
-        method = Method(args.xc, args.basis, args.model, args.device, args.max_cycles,
-                        not args.no_exact_build, args.charge, args.spin)  # fmt: skip
+        method = Method(
+            args.xc, args.basis, args.model, args.device, args.max_cycles,
+            not args.no_exact_build, args.charge, args.spin, args.density_fit,
+        )  # fmt: skip
         results = run_benchmark(geometries, method, args.init, args.json)
         print(table(results))
         if args.plot and results.rows:

@@ -18,15 +18,16 @@ from pyscf import gto
 from tqdm import tqdm
 
 from ..checkpoint import DEFAULT_MODEL, weights_hash
-from ..cycles import DEFAULT_THRESHOLDS, Cycles, Thresholds, one_blas_thread, run_cycles
+from ..cycles import DEFAULT_THRESHOLDS, Cycles, Thresholds, run_cycles
 from ..data.geometry import Geometry, read_geometries
 from ..errors import ConfigError, DEQHError
 from ..files import write_json
 from ..fitted import AUXBASIS, GRID, FittedFock
-from ..guess import MAX_CYCLES, Options, guess_density, make_guess
+from ..guess import MAX_CYCLES, Options, density_of, make_guess
 from ..predict import predict_hamiltonian
 from ..reference import sad_reference, superposed_atomic_density
-from .acceleration import environment, name_of
+from ..threads import one_blas_thread
+from .environment import environment
 from .ratios import distribution
 from .report import markdown_table
 from .scf_runs import Method, SCFRun, run_scf
@@ -119,10 +120,7 @@ def run_variant(
             start = sad_reference(mol, superposed_atomic_density(mol), fitted)
     cycles = Cycles(start)
     run_cycles(cycles, mf, mol, fitted, variant.max_cycles, variant.exact_build, variant.thresholds)
-    if cycles.lost(mol):
-        dm = mf.get_init_guess(mol, key="minao")
-    else:
-        dm = guess_density(mf, mol, cycles.hamiltonian)
+    dm = density_of(cycles, mf, mol)
     return run_scf(mf, "deqh", dm, 0.0, cycles.exact_builds, cycles.cheap_builds), cycles
 
 
@@ -199,7 +197,7 @@ def run_ablation(
     results = Results(method, path)
     todo = [
         (geometry, [(part, variant) for part in parts for variant in PARTS[part]
-                    if not results.has(part, variant, name_of(geometry))])
+                    if not results.has(part, variant, geometry.name)])
         for geometry in geometries
     ]  # fmt: skip
     bar = tqdm(total=sum(len(variants) for _, variants in todo), unit="SCF", disable=not progress)
@@ -211,10 +209,10 @@ def run_ablation(
             predicted = predict_hamiltonian(mol, method.model, method.device).hamiltonian
             solution = _solution(mol, method)
             for part, variant in variants:
-                bar.set_postfix_str(f"{name_of(geometry)}, {variant.title}")
+                bar.set_postfix_str(f"{geometry.name}, {variant.title}")
                 row = _row(*run_variant(mol, method, variant, predicted), solution)
                 results.add({"part": part, "variant": variant.title,
-                             "molecule": name_of(geometry)} | row)  # fmt: skip
+                             "molecule": geometry.name} | row)  # fmt: skip
                 bar.update()
     return results
 

@@ -4,23 +4,19 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
-import platform
 from collections.abc import Sequence
 from dataclasses import replace
-from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
-from pyscf import lib
 from tqdm import tqdm
 
-from .. import __version__
 from ..checkpoint import weights_hash
 from ..data.geometry import Geometry
 from ..errors import UnsupportedMoleculeError
 from ..files import write_json
 from ..guess import Guess
+from .environment import environment
 from .ratios import RATIOS, distribution, hamiltonian_mae, ratios
 from .scf_runs import Method, run_classical, run_deqh
 
@@ -31,65 +27,25 @@ WATER = Geometry(
 )
 
 
-def _processor() -> str:
-    """The processor's name where the system tells one, else its architecture."""
-    try:
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    except OSError:
-        pass
-    return platform.processor() or platform.machine()
-
-
-def environment() -> dict:
-    """What the figures were measured with: hardware, threads and versions."""
-    import torch
-
-    return {
-        "machine": _processor(),
-        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
-        "cores": os.cpu_count(),
-        "threads": lib.num_threads(),
-        "python": platform.python_version(),
-        "pyscf_deqh": __version__,
-        **{name: version(name) for name in ("pyscf", "torch", "numpy")},
-    }
-
-
-def name_of(geometry: Geometry) -> str:
-    """What a molecule is known by; a frame of a trajectory by its temperature and number too."""
-    info = geometry.info
-    words = [f"qm9-{info['qm9_id']}" if "qm9_id" in info else info.get("id", "")]
-    words.append(info.get("name", info.get("smiles", "")))
-    if "frame" in info:
-        words.append(f"{info.get('temperature', '?')} K frame {info['frame']}")
-    return " ".join(word for word in words if word) or "molecule"
-
-
 def benchmark_molecule(geometry: Geometry, method: Method, inits: Sequence[str]) -> dict:
     """One row: the DEQH run, all baselines, and the ratios between them."""
     mol = method.molecule(geometry)
     deqh, guess = run_deqh(mol, method)
     predicted = guess.prediction.hamiltonian
-    row = {
-        "name": name_of(geometry),
+    baselines = {init: run_classical(mol, method, init) for init in inits}
+    solution = baselines[inits[0]]
+    return {
+        "name": geometry.name,
         "n_atoms": mol.natm,
         "n_heavy": geometry.n_heavy,
         "nao": int(mol.nao),
         "deqh": deqh.to_row() | _details(guess),
-        "baselines": {},
-        "ratios": {},
-        "energy_difference": {},
+        "baselines": {init: run.to_row() for init, run in baselines.items()},
+        "ratios": {init: ratios(deqh, run, predicted) for init, run in baselines.items()},
+        "energy_difference": {init: deqh.energy - run.energy for init, run in baselines.items()},
+        "hamiltonian_mae": hamiltonian_mae(predicted, solution),
+        "refined_mae": hamiltonian_mae(guess.cycles.hamiltonian, solution),
     }
-    for init in inits:
-        baseline = run_classical(mol, method, init)
-        row["baselines"][init] = baseline.to_row()
-        row["ratios"][init] = ratios(deqh, baseline, predicted)
-        row["energy_difference"][init] = deqh.energy - baseline.energy
-        row["hamiltonian_mae"] = hamiltonian_mae(predicted, baseline)
-        row["refined_mae"] = hamiltonian_mae(guess.cycles.hamiltonian, baseline)
-    return row
 
 
 def _details(guess: Guess) -> dict:
@@ -152,20 +108,19 @@ class Results:
         return {init: summarize(self.rows, init, model) for init in self.inits}
 
     def to_json(self) -> dict:
-        summaries = self.summaries()
         return {
             "method": {
                 "xc": self.method.xc,
                 "basis": self.method.basis,
                 "charge": self.method.charge,
                 "spin": self.method.spin,
+                "density_fit": self.method.density_fit,
                 "model": str(self.method.model),
                 "weights": weights_hash(self.method.model),
                 "device": self.method.device,
             },
             "environment": environment(),
-            "summary": summaries[self.inits[0]],
-            "summaries": summaries,
+            "summaries": self.summaries(),
             "failures": self.failures,
             "rows": self.rows,
         }
@@ -193,7 +148,7 @@ def run_benchmark(
     if resume and path is not None and path.is_file():
         results.rows = json.loads(path.read_text())["rows"]
         done = {row["name"] for row in results.rows}
-        geometries = [g for g in geometries if name_of(g) not in done]
+        geometries = [g for g in geometries if g.name not in done]
         if not geometries:
             return results
     water = replace(method, charge=0, spin=None).molecule(WATER)
@@ -204,11 +159,11 @@ def run_benchmark(
     bar = tqdm(geometries, desc="benchmark", unit="mol", disable=not progress)
     try:
         for geometry in bar:
-            bar.set_postfix_str(name_of(geometry))
+            bar.set_postfix_str(geometry.name)
             try:
                 results.rows.append(benchmark_molecule(geometry, method, inits))
             except Exception as error:
-                failure = {"name": name_of(geometry), "reason": f"{type(error).__name__}: {error}"}
+                failure = {"name": geometry.name, "reason": f"{type(error).__name__}: {error}"}
                 results.failures.append(failure)
                 bar.write(f"{failure['name']}: {failure['reason']}")
             results.save()

@@ -10,11 +10,12 @@ import numpy as np
 from pyscf import dft, gto, scf
 
 from ..checkpoint import DEFAULT_MODEL
-from ..cycles import Cycles, one_blas_thread, run_cycles
+from ..cycles import Cycles, run_cycles
 from ..data.geometry import Geometry
 from ..fitted import FittedFock
-from ..guess import MAX_CYCLES, Guess, Options, guess_density, make_guess
+from ..guess import MAX_CYCLES, Guess, Options, density_of, make_guess
 from ..reference import sad_reference, superposed_atomic_density
+from ..threads import one_blas_thread
 
 CLASSICAL = ("1e", "minao", "atom", "huckel", "sap", "vsap")
 CHEAP_SCF = "cheap-scf"
@@ -30,6 +31,7 @@ class Method:
 
     Attributes:
         spin: number of unpaired electrons; as few as possible if it is None.
+        density_fit: PySCF's ``density_fit()`` for the SCF itself.
     """
 
     xc: str = "b3lyp"
@@ -40,6 +42,7 @@ class Method:
     exact_build: bool = True
     charge: int = 0
     spin: int | None = None
+    density_fit: bool = False
 
     def molecule(self, geometry: Geometry) -> gto.Mole:
         n_electrons = int(geometry.numbers.sum()) - self.charge
@@ -49,7 +52,8 @@ class Method:
         )
 
     def scf(self, mol: gto.Mole) -> scf.hf.SCF:
-        return scf.HF(mol) if self.xc.lower() == "hf" else dft.KS(mol, xc=self.xc)
+        mf = scf.HF(mol) if self.xc.lower() == "hf" else dft.KS(mol, xc=self.xc)
+        return mf.density_fit() if self.density_fit else mf
 
 
 @dataclass
@@ -165,7 +169,7 @@ def _without_network(
         cycles = Cycles(sad_reference(mol, superposed_atomic_density(mol), fitted))
     run_cycles(cycles, mf, mol, fitted, _ENOUGH_CYCLES, exact_build)
     with one_blas_thread():
-        density = guess_density(mf, mol, cycles.hamiltonian)
+        density = density_of(cycles, mf, mol)
     return density, cycles.exact_builds, 1 + cycles.cheap_builds
 
 
@@ -177,5 +181,5 @@ def run_deqh(mol: gto.Mole, method: Method) -> tuple[SCFRun, Guess]:
     )
     guess = make_guess(mf, mol, options)
     run = run_scf(mf, "deqh", guess.density_matrix, guess.seconds,
-               guess.cycles.exact_builds, guess.cheap_builds)  # fmt: skip
+                  guess.cycles.exact_builds, guess.cheap_builds)  # fmt: skip
     return run, guess

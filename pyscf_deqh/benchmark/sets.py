@@ -9,6 +9,7 @@ import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from ..data.geometry import Geometry, read_geometries
 from .scf_runs import CHEAP_SCF, Method
@@ -38,7 +39,7 @@ class SuiteSet:
         title: in the table.
         file: molecules.
         inits: classical guesses to compare with; the first one is minao.
-        xc, basis, charge, spin: the method; spin as in :class:`Method`.
+        xc, basis, charge, spin, density_fit: see :class:`Method`.
         limit: number of molecules; None for all.
     """
 
@@ -51,11 +52,17 @@ class SuiteSet:
     limit: int | None = None
     charge: int = 0
     spin: int | None = None
+    density_fit: bool = False
+
+    @property
+    def details(self) -> tuple[str, str, int, int | None, bool]:
+        """What the method of a file of results has to agree in."""
+        return self.xc, self.basis, self.charge, self.spin, self.density_fit
 
     @property
     def is_transfer(self) -> bool:
         """Whether the bundled models learnt something else."""
-        return (self.xc, self.basis, self.charge, self.spin) != (Method.xc, Method.basis, 0, None)
+        return self.details != (Method.xc, Method.basis, 0, None, False)
 
     def geometries(self, n: int | None = None) -> list[Geometry]:
         """The molecules in random order, at most ``n`` of them: those of a smaller n come first."""
@@ -64,19 +71,15 @@ class SuiteSet:
         return geometries[: min(limits)] if limits else geometries
 
     def method(self, model: str | Path, device: str = "auto") -> Method:
-        return Method(self.xc, self.basis, model, device, charge=self.charge, spin=self.spin)
+        return Method(self.xc, self.basis, model, device, charge=self.charge, spin=self.spin,
+                      density_fit=self.density_fit)  # fmt: skip
 
 
-def _method(xc: str = Method.xc, basis: str = Method.basis) -> SuiteSet:
-    """Another functional or basis set."""
-    return SuiteSet(xc if xc != Method.xc else basis, f"QM9 test, {xc}/{basis}", BUNDLED,
-                    ("minao",), xc, basis, _TRANSFER_MOLECULES)  # fmt: skip
-
-
-def _open_shell(name: str, title: str, charge: int, spin: int) -> SuiteSet:
-    """Unrestricted SCFs at the neutral singlets' geometries."""
-    return SuiteSet(name, f"QM9 test, {title}", BUNDLED, ("minao",), limit=_TRANSFER_MOLECULES,
-                    charge=charge, spin=spin)  # fmt: skip
+def _transfer(name: str, title: str, **method: Any) -> SuiteSet:
+    """Something that the bundled models did not learn, at the neutral singlets' geometries."""
+    return SuiteSet(
+        name, f"QM9 test, {title}", BUNDLED, ("minao",), limit=_TRANSFER_MOLECULES, **method
+    )
 
 
 SUITE = {
@@ -85,9 +88,10 @@ SUITE = {
         SuiteSet("qm9", "QM9 test", BUNDLED, ("minao", "1e", CHEAP_SCF)),
         SuiteSet("md", "MD snapshots", FOLDER / "md_test.xyz", ("minao", CHEAP_SCF)),
         SuiteSet("larger", "larger molecules", FOLDER / "larger_test.xyz", ("minao", CHEAP_SCF)),
-        *(_method(xc=xc) for xc in ("pbe", "pbe0", "wb97x", "hf")),
-        *(_method(basis=basis) for basis in ("def2-tzvp", "cc-pvdz")),
-        _open_shell("cation", "radical cations", charge=1, spin=1),
-        _open_shell("triplet", "triplets", charge=0, spin=2),
+        *(_transfer(xc, f"{xc}/{Method.basis}", xc=xc) for xc in ("pbe", "pbe0", "wb97x", "hf")),
+        *(_transfer(b, f"{Method.xc}/{b}", basis=b) for b in ("def2-tzvp", "cc-pvdz")),
+        _transfer("density-fit", "density_fit()", density_fit=True),
+        _transfer("cation", "radical cations", charge=1, spin=1),
+        _transfer("triplet", "triplets", spin=2),
     )
 }

@@ -18,7 +18,7 @@ from typing import Any
 
 from ..checkpoint import DEFAULT_MODEL, weights_hash
 from ..errors import ConfigError, DEQHError
-from .acceleration import Results, name_of, run_benchmark
+from .acceleration import Results, run_benchmark
 from .sets import SUITE, SuiteSet
 from .suite_table import failed, suite_table
 
@@ -52,8 +52,8 @@ def read_results(folder: Path, entry: SuiteSet) -> SetResults | None:
         try:
             content = json.loads(path.read_text())
             method = content["method"]
-            made_with = (method["xc"], method["basis"], method.get("charge", 0),
-                         method.get("spin"), method["weights"])  # fmt: skip
+            made_with = (method["xc"], method["basis"], method.get("charge", 0), method.get("spin"),
+                         method.get("density_fit", False), method["weights"])  # fmt: skip
             for row in content["rows"]:
                 rows.setdefault(row["name"], row)
             failures |= {failure["name"]: failure for failure in content["failures"]}
@@ -61,7 +61,7 @@ def read_results(folder: Path, entry: SuiteSet) -> SetResults | None:
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise ConfigError(f"{path} holds no results of the suite: {error!r}") from error
         weights = methods[0]["weights"] if methods else method["weights"]
-        if made_with != (entry.xc, entry.basis, entry.charge, entry.spin, weights):
+        if made_with != (*entry.details, weights):
             raise ConfigError(f"{path} was made with another model or method: name another --out")
         methods.append(method)
         if environment not in environments:
@@ -104,7 +104,7 @@ def run_set(
     if present and present.methods[0]["weights"] != weights_hash(model):
         raise ConfigError(f"{folder} has results of another model: name another --out")
     done = {row["name"] for row in present.results.rows} if present else set()
-    todo = [g for g in entry.geometries(n)[k - 1 :: of] if name_of(g) not in done]
+    todo = [g for g in entry.geometries(n)[k - 1 :: of] if g.name not in done]
     if not todo:
         return
     folder.mkdir(parents=True, exist_ok=True)
@@ -113,7 +113,7 @@ def run_set(
     results = run_benchmark(todo, method, entry.inits, path, progress, resume=True)
     seen = {item["name"] for item in (*results.rows, *results.failures)}
     # run_benchmark returns what it has when it is interrupted.
-    if any(name_of(geometry) not in seen for geometry in todo):
+    if any(geometry.name not in seen for geometry in todo):
         raise KeyboardInterrupt
 
 

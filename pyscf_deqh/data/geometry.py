@@ -32,6 +32,16 @@ class Geometry:
         """Index in QM9, where the comment line gives one."""
         return int(self.info["qm9_id"]) if "qm9_id" in self.info else None
 
+    @property
+    def name(self) -> str:
+        """From the comment line; a frame of a trajectory by its temperature and number too."""
+        info = self.info
+        words = [f"qm9-{info['qm9_id']}" if "qm9_id" in info else info.get("id", "")]
+        words.append(info.get("name", info.get("smiles", "")))
+        if "frame" in info:
+            words.append(f"{info.get('temperature', '?')} K frame {info['frame']}")
+        return " ".join(word for word in words if word) or "molecule"
+
     def atom(self) -> list[tuple[int, tuple[float, float, float]]]:
         """The geometry in the form that ``pyscf.gto.Mole.atom`` takes (angstrom)."""
         return [

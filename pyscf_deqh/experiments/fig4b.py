@@ -12,7 +12,6 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from ..benchmark.acceleration import name_of
 from ..benchmark.scf_runs import Method, run_classical
 from ..benchmark.sets import BUNDLED, PUBLISHED
 from ..checkpoint import load_model, resolve_model, weights_hash
@@ -64,13 +63,13 @@ def error_curves(geometry: Geometry, method: Method, model: Path | None) -> dict
     start = np.asarray(mf.get_fock(dm=mf.get_init_guess(mol, "minao")))
     scf = run_classical(mol, method, "minao")
     if not scf.converged:
-        raise RuntimeError(f"{name_of(geometry)}: the SCF did not converge")
+        raise RuntimeError(f"{geometry.name}: the SCF did not converge")
 
     def error(matrix: np.ndarray) -> float:
         return float(np.abs(matrix - scf.hamiltonian).mean())
 
     curves: dict[str, Any] = {
-        "molecule": name_of(geometry),
+        "molecule": geometry.name,
         SCF: [error(fock) for fock in (start, *scf.focks)],
     }
     if model is not None:

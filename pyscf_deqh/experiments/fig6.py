@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from ..benchmark.acceleration import WATER, name_of
+from ..benchmark.acceleration import WATER
 from ..benchmark.scf_runs import Method, run_classical
 from ..benchmark.sets import BUNDLED
 from ..data.geometry import Geometry, read_geometries
@@ -71,7 +71,7 @@ def _one_molecule(geometry: Geometry, method: Method, draws: int) -> dict[str, A
     mol = method.molecule(geometry)
     scf = run_classical(mol, method, "minao")
     if not scf.converged:
-        raise RuntimeError(f"{name_of(geometry)}: the SCF did not converge")
+        raise RuntimeError(f"{geometry.name}: the SCF did not converge")
     overlap, n = mol.intor_symmetric("int1e_ovlp"), mol.nelectron // 2
     rows = noise_errors(scf.hamiltonian, overlap, n, draws, np.random.default_rng(0))
     _, orbitals = solve_roothaan(scf.hamiltonian, overlap)
@@ -87,7 +87,7 @@ def _one_molecule(geometry: Geometry, method: Method, draws: int) -> dict[str, A
             "first_order": first_order_ratio(chosen),
         }
     return {
-        "molecule": name_of(geometry),
+        "molecule": geometry.name,
         "n_occupied": n,
         "nao": int(mol.nao),
         "levels": rows,
@@ -104,7 +104,7 @@ def run(options: Options) -> Report:
         geometries.append(read_geometries(BUNDLED)[0])
     method, draws = Method(), options.size.noise_draws
     cache = ResultCache(options.out / "noise" / "molecules.json", {"xc": method.xc, "draws": draws})
-    molecules = [cache(name_of(g), partial(_one_molecule, g, method, draws)) for g in geometries]
+    molecules = [cache(g.name, partial(_one_molecule, g, method, draws)) for g in geometries]
     rows = []
     for m in molecules:
         for name, ratio in m["ratio"].items():

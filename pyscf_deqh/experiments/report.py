@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from ..benchmark.acceleration import environment
+from ..benchmark.environment import environment
 from ..benchmark.report import markdown_table, new_figure
 from ..files import write_json
 

@@ -124,4 +124,4 @@ class TrainConfig:
     @property
     def model(self) -> SO2NetConfig | QHNetConfig:
         """Hyperparameters of the chosen backbone."""
-        return self.so2net if self.backbone == "so2net" else self.qhnet
+        return getattr(self, self.backbone)

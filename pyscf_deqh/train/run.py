@@ -22,10 +22,7 @@ from torch import Tensor
 
 from ..checkpoint import ModelSpec, save_model
 from ..errors import CheckpointError, ConfigError
-from ..nn.deqh import SolverSettings
-from ..nn.qhnet import QHNetConfig
-from ..nn.so2net import SO2NetConfig
-from .config import DataConfig, OptimizerConfig, RunConfig, TrainConfig
+from .config import TrainConfig
 from .module import HamiltonianData, HamiltonianModule, build_model
 
 # Batches that the scales of inputs and outputs are measured on.
@@ -55,10 +52,10 @@ def write_config(config: TrainConfig, path: Path) -> None:
 
 def read_config(path: Path) -> TrainConfig:
     raw = yaml.safe_load(path.read_text())
-    kinds = {"so2net": SO2NetConfig, "qhnet": QHNetConfig, "data": DataConfig,
-             "solver": SolverSettings, "optimizer": OptimizerConfig, "run": RunConfig}  # fmt: skip
-    sections = {name: kind(**raw[name]) for name, kind in kinds.items()}
-    config = TrainConfig(raw["backbone"], **sections)
+    backbone = raw.pop("backbone")
+    default = TrainConfig()
+    sections = {name: type(getattr(default, name))(**options) for name, options in raw.items()}
+    config = TrainConfig(backbone, **sections)
     config.data.databases = [Path(p) for p in config.data.databases]
     config.data.cache, config.run.folder = Path(config.data.cache), Path(config.run.folder)
     return config

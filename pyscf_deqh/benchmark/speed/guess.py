@@ -21,7 +21,6 @@ from ...guess import MAX_CYCLES, Options, guess_density, make_guess
 from ...orbitals import solve_roothaan
 from ...predict import predict_hamiltonian
 from ...reference import sad_reference, superposed_atomic_density
-from ..acceleration import name_of
 from ..scf_runs import Method, run_classical
 from .geometries import polyethylene
 from .peaks import Peaks, count_work, machine_peaks
@@ -48,7 +47,7 @@ def _molecule(settings: Settings, report: Report, geometry: Geometry, peaks: Pea
     method = Method(model=settings.model, device="cpu")
     mol = method.molecule(geometry)
     label = f"{mol.natm} atoms"
-    report.say(label, f"{name_of(geometry)}, {mol.nao} orbitals", nao=int(mol.nao))
+    report.say(label, f"{geometry.name}, {mol.nao} orbitals", nao=int(mol.nao))
     _reference_stages(settings, report, mol, label)
     _network_stages(settings, report, mol, label, peaks)
 
@@ -69,7 +68,8 @@ def _molecule(settings: Settings, report: Report, geometry: Geometry, peaks: Pea
         cycles = first.cycles
         guess = measure(whole, settings.repeats)
         note = (
-            f"{len(cycles.all_gradients)} cheap cycles, {cycles.exact_builds} exact Fock matrices"
+            f"{len(cycles.gradients)} cheap and {len(cycles.corrected_gradients)} corrected "
+            f"cycles, {cycles.exact_builds} exact Fock matrices"
         )
         _milliseconds(report, f"{label}: {name}", guess, note)
         report.add(f"{label}: {name} / one SCF cycle", guess.scaled(1 / cycle))

@@ -9,7 +9,7 @@ from typing import Any
 
 from ...errors import DEQHError
 from ...files import write_json
-from ..acceleration import environment
+from ..environment import environment
 from .timing import Sample
 
 
