@@ -28,6 +28,9 @@ _MAX_CORRECTED, _MAX_CORRECTED_OPEN = 12, 20
 # Cycles that are still above this gradient, in hartree per root of an electron pair, go nowhere;
 # minao's own is 0.1 to 0.2, the network's 0.004 to 0.02.
 _LOST = 0.05
+# Corrected cycles above this at their limit, in the same unit, stand at a saddle, where the SCF
+# would stay as well; others end at their goal.
+_STALLED = 5e-5
 
 
 @dataclass(frozen=True)
@@ -61,12 +64,14 @@ class Cycles:
         gradients: norm of the orbital gradient (hartree) at each cheap cycle.
         corrected_gradients: the same at each cycle after the exact Fock matrix; empty without it.
         exact_seconds: of the exact Fock matrix.
+        stalled: whether the corrected cycles came to their limit far above their goal.
     """
 
     hamiltonian: np.ndarray
     gradients: list[float] = field(default_factory=list)
     corrected_gradients: list[float] = field(default_factory=list)
     exact_seconds: float = 0.0
+    stalled: bool = False
 
     @property
     def all_gradients(self) -> list[float]:
@@ -88,7 +93,8 @@ class Cycles:
     def lost(self, mol: Mole) -> bool:
         """Whether the last cycles ended far from a solution."""
         gradients = self.all_gradients
-        return bool(gradients) and not gradients[-1] < _LOST * _scale(mol)
+        far = bool(gradients) and not gradients[-1] < _LOST * _scale(mol)
+        return far or self.stalled
 
 
 def _scale(mol: Mole) -> float:
@@ -144,9 +150,11 @@ def run_cycles(
         else:
             fitted = FittedFock(mol, fitted.device)
             spins = projected_orbitals(mol, own, cycles.hamiltonian, shells)
+    goal = thresholds.corrected * (mf.conv_tol_grad or float(np.sqrt(mf.conv_tol)))
     cycles.hamiltonian, cycles.corrected_gradients, cycles.exact_seconds = _corrected_cycles(
-        mf, shells, fitted, spins, thresholds.corrected
+        mf, shells, fitted, spins, goal
     )
+    cycles.stalled = cycles.corrected_gradients[-1] > max(goal, _STALLED * _scale(mol))
 
 
 def _cheap_cycles(
@@ -187,19 +195,18 @@ def _cheap_cycles(
 
 
 def _corrected_cycles(
-    mf: hf.SCF, shells: Shells, fitted: FittedFock, spins: list[np.ndarray], tightness: float
+    mf: hf.SCF, shells: Shells, fitted: FittedFock, spins: list[np.ndarray], goal: float
 ) -> tuple[np.ndarray, list[float], float]:
     """One of ``mf``'s own Fock matrices, and cycles with fitted differences from it.
 
-    They end where ``mf`` would: at its convergence threshold of the orbital gradient. Integration
-    grid and integrals that ``mf`` makes here serve its SCF as well.
+    Integration grid and integrals that ``mf`` makes here serve its SCF as well.
 
     Args:
         mf: the SCF object.
         shells: of ``mf``.
         fitted: of ``mf``'s molecule, in ``mf``'s basis set.
         spins: (nao, k) orbitals of either spin, orthonormal; near the solution.
-        tightness: of the cycles' threshold, in units of ``mf``'s.
+        goal: orbital gradient at which the cycles stop, hartree.
 
     Returns:
         Hamiltonian in hartree, the norm of the orbital gradient in each cycle in hartree, and the
@@ -221,12 +228,11 @@ def _corrected_cycles(
         exact, density = np.array([fock.focka, fock.fockb]), density.sum(0)
     else:
         exact = fock = np.asarray(fock)
-    tolerance = mf.conv_tol_grad or float(np.sqrt(mf.conv_tol))
     with one_blas_thread():
         result = refine(
             lambda displaced: exact + difference(displaced), overlap, shells, fock,
             _MAX_CORRECTED if shells.kind == Kind.CLOSED else _MAX_CORRECTED_OPEN,
-            tightness * tolerance, density,
+            goal, density,
         )  # fmt: skip
     return result.hamiltonian, result.gradients, exact_seconds
 

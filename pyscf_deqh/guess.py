@@ -202,7 +202,7 @@ def _density(prediction: Prediction, cycles: Cycles, mf: hf.SCF, mol: Mole) -> n
         gradients = cycles.all_gradients
         notes.append(
             f"the orbital gradient is still {gradients[-1]:.1g} hartree after {len(gradients)} "
-            "cheap cycles: the minao guess is used instead"
+            "cycles: the minao guess is used instead"
         )
     elif own is not mol:
         notes.append(f"predicted in {own.basis} and projected")

@@ -20,6 +20,7 @@ from pyscf_deqh import (
     init_guess_by_deqh,
     predict_hamiltonian,
 )
+from pyscf_deqh import cycles as cycles_module
 from pyscf_deqh import guess as guess_module
 from pyscf_deqh import predict as predict_module
 from pyscf_deqh.fitted import FittedFock
@@ -451,3 +452,12 @@ def test_molecule_is_left_alone():
     before = mol.dumps()
     init_guess_by_deqh(mol)
     assert mol.dumps() == before
+
+
+def test_corrected_cycles_that_do_not_come_near_their_goal_are_not_used(monkeypatch):
+    monkeypatch.setattr(cycles_module, "_MAX_CORRECTED", 1)
+    mf = scf.RHF(make_mol(WATER)).apply(deqh_guess)
+    minao = mf.get_init_guess(key="minao")
+    np.testing.assert_allclose(mf.get_init_guess(key="deqh"), minao, atol=1e-12)
+    mf.conv_tol_grad = 0.1  # which one cycle does reach
+    assert np.abs(mf.get_init_guess(key="deqh") - minao).max() > 0.01
