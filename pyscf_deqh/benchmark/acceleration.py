@@ -110,11 +110,7 @@ class Results:
     def to_json(self) -> dict:
         return {
             "method": {
-                "xc": self.method.xc,
-                "basis": self.method.basis,
-                "charge": self.method.charge,
-                "spin": self.method.spin,
-                "density_fit": self.method.density_fit,
+                **self.method.details,
                 "model": str(self.method.model),
                 "weights": weights_hash(self.method.model),
                 "device": self.method.device,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from pyscf import dft, gto, scf
@@ -43,6 +44,12 @@ class Method:
     charge: int = 0
     spin: int | None = None
     density_fit: bool = False
+
+    @property
+    def details(self) -> dict[str, Any]:
+        """What results of several runs have to agree in, beside the model."""
+        names = ("xc", "basis", "charge", "spin", "density_fit")
+        return {name: getattr(self, name) for name in names}
 
     def molecule(self, geometry: Geometry) -> gto.Mole:
         n_electrons = int(geometry.numbers.sum()) - self.charge

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ..checkpoint import DEFAULT_MODEL
 from ..data.geometry import Geometry, read_geometries
 from .scf_runs import CHEAP_SCF, Method
 
@@ -55,14 +56,9 @@ class SuiteSet:
     density_fit: bool = False
 
     @property
-    def details(self) -> tuple[str, str, int, int | None, bool]:
-        """What the method of a file of results has to agree in."""
-        return self.xc, self.basis, self.charge, self.spin, self.density_fit
-
-    @property
     def is_transfer(self) -> bool:
         """Whether the bundled models learnt something else."""
-        return self.details != (Method.xc, Method.basis, 0, None, False)
+        return self.method().details != Method().details
 
     def geometries(self, n: int | None = None) -> list[Geometry]:
         """The molecules in random order, at most ``n`` of them: those of a smaller n come first."""
@@ -70,7 +66,7 @@ class SuiteSet:
         limits = [limit for limit in (self.limit, n) if limit is not None]
         return geometries[: min(limits)] if limits else geometries
 
-    def method(self, model: str | Path, device: str = "auto") -> Method:
+    def method(self, model: str | Path = DEFAULT_MODEL, device: str = "auto") -> Method:
         return Method(self.xc, self.basis, model, device, charge=self.charge, spin=self.spin,
                       density_fit=self.density_fit)  # fmt: skip
 

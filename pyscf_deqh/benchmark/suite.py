@@ -19,6 +19,7 @@ from typing import Any
 from ..checkpoint import DEFAULT_MODEL, weights_hash
 from ..errors import ConfigError, DEQHError
 from .acceleration import Results, run_benchmark
+from .scf_runs import Method
 from .sets import SUITE, SuiteSet
 from .suite_table import failed, suite_table
 
@@ -44,6 +45,7 @@ def read_results(folder: Path, entry: SuiteSet) -> SetResults | None:
     Raises:
         ConfigError: a file that is not the suite's, or files with different models or methods.
     """
+    details = entry.method().details
     rows: dict[str, dict] = {}
     failures: dict[str, dict] = {}
     methods: list[dict] = []
@@ -52,16 +54,16 @@ def read_results(folder: Path, entry: SuiteSet) -> SetResults | None:
         try:
             content = json.loads(path.read_text())
             method = content["method"]
-            made_with = (method["xc"], method["basis"], method.get("charge", 0), method.get("spin"),
-                         method.get("density_fit", False), method["weights"])  # fmt: skip
+            weights = method["weights"]
+            # Files of before a detail existed have its default.
+            made_with = Method().details | {k: v for k, v in method.items() if k in details}
             for row in content["rows"]:
                 rows.setdefault(row["name"], row)
             failures |= {failure["name"]: failure for failure in content["failures"]}
             environment = content["environment"]
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise ConfigError(f"{path} holds no results of the suite: {error!r}") from error
-        weights = methods[0]["weights"] if methods else method["weights"]
-        if made_with != (*entry.details, weights):
+        if made_with != details or (methods and weights != methods[0]["weights"]):
             raise ConfigError(f"{path} was made with another model or method: name another --out")
         methods.append(method)
         if environment not in environments:
