@@ -12,8 +12,9 @@ demo: $(VENV)/.core
 benchmark: $(VENV)/.core
 	$(BIN)/python -m pyscf_deqh.benchmark --init minao 1e --json benchmark.json
 
+# One process with one thread for each core; the tests of a file share what it sets up.
 test: $(VENV)/.dev
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --dist loadscope
 
 test-slow: $(VENV)/.dev
 	$(BIN)/python -m pytest -m slow

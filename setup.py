@@ -22,6 +22,7 @@ md17 = ["ase>=3.22"]
 # ASE has announced that it will remove `fixcm`, which the thermostat has to be told.
 md = ["ase>=3.23,<3.30", "tblite>=0.4"]
 embed = [*md, "rdkit>=2023.9"]
+pytest = ["pytest>=8", "pytest-xdist>=3.5"]
 
 setup(
     name="pyscf_deqh",
@@ -56,12 +57,12 @@ setup(
         "embed": embed,
         "md17": md17,
         "download": ["gdown>=5"],
-        "test": [*train, *plot, *embed, "pytest>=8"],
+        "test": [*train, *plot, *embed, *pytest],
         "dev": [
             *train,
             *plot,
             *embed,
-            "pytest>=8",
+            *pytest,
             "ruff>=0.6",
             "mypy>=1.10",
             "types-PyYAML",
