@@ -14,7 +14,7 @@ from conftest import WATER, make_mol
 from pyscf import dft, lib, scf
 from safetensors.numpy import load as load_tensors
 
-from pyscf_deqh import DatasetError
+from pyscf_deqh import ConfigError, DatasetError
 from pyscf_deqh.data import dataset as dataset_module
 from pyscf_deqh.data import label as label_module
 from pyscf_deqh.data.__main__ import main
@@ -71,6 +71,9 @@ def test_extended_xyz_columns(tmp_path):
     [
         ("2\n\nH 0 0 0\n", "2 atoms announced, 1 found"),
         ("1\n\nXx 0 0 0\n", "line 1"),
+        ("1\n\nD 0 0 0\n", "'D' is not an element"),
+        ("1\n\n0 0 0 0\n", "'0' is not an element"),
+        ("1\n\nH 0 0\n", "line 1"),
         ("1\n\nH 0 zero 0\n", "line 1"),
         ("", "no molecule"),
     ],
@@ -80,6 +83,12 @@ def test_malformed_xyz(tmp_path, text, message):
     path.write_text(text)
     with pytest.raises(DatasetError, match=message):
         read_geometries(path)
+
+
+def test_atomic_numbers_in_place_of_symbols(tmp_path):
+    (tmp_path / "a.xyz").write_text("2\n\n6 0 0 0\n8 0 0 1.13\n")
+    (geometry,) = read_geometries(tmp_path / "a.xyz")
+    assert geometry.numbers.tolist() == [6, 8]
 
 
 def test_missing_geometries(tmp_path):
@@ -208,6 +217,65 @@ def test_other_settings_are_refused(tmp_path):
 def test_repeated_ids_are_refused(tmp_path):
     with pytest.raises(DatasetError, match="same id"):
         label([hydrogen(id="1"), hydrogen(id="1")], tmp_path / "a.db", FAST, progress=False)
+
+
+def _bonds(path, *lengths):
+    path.write_text("".join(f"2\n\nH 0 0 0\nH 0 0 {length}\n" for length in lengths))
+    return path
+
+
+def test_rows_without_an_id_go_by_their_place_in_the_file(tmp_path):
+    """Also where a random part of the file is labelled first."""
+    xyz, out = _bonds(tmp_path / "a.xyz", 0.7, 0.72, 0.74, 0.76), tmp_path / "a.db"
+    command = ["label", str(xyz), "--out", str(out), "--xc", "hf", "--workers", "1"]
+    assert main([*command, "--n", "2"]) == 0
+    assert main(command) == 0
+    with QH9Database(out) as database:
+        lengths = [database[i].positions[1, 2] for i in range(4)]
+    assert lengths == [0.7, 0.72, 0.74, 0.76]
+
+
+def test_rows_of_other_geometries_are_not_taken_for_these(tmp_path, capsys):
+    out = tmp_path / "a.db"
+    label(read_geometries(_bonds(tmp_path / "a.xyz", 0.7)), out, FAST, 1, progress=False)
+    with pytest.raises(DatasetError, match="another geometry with id 0"):
+        label(read_geometries(_bonds(tmp_path / "b.xyz", 0.8)), out, FAST, 1, progress=False)
+    command = ["label", str(tmp_path / "b.xyz"), "--out", str(out), "--exclude", str(out)]
+    assert main(command) == 2
+    assert "--exclude needs qm9_id" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("key", ["id", "qm9_id"])
+def test_numbers_in_comments_that_are_none(tmp_path, key):
+    with pytest.raises(DatasetError, match=f"{key}=mol_12 .* no whole number"):
+        label([hydrogen(**{key: "mol_12"})], tmp_path / "a.db", FAST, 1, progress=False)
+
+
+def test_a_bad_temperature_fails_its_molecule_alone(tmp_path):
+    geometries = [hydrogen(id="1", temperature="300K"), hydrogen(id="2")]
+    written, failures = label(geometries, tmp_path / "a.db", FAST, 1, progress=False)
+    assert written == 1
+    assert "300K" in failures[1]
+
+
+@pytest.mark.parametrize(
+    ("xc", "what"), [("wb97m_v", "nonlocal correlation"), ("b3lyp-d3bj", "dispersion correction")]
+)
+def test_fitted_labels_of_functionals_with_more_than_a_grid_are_refused(tmp_path, xc, what):
+    settings = LabelSettings(xc=xc, density_fit=True)
+    with pytest.raises(ConfigError, match=what):
+        label([hydrogen(id="1")], tmp_path / "a.db", settings, 1, progress=False)
+
+
+def test_two_processes_that_write_the_same_rows(tmp_path, monkeypatch):
+    class Late(QH9Database):
+        def ids(self):
+            return []  # as before the other process wrote
+
+    label([hydrogen(id="1")], tmp_path / "a.db", FAST, 1, progress=False)
+    monkeypatch.setattr(label_module, "QH9Database", Late)
+    with pytest.raises(DatasetError, match="another process writes"):
+        label([hydrogen(id="1")], tmp_path / "a.db", FAST, 1, progress=False)
 
 
 def test_labelling_survives_a_kill(tmp_path):

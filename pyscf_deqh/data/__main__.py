@@ -52,10 +52,15 @@ def _select(geometries: list[Geometry], args: argparse.Namespace) -> list[Geomet
 
 
 def _split(geometry: Geometry) -> str:
-    number = geometry.info.get("qm9_id", geometry.info.get("id"))
+    return split_of(_molecule(geometry, "--split"))
+
+
+def _molecule(geometry: Geometry, option: str) -> int:
+    """What the options that go by molecule know one by."""
+    number = geometry.whole_number("id") if geometry.qm9_id is None else geometry.qm9_id
     if number is None:
-        raise DatasetError("--split needs qm9_id=… or id=… in the comment lines")
-    return split_of(int(number))
+        raise DatasetError(f"{option} needs qm9_id=… or id=… in the comment lines")
+    return number
 
 
 def _add_label(commands) -> None:
@@ -89,14 +94,15 @@ def _add_label(commands) -> None:
 
 
 def _run_label(args: argparse.Namespace) -> int:
-    taken: set[str] = set()
+    taken: set[int] = set()
     for path in args.exclude:
         with QH9Database(path) as database:
             for row_id in database.ids():
                 qm9_id = database.meta(row_id).get("qm9_id")
-                taken.add(str(row_id if qm9_id is None else qm9_id))
+                taken.add(row_id if qm9_id is None else qm9_id)
     geometries = read_geometries(args.geometries)
-    geometries = [g for g in geometries if g.info.get("qm9_id", g.info.get("id")) not in taken]
+    if args.exclude:
+        geometries = [g for g in geometries if _molecule(g, "--exclude") not in taken]
     geometries = _select(geometries, args)
     names = [f.name for f in fields(LabelSettings) if hasattr(args, f.name)]
     if args.density_fit and "grid_level" in names:

@@ -131,8 +131,11 @@ class GraphStore:
             if row is not None:
                 connection.execute("DELETE FROM rows WHERE file = ?", row[:1])
                 connection.execute("DELETE FROM files WHERE id = ?", row[:1])
-            query = "INSERT INTO files (path, size, mtime_ns) VALUES (?, ?, ?)"
-            return connection.execute(query, (name, *state)).lastrowid or 0
+            # Another process may have come first.
+            query = "INSERT OR IGNORE INTO files (path, size, mtime_ns) VALUES (?, ?, ?)"
+            connection.execute(query, (name, *state))
+            query = "SELECT id FROM files WHERE path = ?"
+            return connection.execute(query, (name,)).fetchone()[0]
 
     def build(
         self, rows: Sequence[tuple[str, int]], workers: int | None, progress: bool

@@ -17,11 +17,16 @@ from ..errors import DatasetError
 
 @dataclass
 class Geometry:
-    """A molecule: atomic numbers (N,), positions (N, 3) in angstrom, and its comment's entries."""
+    """A molecule: atomic numbers (N,), positions (N, 3) in angstrom, and its comment's entries.
+
+    Attributes:
+        place: index in the file or folder that it was read from.
+    """
 
     numbers: np.ndarray
     positions: np.ndarray
     info: dict[str, str] = field(default_factory=dict)
+    place: int | None = None
 
     @property
     def n_heavy(self) -> int:
@@ -30,7 +35,19 @@ class Geometry:
     @property
     def qm9_id(self) -> int | None:
         """Index in QM9, where the comment line gives one."""
-        return int(self.info["qm9_id"]) if "qm9_id" in self.info else None
+        return self.whole_number("qm9_id")
+
+    def whole_number(self, key: str) -> int | None:
+        """An entry of the comment; None where there is none.
+
+        Raises:
+            DatasetError: it is something else.
+        """
+        value = self.info.get(key)
+        try:
+            return None if value is None else int(value)
+        except ValueError as error:
+            raise DatasetError(f"{key}={value} in a comment line is no whole number") from error
 
     @property
     def name(self) -> str:
@@ -59,10 +76,16 @@ def parse_comment(comment: str) -> dict[str, str]:
     return dict(word.split("=", 1) for word in words if re.match(r"[A-Za-z_]\w*=", word))
 
 
-def _atomic_number(symbol: str) -> int:
-    number = elements.charge(symbol)
+def _atomic_number(text: str) -> int:
+    """Of a symbol, or of a number as some programs write it."""
+    if text.isdecimal() and 1 <= int(text) < len(elements.ELEMENTS):
+        return int(text)
+    try:
+        number = elements.charge(text)
+    except KeyError:
+        number = 0
     if number < 1:
-        raise ValueError(f"{symbol!r} is not an element")
+        raise ValueError(f"{text!r} is not an element")
     return number
 
 
@@ -107,9 +130,11 @@ def read_xyz(path: str | Path) -> Iterator[Geometry]:
                 raise ValueError(f"{n_atoms} atoms announced, {len(rows)} found")
             numbers = np.array([_atomic_number(row[species]) for row in rows], dtype=np.int32)
             positions = np.array(
-                [[float(x) for x in row[position : position + 3]] for row in rows]
+                [[float(row[position + axis]) for axis in range(3)] for row in rows]
             ).reshape(n_atoms, 3)
-        except (ValueError, IndexError, KeyError, RuntimeError) as error:
+        except IndexError as error:
+            raise DatasetError(f"{path}, frame that starts at line {at + 1}: cut short") from error
+        except (ValueError, RuntimeError) as error:
             raise DatasetError(f"{path}, frame that starts at line {at + 1}: {error}") from error
         found = True
         yield Geometry(numbers, positions, info)
@@ -124,12 +149,15 @@ def read_geometries(path: str | Path) -> list[Geometry]:
     if path.suffix in (".db", ".npz"):
         from .formats import open_labels
 
-        with open_labels(path) as file:
-            return [record.geometry() for record in file]
+        with open_labels(path) as labels:
+            return [record.geometry() for record in labels]
     if path.is_dir():
         files = sorted(p for p in path.iterdir() if re.search(r"\.(ext)?xyz(\.gz)?$", p.name))
         if not files:
             raise DatasetError(f"no .xyz or .extxyz file in {path}")
     else:
         files = [path]
-    return [geometry for file in files for geometry in read_xyz(file)]
+    geometries = [geometry for file in files for geometry in read_xyz(file)]
+    for place, geometry in enumerate(geometries):
+        geometry.place = place
+    return geometries

@@ -20,9 +20,10 @@ import numpy as np
 import pyscf
 import torch
 from pyscf import dft, gto, lib, scf
+from pyscf.scf.dispersion import parse_dft
 from tqdm import tqdm
 
-from ..errors import DatasetError
+from ..errors import ConfigError, DatasetError
 from ..fitted import AUXBASIS, GRID, FittedFock
 from ..orbitals import Orbitals, density_matrix
 from ..reference import sad_reference, superposed_atomic_density
@@ -94,17 +95,16 @@ def solve(
 def _work(row_id: int, geometry: Geometry, settings: LabelSettings, device: str) -> Record | str:
     # Errors travel as text: exceptions of libraries do not always survive pickling.
     try:
-        hamiltonian, energy = solve(geometry, settings, device)
+        meta = {
+            "qm9_id": geometry.qm9_id,
+            "smiles": geometry.info.get("smiles"),
+            "kind": geometry.info.get("kind", "eq"),
+            "grid_level": None if settings.density_fit else settings.grid_level,
+            "temperature": float(geometry.info.get("temperature", 0.0)),
+        }
+        hamiltonian, meta["energy"] = solve(geometry, settings, device)
     except Exception as error:
         return f"{type(error).__name__}: {error}"
-    meta = {
-        "qm9_id": geometry.qm9_id,
-        "smiles": geometry.info.get("smiles"),
-        "kind": geometry.info.get("kind", "eq"),
-        "energy": energy,
-        "grid_level": None if settings.density_fit else settings.grid_level,
-        "temperature": float(geometry.info.get("temperature", 0.0)),
-    }
     return Record(row_id, geometry.numbers, geometry.positions, hamiltonian, meta)
 
 
@@ -114,22 +114,28 @@ def _start_worker(threads: int) -> None:
 
 
 def row_ids(geometries: Sequence[Geometry]) -> list[int]:
-    """The comment's ``id``, else ``10 * qm9_id (+ 1 if kind is md)``, else the position."""
+    """The comment's ``id``, else ``10 * qm9_id (+ 1 if kind is md)``, else the place in the file
+    that it was read from, else that among ``geometries``.
+
+    Raises:
+        DatasetError: an ``id`` or ``qm9_id`` that is no whole number, or an id twice.
+    """
     ids = []
     for position, geometry in enumerate(geometries):
-        info = geometry.info
-        if "id" in info:
-            ids.append(int(info["id"]))
-        elif geometry.qm9_id is not None:
-            ids.append(10 * geometry.qm9_id + (info.get("kind") == "md"))
-        else:
-            ids.append(position)
+        row_id, qm9_id = geometry.whole_number("id"), geometry.qm9_id
+        if row_id is None and qm9_id is not None:
+            row_id = 10 * qm9_id + (geometry.info.get("kind") == "md")
+        elif row_id is None:
+            row_id = position if geometry.place is None else geometry.place
+        ids.append(row_id)
     if len(set(ids)) != len(ids):
         raise DatasetError("two geometries have the same id: give each an id=… in its comment line")
     return ids
 
 
 def _check_settings(database: QH9Database, settings: LabelSettings) -> None:
+    if settings.density_fit and (what := _beyond_the_grid(settings.xc)):
+        raise ConfigError(f"density_fit leaves out the {what} of {settings.xc}: label without it")
     wanted = asdict(settings) | {"pyscf_version": pyscf.__version__, "program": "PySCF"}
     if settings.density_fit:
         wanted |= {"auxbasis": AUXBASIS, "atom_grid": list(GRID)}
@@ -144,6 +150,26 @@ def _check_settings(database: QH9Database, settings: LabelSettings) -> None:
             f"{database.path} was labelled with other settings ({details}); "
             "write to another file or repeat its settings"
         )
+
+
+def _beyond_the_grid(xc: str) -> str | None:
+    """What fitted Fock matrices and their energy do not have of a functional."""
+    xc, nonlocal_part, dispersion = parse_dft(xc)
+    if nonlocal_part or dft.libxc.is_nlc(xc):
+        return "nonlocal correlation"
+    return "dispersion correction" if dispersion else None
+
+
+def _check_atoms(database: QH9Database, done: dict[int, Geometry]) -> None:
+    """Refuse to take other molecules for those that the rows hold."""
+    for row_id, geometry in done.items():
+        numbers, positions = database.atoms(row_id)
+        same = np.array_equal(numbers, geometry.numbers)
+        if not same or not np.allclose(positions, geometry.positions, rtol=0, atol=1e-6):
+            raise DatasetError(
+                f"{database.path} holds another geometry with id {row_id}: give each an id=… of "
+                "its own in its comment line, or write to another file"
+            )
 
 
 def label(
@@ -170,8 +196,10 @@ def label(
         The number of rows written by this call, and the reasons of all failures in ``out`` by id.
 
     Raises:
-        DatasetError: other settings in ``out``, repeated ids, or a disk that takes no more data
-            (all rows written before it are kept).
+        ConfigError: a functional that ``density_fit`` has a part of only.
+        DatasetError: other settings in ``out``, or other geometries with the same ids; repeated
+            ids; a disk that takes no more data, or another process that writes the same rows (all
+            rows written before are kept).
     """
     settings = settings or LabelSettings()
     geometries = list(geometries)
@@ -181,6 +209,7 @@ def label(
     with QH9Database(out, writable=True) as database:
         _check_settings(database, settings)
         done = set(database.ids())
+        _check_atoms(database, {i: g for i, g in by_id.items() if i in done})
         if not retry_failed:
             done |= set(database.failures())
         todo = [(row_id, g) for row_id, g in by_id.items() if row_id not in done]
@@ -205,6 +234,11 @@ def label(
             raise DatasetError(
                 f"cannot write to {database.path}: {error}. The {len(database)} rows in it are "
                 "kept; free some space and run the same command again"
+            ) from error
+        except sqlite3.IntegrityError as error:
+            raise DatasetError(
+                f"another process writes to {database.path}: wait for it, and run the same "
+                "command again"
             ) from error
         finally:
             bar.close()

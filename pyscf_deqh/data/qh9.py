@@ -150,6 +150,11 @@ class QH9Database(LabelFile):
             raise DatasetError(f"{self.path}, id {row_id}: {error}") from error
         return Record(row_id, numbers, positions, hamiltonian, self.meta(row_id))
 
+    def atoms(self, row_id: int) -> tuple[np.ndarray, np.ndarray]:
+        """Atomic numbers (N,) and positions (N, 3) in angstrom of a row, without its matrix."""
+        query = "SELECT N, Z, pos FROM data WHERE id = ?"
+        return decode_atoms(*self._connection.execute(query, (row_id,)).fetchone())
+
     def meta(self, row_id: int) -> dict[str, Any]:
         """The row of table ``meta``, or ``{}`` where the database has none."""
         if "meta" not in self._tables:

@@ -54,7 +54,7 @@ def simulate(
     """Write the frames of one trajectory from each start that ``out`` does not hold yet.
 
     A trajectory has the number of its molecule in QM9, where the comment gives one, else that of
-    its place among the starts. Velocities at the start are thermal.
+    its place in the file (or among the starts). Velocities at the start are thermal.
 
     Args:
         starts: molecules, neutral closed shells, positions in angstrom.
@@ -195,7 +195,8 @@ def _centred(numbers: np.ndarray, state: State) -> State:
 
 def _numbered(starts: Sequence[Geometry]) -> dict[int, Geometry]:
     numbered: dict[int, Geometry] = {}
-    for place, geometry in enumerate(starts):
+    for position, geometry in enumerate(starts):
+        place = position if geometry.place is None else geometry.place
         number = place if geometry.qm9_id is None else geometry.qm9_id
         if number in numbered:
             raise DatasetError(f"two start geometries are of molecule {number}: keep one of them")
