@@ -239,6 +239,16 @@ def test_bad_input(config, tmp_path):
     train(replace(config, run=replace(config.run, max_epochs=1)))
     with pytest.raises(ConfigError, match="--resume"):
         train(config)
+    file = config.run.folder / "config.yaml"
+    written = file.read_text()
+    for section, change in {
+        "so2net": {"filter_layers": 2}, "solver": {"forward_max_iterations": 5},
+        "data": {"split_rule": "qh9-stable-id"},
+    }.items():  # fmt: skip
+        changed = replace(getattr(config, section), **change)
+        with pytest.raises(ConfigError, match=f"other options .*{next(iter(change))}: "):
+            train(replace(config, **{section: changed}), resume=True)
+    assert file.read_text() == written
     other = replace(config, run=replace(config.run, folder=tmp_path / "c"))
     with pytest.raises(CheckpointError, match="cannot start from"):
         train(other, init=tmp_path / "none.ckpt")

@@ -61,6 +61,25 @@ def read_config(path: Path) -> TrainConfig:
     return config
 
 
+def _kept(config: TrainConfig) -> dict[str, Any]:
+    """The options that a run keeps from its first step to its export."""
+    sections = {config.backbone: config.model, "solver": config.solver}
+    options = {f"{s}.{k}": v for s, part in sections.items() for k, v in asdict(part).items()}
+    data = {f"data.{k}": getattr(config.data, k) for k in ("basis", "elements", "split_rule")}
+    return _to_plain({"backbone": config.backbone} | options | data)
+
+
+def _check_resumed(config: TrainConfig, file: Path) -> None:
+    old, new = _kept(read_config(file)), _kept(config)
+    changed = [f"{k}: {old.get(k)} there, {new.get(k)} now"
+               for k in old | new if old.get(k) != new.get(k)]  # fmt: skip
+    if changed:
+        raise ConfigError(
+            f"{file} is of a run with other options ({'; '.join(changed)}); "
+            "give the options of that run (its --config), or name another folder"
+        )
+
+
 def _initialize(module: HamiltonianModule, checkpoint: Path) -> None:
     try:
         state = torch.load(checkpoint, map_location="cpu", weights_only=True)["state_dict"]
@@ -159,8 +178,8 @@ def train(
         callbacks: further Lightning callbacks, for measurements during the training.
 
     Raises:
-        ConfigError: no databases, a folder that holds another run and ``resume`` is off, or CUDA
-            graphs where they cannot be.
+        ConfigError: no databases, a folder that holds another run and ``resume`` is off or the
+            model, the solver or the kind of data are others, or CUDA graphs where they cannot be.
     """
     run = config.run
     last = run.folder / "checkpoints" / "last.ckpt"
@@ -168,6 +187,9 @@ def train(
         raise ConfigError("data.databases is empty: name at least one QH9 database")
     if last.exists() and not resume:
         raise ConfigError(f"{run.folder} holds a run already: add --resume or name another folder")
+    file = run.folder / "config.yaml"
+    if last.exists() and file.exists():
+        _check_resumed(config, file)
     if run.cuda_graphs:
         _check_cuda_graphs(config)
     if run.threads:
@@ -175,7 +197,7 @@ def train(
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     L.seed_everything(run.seed, verbose=False)
     run.folder.mkdir(parents=True, exist_ok=True)
-    write_config(config, run.folder / "config.yaml")
+    write_config(config, file)
 
     module = HamiltonianModule(build_model(config), config)
     backbone = module.model.backbone
