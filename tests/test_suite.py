@@ -9,6 +9,7 @@ from pyscf_deqh.benchmark import acceleration, suite
 from pyscf_deqh.benchmark.__main__ import main
 from pyscf_deqh.benchmark.acceleration import benchmark_molecule
 from pyscf_deqh.benchmark.sets import BUNDLED, PUBLISHED, SUITE
+from pyscf_deqh.checkpoint import DEFAULT_MODEL, weights_hash
 from pyscf_deqh.data.geometry import read_geometries
 from pyscf_deqh.data.splits import split_of
 
@@ -240,6 +241,15 @@ def test_errors_are_listed_as_failures(benchmarked, tmp_path, monkeypatch, capsy
     assert "UnsupportedMoleculeError: the basis set" in printed
     assert main(command) == 0
     assert "Not run: none" in capsys.readouterr().out
+
+
+def test_failures_not_yet_tried_again_stay_in_the_list(benchmarked, tmp_path, monkeypatch):
+    geometries = SUITE["md"].geometries(3)
+    old = [{"name": g.name, "reason": "an earlier run"} for g in geometries]
+    write(tmp_path, "md", "1of1", [], old, weights_hash(DEFAULT_MODEL))
+    assert main(["suite", "--sets", "md", "--n", "1", "--out", str(tmp_path)]) == 1
+    content = json.loads((tmp_path / "md-1of1.json").read_text())
+    assert [f["name"] for f in content["failures"]] == [g.name for g in geometries[1:]]
 
 
 def test_another_model_is_refused(benchmarked, tmp_path, capsys):

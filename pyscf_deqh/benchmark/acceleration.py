@@ -96,12 +96,17 @@ def _seconds(run: dict) -> float:
 
 
 class Results:
-    """Rows, failures and summaries; written after every molecule, so that nothing is lost."""
+    """Rows, failures and summaries; written after every molecule, so that nothing is lost.
+
+    Attributes:
+        interrupted: whether molecules were left because the user wanted it.
+    """
 
     def __init__(self, method: Method, inits: Sequence[str], path: Path | None):
         self.method, self.inits, self.path = method, list(inits), path
         self.rows: list[dict] = []
         self.failures: list[dict] = []
+        self.interrupted = False
 
     def summaries(self) -> dict[str, dict]:
         model = str(self.method.model)
@@ -111,6 +116,8 @@ class Results:
         return {
             "method": {
                 **self.method.details,
+                "max_cycles": self.method.max_cycles,
+                "exact_build": self.method.exact_build,
                 "model": str(self.method.model),
                 "weights": weights_hash(self.method.model),
                 "device": self.method.device,
@@ -142,7 +149,8 @@ def run_benchmark(
     """
     results = Results(method, inits, path)
     if resume and path is not None and path.is_file():
-        results.rows = json.loads(path.read_text())["rows"]
+        content = json.loads(path.read_text())
+        results.rows, results.failures = content["rows"], content["failures"]
         done = {row["name"] for row in results.rows}
         geometries = [g for g in geometries if g.name not in done]
         if not geometries:
@@ -156,6 +164,8 @@ def run_benchmark(
     try:
         for geometry in bar:
             bar.set_postfix_str(geometry.name)
+            # One of an earlier run gets another chance.
+            results.failures = [f for f in results.failures if f["name"] != geometry.name]
             try:
                 results.rows.append(benchmark_molecule(geometry, method, inits))
             except Exception as error:
@@ -164,6 +174,7 @@ def run_benchmark(
                 bar.write(f"{failure['name']}: {failure['reason']}")
             results.save()
     except KeyboardInterrupt:
+        results.interrupted = True
         bar.write("interrupted: the results so far follow")
     finally:
         bar.close()

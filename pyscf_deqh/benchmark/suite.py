@@ -112,10 +112,7 @@ def run_set(
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{entry.name}-{k}of{of}.json"
     method = entry.method(model, device)
-    results = run_benchmark(todo, method, entry.inits, path, progress, resume=True)
-    seen = {item["name"] for item in (*results.rows, *results.failures)}
-    # run_benchmark returns what it has when it is interrupted.
-    if any(geometry.name not in seen for geometry in todo):
+    if run_benchmark(todo, method, entry.inits, path, progress, resume=True).interrupted:
         raise KeyboardInterrupt
 
 

@@ -44,7 +44,7 @@ def run(options: Options) -> Report:
         # As in the paper, the network alone.
         method = Method(model=model, max_cycles=0)
         found = run_benchmark(molecules, method, _INITS, path, resume=True)
-        if len(found.rows) + len(found.failures) < len(molecules):
+        if found.interrupted:
             raise KeyboardInterrupt
         results[name] = found.to_json()
     rows = [_row(name, init, summary) for name, content in results.items()
