@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -95,9 +97,9 @@ def resolve_model(name: str | Path) -> Path:
     Raises:
         CheckpointError: neither a bundled model nor a folder with a model.
     """
-    for folder in (models_folder() / str(name), Path(name)):
-        if (folder / _CONFIG).is_file():
-            return folder
+    folder = models_folder() / str(name) if str(name) in list_models() else Path(name).absolute()
+    if (folder / _CONFIG).is_file():
+        return folder
     raise CheckpointError(
         f"no model {str(name)!r}; bundled: {', '.join(list_models()) or 'none'}. "
         "A folder made by 'python -m pyscf_deqh.train export' will do as well"
@@ -111,6 +113,20 @@ def weights_hash(model: str | Path) -> str:
         CheckpointError: no such model.
     """
     return _read_config(resolve_model(model))["sha256"]
+
+
+@contextmanager
+def single_precision() -> Iterator[None]:
+    """PyTorch's default type that the networks are built and used with, whatever the process has
+    set for other models."""
+    import torch
+
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float32)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)
 
 
 def load_model(name: str | Path = DEFAULT_MODEL, device: str = "cpu") -> tuple[DEQH, ModelSpec]:
@@ -145,7 +161,8 @@ def load_model(name: str | Path = DEFAULT_MODEL, device: str = "cpu") -> tuple[D
             backbone=config_from(kind, backbone),
             solver=SolverSettings(**config["solver"]),
         )
-        model = DEQH(build_backbone(spec.template, spec.backbone), spec.solver)
+        with single_precision():
+            model = DEQH(build_backbone(spec.template, spec.backbone), spec.solver)
         model.backbone.load_state_dict(load_file(weights))
     except (OSError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
         raise CheckpointError(f"cannot load the model in {folder}: {error}") from error

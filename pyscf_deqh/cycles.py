@@ -106,6 +106,13 @@ def _functional(mf: hf.SCF) -> str:
     return getattr(mf, "xc", "hf")
 
 
+def _share_functional(mf: hf.SCF, fitted: FittedFock) -> None:
+    """``mf``'s functional with what its user has set (``mf.omega``, ``mf.define_xc_``)."""
+    own = getattr(mf, "_numint", None)
+    if isinstance(own, type(fitted.numint)):  # not that of two-component orbitals
+        fitted.numint = own
+
+
 def run_cycles(
     cycles: Cycles,
     mf: hf.SCF,
@@ -131,6 +138,7 @@ def run_cycles(
     """
     from .fitted import FittedFock
 
+    _share_functional(mf, fitted)
     shells, own = Shells.of(mf, mol), fitted.mol
     exact = exact_build and mol is mf.mol and shells.kind != Kind.AVERAGED
     if shells.kind == Kind.UNRESTRICTED:
@@ -149,6 +157,7 @@ def run_cycles(
             spins = shells.occupied(cycles.hamiltonian, overlap)
         else:
             fitted = FittedFock(mol, fitted.device)
+            _share_functional(mf, fitted)
             spins = projected_orbitals(mol, own, cycles.hamiltonian, shells)
     goal = thresholds.corrected * (mf.conv_tol_grad or float(np.sqrt(mf.conv_tol)))
     cycles.hamiltonian, cycles.corrected_gradients, cycles.exact_seconds = _corrected_cycles(

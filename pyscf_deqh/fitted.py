@@ -164,6 +164,9 @@ class FittedFock:
 
     Molecules whose integrals do not fit into half of ``mol.max_memory`` have Coulomb matrices (by
     PySCF's objects, on disk), but no exchange.
+
+    Attributes:
+        numint: PySCF's object that evaluates functionals; that of an SCF has its user's settings.
     """
 
     def __init__(
@@ -174,9 +177,12 @@ class FittedFock:
         auxbasis: str = AUXBASIS,
         grid: tuple[int, int] = GRID,
     ):
+        from pyscf.dft.numint import NumInt
+
         self.mol = mol
         self.device, self.dtype = torch.device(device), dtype
         self.auxbasis, self.grid = auxbasis, grid
+        self.numint = NumInt()
         self._long_range: dict[float, FittedIntegrals] = {}
 
     def _fit(self, omega: float = 0.0) -> FittedIntegrals:
@@ -286,14 +292,12 @@ class FittedFock:
         self, spins: list[Tensor], xc: str
     ) -> tuple[list[Tensor], list[Tensor], float]:
         """Exact exchange and semilocal matrices (nao, nao) by spin, and the semilocal energy."""
-        from pyscf.dft import numint
-
         nao = len(spins[0])
         exchange = [c.new_zeros(nao, nao) for c in spins]
         semilocal = [c.new_zeros(nao, nao) for c in spins]
         energy, omega, long_range, hybrid = 0.0, 0.0, 0.0, 1.0
         if xc.lower() != "hf":
-            omega, long_range, hybrid = numint.NumInt().rsh_and_hybrid_coeff(xc)
+            omega, long_range, hybrid = self.numint.rsh_and_hybrid_coeff(xc)
             semilocal, energy = self._semilocal(spins, xc)
         # Electrons exchange with those of their own spin: half of a closed shell's density.
         share = 0.5 if len(spins) == 1 else 1.0
@@ -319,9 +323,7 @@ class FittedFock:
 
     def _semilocal(self, spins: list[Tensor], xc: str) -> tuple[list[Tensor], float]:
         """Matrices (nao, nao) by spin and energy of what the functional says on the grid."""
-        from pyscf.dft import numint
-
-        ni = numint.NumInt()
+        ni = self.numint
         kind = ni._xc_type(xc)
         if kind == "HF":
             return [c.new_zeros(len(c), len(c)) for c in spins], 0.0

@@ -19,10 +19,10 @@ from pyscf.lib import logger
 from pyscf.scf import ghf, hf, rohf, uhf
 
 from .ao import check_basis
-from .checkpoint import DEFAULT_MODEL, resolve_model
+from .checkpoint import DEFAULT_MODEL, list_models, resolve_model
 from .cycles import Cycles, projected_orbitals, run_cycles
 from .errors import CheckpointError, ConfigError, UnsupportedMoleculeError
-from .predict import Prediction, cached_model, predict_hamiltonian, resolve_device
+from .predict import Prediction, cached_model, predict_with_integrals, resolve_device
 from .shells import Shells, breaks_spin_symmetry
 from .threads import one_blas_thread
 
@@ -53,10 +53,10 @@ class Options:
 _BY_NAME = Options(on_unsupported="minao")
 
 
-def _eigenvectors(mf: hf.SCF, hamiltonian: np.ndarray) -> tuple[Any, Any]:
+def _eigenvectors(mf: hf.SCF, mol: Mole, hamiltonian: np.ndarray) -> tuple[Any, Any]:
     """``mf``'s own orbital energies and orbitals of a spatial Hamiltonian (nao, nao), or, if it is
     unrestricted, of one for each spin (2, nao, nao)."""
-    overlap = mf.get_ovlp()
+    overlap = mf.get_ovlp(mol)
     if isinstance(mf, ghf.GHF):
         zero = np.zeros_like(hamiltonian)
         hamiltonian = np.block([[hamiltonian, zero], [zero, hamiltonian]])
@@ -75,7 +75,7 @@ def guess_density(mf: hf.SCF, mol: Mole, hamiltonian: np.ndarray) -> np.ndarray:
         mol: the molecule that it starts from.
         hamiltonian: (nao, nao), or (2, nao, nao) of either spin if ``mf`` is unrestricted; hartree.
     """
-    mo_energy, mo_coeff = _eigenvectors(mf, hamiltonian)
+    mo_energy, mo_coeff = _eigenvectors(mf, mol, hamiltonian)
     mo_occ = mf.get_occ(mo_energy, mo_coeff)
     dm = mf.make_rdm1(mo_coeff, mo_occ)
     if breaks_spin_symmetry(mf, mol):
@@ -125,9 +125,13 @@ def _in_basis(mol: Mole, basis: str, numbers: tuple[int, ...]) -> Mole:
     try:
         check_basis(mol, basis, numbers)
     except UnsupportedMoleculeError:
-        if mol.has_ecp():
+        # The basis set may not even have an element that the model does not know.
+        if mol.has_ecp() or not set(mol.atom_charges().tolist()) <= set(numbers):
             raise
         other = mol.copy(deep=False)
+        # The atoms as they are now: the input may be the name of a file that has changed since.
+        other.atom = [(mol.atom_symbol(i), r) for i, r in enumerate(mol.atom_coords())]
+        other.unit, other.symmetry, other.output = "Bohr", False, None
         other.basis, other.cart, other.verbose = basis, False, 0
         other.build(dump_input=False, parse_arg=False)
         check_basis(other, basis, numbers)
@@ -146,11 +150,20 @@ def _project(mf: hf.SCF, mol: Mole, smaller: Mole, hamiltonian: np.ndarray) -> n
     return sum(densities)
 
 
+def _check_class(mf: hf.SCF) -> None:
+    if not isinstance(mf, _CLASSES):
+        kind = f"{type(mf).__module__}.{type(mf).__name__}"
+        known = ", ".join(c.__name__ for c in _CLASSES)
+        raise UnsupportedMoleculeError(
+            f"no guess for {kind}, which is none of PySCF's molecular classes {known}"
+        )
+
+
 def make_guess(mf: hf.SCF, mol: Mole, options: Options) -> Guess:
     """Predict, refine, and fill the orbitals; minao's density where that came to nothing.
 
     Raises:
-        UnsupportedMoleculeError: ``mf`` has spinors, or see :func:`predict_hamiltonian`.
+        UnsupportedMoleculeError: ``mf`` is of another class, or see :func:`predict_hamiltonian`.
         CheckpointError, ConfigError: see :func:`predict_hamiltonian`.
     """
     from .data.graph import check_molecule
@@ -158,16 +171,15 @@ def make_guess(mf: hf.SCF, mol: Mole, options: Options) -> Guess:
     started = time.perf_counter()
     _, spec = cached_model(options.model, resolve_device(options.device))
     check_molecule(mol)
-    if not isinstance(mf, _CLASSES):
-        raise UnsupportedMoleculeError(f"no guess for spinors, which {type(mf).__name__} has")
+    _check_class(mf)
     own = _in_basis(mol, spec.basis, spec.template.numbers)
     with one_blas_thread():
-        prediction = predict_hamiltonian(own, options.model, options.device)
+        prediction, fitted = predict_with_integrals(own, options.model, options.device)
     predicted = time.perf_counter()
-    cycles = _refine(prediction, mf, mol, options, prediction.fitted)
+    cycles = _refine(prediction, mf, mol, options, fitted)
     refined = time.perf_counter()
     with one_blas_thread():
-        density = _density(prediction, cycles, mf, mol)
+        density = _density(prediction, cycles, mf, mol, own)
     now = time.perf_counter()
     seconds = refined - predicted - cycles.exact_seconds
     return Guess(density, prediction, cycles, now - started, seconds, now - refined)
@@ -196,8 +208,10 @@ def _refine(
     return cycles
 
 
-def _density(prediction: Prediction, cycles: Cycles, mf: hf.SCF, mol: Mole) -> np.ndarray:
-    own, notes = prediction.fitted.mol, prediction.notes
+def _density(
+    prediction: Prediction, cycles: Cycles, mf: hf.SCF, mol: Mole, own: Mole
+) -> np.ndarray:
+    notes = prediction.notes
     if cycles.lost(mol):
         gradients = cycles.all_gradients
         notes.append(
@@ -255,12 +269,18 @@ def deqh_guess(
     Raises:
         ConfigError: ``on_unsupported`` is neither, or ``max_cycles`` is negative.
         CheckpointError: there is no such model.
+        UnsupportedMoleculeError: the object is no molecular SCF of PySCF's with spatial orbitals
+            (spinors, gpu4pyscf), and ``on_unsupported`` is ``'raise'``.
     """
     if on_unsupported not in ON_UNSUPPORTED:
         raise ConfigError(f"on_unsupported must be one of {ON_UNSUPPORTED}, not {on_unsupported!r}")
     if max_cycles < 0:
         raise ConfigError(f"max_cycles must not be negative, it is {max_cycles}")
-    resolve_model(model)
+    folder = resolve_model(model)
+    if str(model) not in list_models():
+        model = folder  # absolute: the process may change its directory
+    if on_unsupported == "raise":
+        _check_class(mf)
     mf.init_guess = KEY
     mf._deqh = Options(model, device, on_unsupported, max_cycles, exact_build)
     return mf

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from .ao import check_basis
-from .checkpoint import DEFAULT_MODEL, ModelSpec, load_model, resolve_model
+from .checkpoint import DEFAULT_MODEL, ModelSpec, load_model, resolve_model, single_precision
 from .errors import ConfigError, UnsupportedMoleculeError
 
 if TYPE_CHECKING:
@@ -33,7 +33,6 @@ class Prediction:
         fock_builds: Fock matrices built for the reference.
         graph_seconds, network_seconds: overlap, reference and features; the fixed point.
         notes: what was done differently from what was asked, one sentence each.
-        fitted: builds further Fock matrices of the molecule from the reference's integrals.
     """
 
     hamiltonian: np.ndarray
@@ -45,7 +44,6 @@ class Prediction:
     graph_seconds: float
     network_seconds: float
     notes: list[str]
-    fitted: FittedFock
 
 
 @functools.lru_cache(maxsize=4)
@@ -73,8 +71,11 @@ def resolve_device(device: str) -> str:
         kind = torch.device(device).type
     except RuntimeError as error:
         raise ConfigError(f"unknown device {device!r}: {error}") from error
-    if kind == "cuda" and not torch.cuda.is_available():
-        raise ConfigError(f"device {device!r} was asked for, but PyTorch sees no GPU")
+    if kind == "mps":
+        raise ConfigError(f"device {device!r} has no double precision, which the guess needs")
+    if kind == "cuda" and (torch.device(device).index or 0) >= torch.cuda.device_count():
+        found = torch.cuda.device_count() or "no"
+        raise ConfigError(f"device {device!r} was asked for, but PyTorch sees {found} GPU")
     return device
 
 
@@ -99,18 +100,31 @@ def predict_hamiltonian(
         CheckpointError: no such model, or a damaged one.
         ConfigError: no such device.
     """
+    return predict_with_integrals(mol, model, device, initial)[0]
+
+
+def predict_with_integrals(
+    mol: Mole,
+    model: str | Path = DEFAULT_MODEL,
+    device: str = "auto",
+    initial: np.ndarray | None = None,
+) -> tuple[Prediction, FittedFock]:
+    """:func:`predict_hamiltonian`, and what builds further Fock matrices of the molecule from the
+    reference's integrals, which take much memory."""
     import torch
 
     device = resolve_device(device)
     try:
         return _predict(mol, model, device, initial)
     except torch.OutOfMemoryError:
-        prediction = _predict(mol, model, "cpu", initial)
+        prediction, fitted = _predict(mol, model, "cpu", initial)
         prediction.notes.append(f"{device} ran out of memory: solved on the CPU")
-        return prediction
+        return prediction, fitted
 
 
-def _predict(mol: Mole, model: str | Path, device: str, initial: np.ndarray | None) -> Prediction:
+def _predict(
+    mol: Mole, model: str | Path, device: str, initial: np.ndarray | None
+) -> tuple[Prediction, FittedFock]:
     import torch
 
     from .data.graph import build_graph, check_molecule
@@ -132,14 +146,14 @@ def _predict(mol: Mole, model: str | Path, device: str, initial: np.ndarray | No
             )
         start = torch.as_tensor(initial, dtype=batch.overlap.dtype)[None].to(device)
     built = time.perf_counter()
-    with torch.no_grad():
+    with torch.no_grad(), single_precision():
         solution = network(batch.to(device), start)
     # The network's correction is in single precision; the reference keeps its double precision.
     difference = (solution.hamiltonian.cpu() - batch.reference)[0].double().numpy()
     hamiltonian = graph.reference + difference
     if not np.isfinite(hamiltonian).all():
         raise UnsupportedMoleculeError("the network returned NaN for this molecule")
-    return Prediction(
+    prediction = Prediction(
         hamiltonian=(hamiltonian + hamiltonian.T) / 2,
         model=str(model),
         device=device,
@@ -149,5 +163,5 @@ def _predict(mol: Mole, model: str | Path, device: str, initial: np.ndarray | No
         graph_seconds=built - started,
         network_seconds=time.perf_counter() - built,
         notes=[],
-        fitted=fitted,
     )
+    return prediction, fitted

@@ -1,7 +1,9 @@
 """The plug-in in PySCF: every SCF class, the log, bad input."""
 
+import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -23,6 +25,7 @@ from pyscf_deqh import (
 from pyscf_deqh import cycles as cycles_module
 from pyscf_deqh import guess as guess_module
 from pyscf_deqh import predict as predict_module
+from pyscf_deqh.checkpoint import DEFAULT_MODEL, resolve_model
 from pyscf_deqh.fitted import FittedFock
 
 # The bundled model that iterates; the default one applies f once.
@@ -177,6 +180,10 @@ def _moved(position):
 BAD = {
     "element": (_silicon, "does not know the element"),
     "ghost atom": (lambda: make_mol([*WATER, ("ghost-O", (0, 0, 3.0))]), "ghost"),
+    "element without def2-SVP": (
+        lambda: make_mol("Ce 0 0 0", basis={"Ce": [[0, [1.0, 1.0]]]}),
+        "does not know the element",
+    ),
     "no electrons": (lambda: make_mol("H 0 0 0", charge=1), "no electrons"),
     "no atoms": (lambda: gto.M(verbose=0), "no atoms"),
     "NaN": (lambda: _moved(lambda r: np.full(3, np.nan)), "NaN"),
@@ -221,8 +228,71 @@ def test_spinors_fall_back():
         mf = spinors(make_mol(WATER))
         minao = mf.get_init_guess(key="minao")
         np.testing.assert_allclose(mf.get_init_guess(key="deqh"), minao)
-        with pytest.raises(UnsupportedMoleculeError, match="spinors"):
-            mf.apply(deqh_guess).kernel()
+        with pytest.raises(UnsupportedMoleculeError, match="none of PySCF's molecular classes"):
+            mf.apply(deqh_guess)
+
+
+def test_objects_of_other_packages_are_refused_at_once():
+    with pytest.raises(UnsupportedMoleculeError, match=r"no guess for builtins\.object"):
+        deqh_guess(object())
+
+
+def test_network_is_in_single_precision_whatever_the_default():
+    expected = predict_hamiltonian(make_mol(WATER)).hamiltonian
+    predict_module._load_once.cache_clear()
+    torch.set_default_dtype(torch.float64)
+    try:
+        found = predict_hamiltonian(make_mol(WATER)).hamiltonian
+        assert torch.get_default_dtype() == torch.float64
+    finally:
+        torch.set_default_dtype(torch.float32)
+    np.testing.assert_array_equal(found, expected)
+
+
+def test_a_model_folder_is_found_from_another_directory(tmp_path, monkeypatch):
+    shutil.copytree(resolve_model(DEFAULT_MODEL), tmp_path / "mine")
+    monkeypatch.chdir(tmp_path)
+    mf = scf.RHF(make_mol(WATER)).apply(deqh_guess, model="mine", exact_build=False)
+    monkeypatch.chdir("/")
+    assert mf.get_init_guess(key="deqh").shape == (24, 24)
+
+
+def test_guess_for_another_molecule_than_the_objects_own():
+    stretched = make_mol([(s, tuple(1.1 * x for x in r)) for s, r in WATER])
+    dm = scf.RHF(make_mol(WATER)).get_init_guess(stretched, key="deqh")
+    s = stretched.intor("int1e_ovlp")
+    np.testing.assert_allclose(dm @ s @ dm, 2 * dm, atol=1e-8)
+
+
+def test_other_basis_sets_take_the_atoms_as_they_are(tmp_path, monkeypatch):
+    """Not the file that they were read from, which may have changed."""
+    monkeypatch.chdir(tmp_path)
+    lines = [f"{symbol} {x} {y} {z}" for symbol, (x, y, z) in WATER]
+    Path("water.xyz").write_text("\n".join(["3", "", *lines]))
+    from_file = make_mol("water.xyz", basis="cc-pvdz")
+    Path("water.xyz").unlink()
+    expected = init_guess_by_deqh(make_mol(WATER, basis="cc-pvdz"))
+    np.testing.assert_allclose(init_guess_by_deqh(from_file), expected, atol=1e-8)
+
+
+@pytest.mark.parametrize("change", ["omega", "define_xc_"])
+def test_cheap_cycles_follow_a_functional_that_the_user_has_changed(change):
+    def kohn_sham(changed=True):
+        mf = dft.RKS(make_mol(WATER), xc="camb3lyp")
+        if changed and change == "omega":
+            mf.omega = 1.0
+        elif changed:
+            mf.define_xc_("pbe", xctype="GGA")
+        return mf
+
+    mf = kohn_sham().run()
+    s, exact = mf.get_ovlp(), mf.make_rdm1()
+
+    def error(mf):
+        dm = deqh_guess(mf, exact_build=False).get_init_guess(key="deqh")
+        return np.trace((dm - exact) @ s @ (dm - exact) @ s)
+
+    assert error(kohn_sham()) < 0.1 * error(kohn_sham(changed=False))
 
 
 def test_unknown_names():
@@ -234,6 +304,8 @@ def test_unknown_names():
         scf.RHF(make_mol(WATER)).apply(deqh_guess, max_cycles=-1)
     with pytest.raises(ConfigError, match="unknown device"):
         predict_hamiltonian(make_mol(WATER), device="abacus")
+    with pytest.raises(ConfigError, match="double precision"):
+        predict_hamiltonian(make_mol(WATER), device="mps")
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without a GPU")
@@ -407,14 +479,14 @@ def test_an_atom_with_one_electron():
 
 def test_a_guess_that_cycles_do_not_mend_is_not_used(monkeypatch):
     """A network that returns nonsense, and cycles too few to repair it."""
-    original = guess_module.predict_hamiltonian
+    original = guess_module.predict_with_integrals
 
     def nonsense(mol, *args, **kwargs):
-        prediction = original(mol, *args, **kwargs)
+        prediction, fitted = original(mol, *args, **kwargs)
         prediction.hamiltonian = -prediction.hamiltonian
-        return prediction
+        return prediction, fitted
 
-    monkeypatch.setattr(guess_module, "predict_hamiltonian", nonsense)
+    monkeypatch.setattr(guess_module, "predict_with_integrals", nonsense)
     mf = scf.RHF(make_mol(WATER)).apply(deqh_guess, max_cycles=1)
     minao = mf.get_init_guess(key="minao")
     np.testing.assert_allclose(mf.get_init_guess(key="deqh"), minao, atol=1e-12)
