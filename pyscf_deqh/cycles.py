@@ -19,6 +19,7 @@ from .shells import Kind, Shells
 from .threads import one_blas_thread
 
 if TYPE_CHECKING:
+    import torch
     from pyscf.gto import Mole
 
     from .fitted import FittedFock
@@ -31,6 +32,8 @@ _LOST = 0.05
 # Corrected cycles above this at their limit, in the same unit, stand at a saddle, where the SCF
 # would stay as well; others end at their goal.
 _STALLED = 5e-5
+# Eigenvalue of the overlap below which single precision leaves gradients of 1e-4 hartree.
+_DEPENDENT = 1e-4
 
 
 @dataclass(frozen=True)
@@ -106,6 +109,14 @@ def _functional(mf: hf.SCF) -> str:
     return getattr(mf, "xc", "hf")
 
 
+def _precision(mol: Mole) -> torch.dtype:
+    """Double for diffuse basis sets, whose nearly dependent functions amplify rounding."""
+    import torch
+
+    smallest = np.linalg.eigvalsh(mol.intor_symmetric("int1e_ovlp"))[0]
+    return torch.float32 if smallest > _DEPENDENT else torch.float64
+
+
 def _share_functional(mf: hf.SCF, fitted: FittedFock) -> None:
     """``mf``'s functional with what its user has set (``mf.omega``, ``mf.define_xc_``)."""
     own = getattr(mf, "_numint", None)
@@ -156,7 +167,7 @@ def run_cycles(
             overlap = mol.intor_symmetric("int1e_ovlp")
             spins = shells.occupied(cycles.hamiltonian, overlap)
         else:
-            fitted = FittedFock(mol, fitted.device)
+            fitted = FittedFock(mol, fitted.device, _precision(mol))
             _share_functional(mf, fitted)
             spins = projected_orbitals(mol, own, cycles.hamiltonian, shells)
     goal = thresholds.corrected * (mf.conv_tol_grad or float(np.sqrt(mf.conv_tol)))

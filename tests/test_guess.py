@@ -102,6 +102,21 @@ def test_density_matrix_holds_all_electrons_and_is_idempotent():
     assert dm.mo_occ.sum() == mol.nelectron
 
 
+IONS = {
+    "formate": ("C 0 0 0; O 1.13 0 .55; O -1.13 0 .55; H 0 0 -1.13", -1),
+    "ammonium": ("N 0 0 0; H .59 .59 .59; H -.59 -.59 .59; H -.59 .59 -.59; H .59 -.59 -.59", 1),
+}
+
+
+@pytest.mark.parametrize("ion", IONS)
+def test_ions_with_closed_shells(ion):
+    atoms, charge = IONS[ion]
+    mf = dft.RKS(make_mol(atoms, charge=charge), xc="b3lyp")
+    expected, cycles = mf.kernel(), mf.cycles
+    assert mf.apply(deqh_guess).kernel() == pytest.approx(expected, abs=1e-8)
+    assert mf.cycles <= cycles / 2
+
+
 def test_density_of_an_odd_number_of_electrons():
     mol = make_mol(WATER, charge=1, spin=1)
     dm = init_guess_by_deqh(mol)
@@ -367,6 +382,13 @@ def test_projected_open_shells_get_an_exact_fock_matrix(method, monkeypatch):
     assert exact_builds_of(mf, monkeypatch) == 1
     assert mf.kernel() == pytest.approx(expected, abs=1e-8)
     assert mf.cycles <= cycles / 2
+
+
+def test_diffuse_basis_sets_do_not_leave_rounding_in_the_corrected_cycles():
+    """The overlap of this one has an eigenvalue of 8e-6."""
+    mf = scf.RHF(make_mol("C 0 0 .6; C 0 0 -.6; H 0 0 1.66; H 0 0 -1.66", basis="aug-cc-pvtz"))
+    guess = guess_module.make_guess(mf, mf.mol, guess_module.Options())
+    assert guess.cycles.corrected_gradients[-1] < np.sqrt(mf.conv_tol)
 
 
 def test_cartesian_functions_are_another_basis_set():

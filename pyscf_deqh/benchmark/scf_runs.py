@@ -153,18 +153,23 @@ def run_classical(mol: gto.Mole, method: Method, init: str) -> SCFRun:
     exact, cheap = 0, 0
     started = time.perf_counter()
     if init == CHEAP_SCF:
-        coarse = method.scf(mol).density_fit()
-        if hasattr(coarse, "grids"):
-            coarse.grids.level = 0
-        coarse.conv_tol = 1e-5
-        coarse.kernel()
-        dm = coarse.make_rdm1()
-        cheap = coarse.cycles + 1 + bool(coarse.converged and coarse.conv_check)
+        dm, cheap = _cheap_scf(mol, method)
     elif init == CHEAP_CYCLES:
         dm, exact, cheap = _without_network(mf, mol, method.exact_build)
     else:
         dm = mf.get_init_guess(mol, init)
     return run_scf(mf, init, dm, time.perf_counter() - started, exact, cheap)
+
+
+def _cheap_scf(mol: gto.Mole, method: Method) -> tuple[np.ndarray, int]:
+    """Density matrix and number of Fock matrices; the integrals are gone when it returns."""
+    coarse = method.scf(mol).density_fit()
+    if hasattr(coarse, "grids"):
+        coarse.grids.level = 0
+    coarse.conv_tol = 1e-5
+    coarse.kernel()
+    builds = coarse.cycles + 1 + bool(coarse.converged and coarse.conv_check)
+    return coarse.make_rdm1(), builds
 
 
 def _without_network(
