@@ -1,0 +1,228 @@
+"""Labels: PySCF's own, interrupted and resumed, and what is refused."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from concurrent.futures.process import BrokenProcessPool
+
+import numpy as np
+import pytest
+from conftest import WATER, make_mol
+from pyscf import dft
+from test_data import FAST, helium, hydrogen, write_xyz
+
+from pyscf_deqh import ConfigError, DatasetError
+from pyscf_deqh.data import label as label_module
+from pyscf_deqh.data.__main__ import main
+from pyscf_deqh.data.geometry import Geometry, read_geometries
+from pyscf_deqh.data.label import LabelSettings, label
+from pyscf_deqh.data.qh9 import QH9Database, Record
+
+
+def test_labels_equal_pyscf(tmp_path):
+    geometry = Geometry(
+        np.array([8, 1, 1], np.int32), np.array([r for _, r in WATER]), {"qm9_id": "3"}
+    )
+    written, failures = label([geometry], tmp_path / "a.db", workers=1, progress=False)
+    assert (written, failures) == (1, {})
+    mf = dft.RKS(make_mol(WATER), xc="b3lyp").run()
+    with QH9Database(tmp_path / "a.db") as database:
+        record = database[30]
+        assert database.settings()["xc"] == "b3lyp"
+        assert "pyscf_version" in database.settings()
+    np.testing.assert_allclose(record.hamiltonian, mf.get_fock(), atol=2e-5)
+    assert record.meta["energy"] == pytest.approx(mf.e_tot, abs=1e-8)
+
+
+def test_failures_are_listed_and_resumed(tmp_path):
+    """A basis without helium fails; an iteration limit of one cycle converges nobody."""
+    geometries = [hydrogen(id="1"), helium(id="2")]
+    one_cycle = LabelSettings(xc="hf", max_cycle=1)
+    written, failures = label(geometries, tmp_path / "a.db", one_cycle, 2, progress=False)
+    assert written == 0
+    assert "not converged" in failures[1]
+    written, failures = label(geometries, tmp_path / "a.db", one_cycle, 1, progress=False)
+    assert set(failures) == {1, 2}
+    geometries = [hydrogen(id="1"), Geometry(np.array([3]), np.zeros((1, 3)), {"id": "2"})]
+    written, failures = label(geometries, tmp_path / "b.db", FAST, 1, progress=False)
+    assert written == 1
+    assert list(failures) == [2]
+    assert "spin" in failures[2]
+
+
+def test_other_settings_are_refused(tmp_path):
+    label([hydrogen(id="1")], tmp_path / "a.db", FAST, 1, progress=False)
+    other = LabelSettings(xc="hf", conv_tol=1e-8, basis="sto-3g")
+    with pytest.raises(DatasetError, match=r"other settings .*basis"):
+        label([hydrogen(id="1")], tmp_path / "a.db", other, 1, progress=False)
+
+
+def test_repeated_ids_are_refused(tmp_path):
+    with pytest.raises(DatasetError, match="same id"):
+        label([hydrogen(id="1"), hydrogen(id="1")], tmp_path / "a.db", FAST, progress=False)
+
+
+def _bonds(path, *lengths):
+    path.write_text("".join(f"2\n\nH 0 0 0\nH 0 0 {length}\n" for length in lengths))
+    return path
+
+
+def test_rows_without_an_id_go_by_their_place_in_the_file(tmp_path):
+    """Also where a random part of the file is labelled first."""
+    xyz, out = _bonds(tmp_path / "a.xyz", 0.7, 0.72, 0.74, 0.76), tmp_path / "a.db"
+    command = ["label", str(xyz), "--out", str(out), "--xc", "hf", "--workers", "1"]
+    assert main([*command, "--n", "2"]) == 0
+    assert main(command) == 0
+    with QH9Database(out) as database:
+        lengths = [database[i].positions[1, 2] for i in range(4)]
+    assert lengths == [0.7, 0.72, 0.74, 0.76]
+
+
+def test_rows_of_other_geometries_are_not_taken_for_these(tmp_path, capsys):
+    out = tmp_path / "a.db"
+    label(read_geometries(_bonds(tmp_path / "a.xyz", 0.7)), out, FAST, 1, progress=False)
+    with pytest.raises(DatasetError, match="another geometry with id 0"):
+        label(read_geometries(_bonds(tmp_path / "b.xyz", 0.8)), out, FAST, 1, progress=False)
+    command = ["label", str(tmp_path / "b.xyz"), "--out", str(out), "--exclude", str(out)]
+    assert main(command) == 2
+    assert "--exclude needs qm9_id" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("key", ["id", "qm9_id"])
+def test_numbers_in_comments_that_are_none(tmp_path, key):
+    with pytest.raises(DatasetError, match=f"{key}=mol_12 .* no whole number"):
+        label([hydrogen(**{key: "mol_12"})], tmp_path / "a.db", FAST, 1, progress=False)
+
+
+def test_a_bad_temperature_fails_its_molecule_alone(tmp_path):
+    geometries = [hydrogen(id="1", temperature="300K"), hydrogen(id="2")]
+    written, failures = label(geometries, tmp_path / "a.db", FAST, 1, progress=False)
+    assert written == 1
+    assert "300K" in failures[1]
+
+
+@pytest.mark.parametrize(
+    ("xc", "what"), [("wb97m_v", "nonlocal correlation"), ("b3lyp-d3bj", "dispersion correction")]
+)
+def test_fitted_labels_of_functionals_with_more_than_a_grid_are_refused(tmp_path, xc, what):
+    settings = LabelSettings(xc=xc, density_fit=True)
+    with pytest.raises(ConfigError, match=what):
+        label([hydrogen(id="1")], tmp_path / "a.db", settings, 1, progress=False)
+
+
+def test_two_processes_that_write_the_same_rows(tmp_path, monkeypatch):
+    class Late(QH9Database):
+        def ids(self):
+            return []  # as before the other process wrote
+
+    label([hydrogen(id="1")], tmp_path / "a.db", FAST, 1, progress=False)
+    monkeypatch.setattr(label_module, "QH9Database", Late)
+    with pytest.raises(DatasetError, match="another process writes"):
+        label([hydrogen(id="1")], tmp_path / "a.db", FAST, 1, progress=False)
+
+
+def test_labelling_survives_a_kill(tmp_path):
+    """SIGKILL to the whole group at some moment; the same command then completes the database."""
+    xyz, out = write_xyz(tmp_path / "a.xyz", 40), tmp_path / "a.db"
+    command = [sys.executable, "-m", "pyscf_deqh.data", "label", str(xyz), "--out", str(out),
+               "--xc", "hf", "--workers", "1"]  # fmt: skip
+    process = subprocess.Popen(
+        command, start_new_session=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline:
+        if out.exists() and (n := _count(out)) >= 2:
+            break
+        time.sleep(0.02)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    assert 2 <= (n := _count(out)) < 40
+    assert subprocess.run(command, capture_output=True, check=True).returncode == 0
+    with QH9Database(out) as database:
+        assert len(database) == 40 > n
+        assert all(np.isfinite(r.hamiltonian).all() for r in database)
+
+
+def _count(path):
+    try:
+        with QH9Database(path) as database:
+            return len(database)
+    except DatasetError:
+        return 0
+
+
+def test_a_dying_worker_fails_its_molecule_alone(tmp_path, monkeypatch):
+    """The pool breaks with its worker; every other molecule is labelled all the same."""
+    monkeypatch.setattr(label_module, "_work", _die_on_two)
+    geometries = [hydrogen(0.7 + 0.01 * i, id=str(i)) for i in range(5)]
+    written, failures = label(geometries, tmp_path / "a.db", FAST, 2, progress=False)
+    assert written == 4
+    assert list(failures) == [2]
+    assert "died" in failures[2]
+
+
+def test_a_pool_that_breaks_before_a_molecule_is_sent_loses_none(tmp_path, monkeypatch):
+    broken = []
+
+    class Pool(label_module.ProcessPoolExecutor):
+        def submit(self, work, row_id, *args):
+            if row_id == 3 and not broken:
+                broken.append(row_id)
+                raise BrokenProcessPool
+            return super().submit(work, row_id, *args)
+
+    monkeypatch.setattr(label_module, "_work", _made_up)
+    monkeypatch.setattr(label_module, "ProcessPoolExecutor", Pool)
+    geometries = [hydrogen(0.7 + 0.01 * i, id=str(i)) for i in range(5)]
+    assert label(geometries, tmp_path / "a.db", FAST, 1, progress=False) == (5, {})
+    assert broken
+
+
+def _made_up(row_id, geometry, settings, device):
+    return Record(row_id, geometry.numbers, geometry.positions, np.eye(2), {})
+
+
+def _die_on_two(row_id, geometry, settings, device):
+    if row_id == 2:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return _made_up(row_id, geometry, settings, device)
+
+
+def test_full_disk_keeps_what_is_written(tmp_path, monkeypatch):
+    """SQLite's own page limit stands in for a full disk: the same error from the same place."""
+    original = QH9Database.__init__
+
+    def small(self, path, writable=False):
+        original(self, path, writable)
+        if writable:
+            self._connection.execute("PRAGMA max_page_count = 14")
+
+    monkeypatch.setattr(QH9Database, "__init__", small)
+    geometries = [hydrogen(0.7 + 0.01 * i, id=str(i)) for i in range(40)]
+    with pytest.raises(DatasetError, match=r"full.*rows in it are kept"):
+        label(geometries, tmp_path / "a.db", FAST, 1, progress=False)
+    monkeypatch.undo()
+    with QH9Database(tmp_path / "a.db") as database:
+        n = len(database)
+    assert 0 < n < 40
+    written, _ = label(geometries, tmp_path / "a.db", FAST, 1, progress=False)
+    assert written == 40 - n
+
+
+def test_command_line(tmp_path, capsys):
+    xyz = write_xyz(tmp_path / "a.xyz", 20)
+    out = str(tmp_path / "a.db")
+    base = ["label", str(xyz), "--out", out, "--xc", "hf", "--workers", "1"]
+    assert main([*base, "--split", "test"]) == 0
+    with QH9Database(out) as database:
+        assert database.ids() == [70, 170]
+    assert main([*base, "--qm9-ids", "3", "5", "--exclude", out]) == 0
+    assert main(["info", out]) == 0
+    printed = capsys.readouterr().out
+    assert "4 molecules, 0 failures" in printed
+    assert "basis: def2-svp" in printed
+    assert main(["info", str(tmp_path / "none.db")]) == 2
+    assert main([*base, "--density-fit", "--grid-level", "1"]) == 2
+    assert "grid of its own" in capsys.readouterr().err
