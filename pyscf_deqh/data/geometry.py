@@ -5,7 +5,7 @@ from __future__ import annotations
 import gzip
 import re
 import shlex
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -161,3 +161,8 @@ def read_geometries(path: str | Path) -> list[Geometry]:
     for place, geometry in enumerate(geometries):
         geometry.place = place
     return geometries
+
+
+def places(geometries: Sequence[Geometry]) -> list[int]:
+    """Of each in the file that it was read from, else among ``geometries``."""
+    return [i if g.place is None else g.place for i, g in enumerate(geometries)]

@@ -29,7 +29,7 @@ from ..orbitals import Orbitals, density_matrix
 from ..reference import sad_reference, superposed_atomic_density
 from ..refine import refine
 from ..shells import Shells
-from .geometry import Geometry
+from .geometry import Geometry, places
 from .qh9 import QH9Database, Record
 
 # Orbital gradient (hartree) at which fitted Fock matrices hand over to exact ones.
@@ -121,12 +121,11 @@ def row_ids(geometries: Sequence[Geometry]) -> list[int]:
         DatasetError: an ``id`` or ``qm9_id`` that is no whole number, or an id twice.
     """
     ids = []
-    for position, geometry in enumerate(geometries):
+    for place, geometry in zip(places(geometries), geometries, strict=True):
         row_id, qm9_id = geometry.whole_number("id"), geometry.qm9_id
-        if row_id is None and qm9_id is not None:
-            row_id = 10 * qm9_id + (geometry.info.get("kind") == "md")
-        elif row_id is None:
-            row_id = position if geometry.place is None else geometry.place
+        if row_id is None:
+            md = geometry.info.get("kind") == "md"
+            row_id = place if qm9_id is None else 10 * qm9_id + md
         ids.append(row_id)
     if len(set(ids)) != len(ids):
         raise DatasetError("two geometries have the same id: give each an id=… in its comment line")
@@ -134,8 +133,6 @@ def row_ids(geometries: Sequence[Geometry]) -> list[int]:
 
 
 def _check_settings(database: QH9Database, settings: LabelSettings) -> None:
-    if settings.density_fit and (what := _beyond_the_grid(settings.xc)):
-        raise ConfigError(f"density_fit leaves out the {what} of {settings.xc}: label without it")
     wanted = asdict(settings) | {"pyscf_version": pyscf.__version__, "program": "PySCF"}
     if settings.density_fit:
         wanted |= {"auxbasis": AUXBASIS, "atom_grid": list(GRID)}
@@ -202,6 +199,8 @@ def label(
             rows written before are kept).
     """
     settings = settings or LabelSettings()
+    if settings.density_fit and (what := _beyond_the_grid(settings.xc)):
+        raise ConfigError(f"density_fit leaves out the {what} of {settings.xc}: label without it")
     geometries = list(geometries)
     by_id = dict(zip(row_ids(geometries), geometries, strict=True))
     workers = workers or os.cpu_count() or 1

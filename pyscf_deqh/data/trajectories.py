@@ -20,7 +20,7 @@ from tqdm import tqdm
 from ..errors import ConfigError, DatasetError
 from .dynamics import Engine, State, isotope_masses, thermal_velocities
 from .frames import complete_frames, foreign_file
-from .geometry import Geometry, parse_comment, read_geometries, read_xyz
+from .geometry import Geometry, parse_comment, places, read_geometries, read_xyz
 
 MD17 = Path(__file__).parent / "molecules" / "md17.xyz"
 
@@ -195,8 +195,7 @@ def _centred(numbers: np.ndarray, state: State) -> State:
 
 def _numbered(starts: Sequence[Geometry]) -> dict[int, Geometry]:
     numbered: dict[int, Geometry] = {}
-    for position, geometry in enumerate(starts):
-        place = position if geometry.place is None else geometry.place
+    for place, geometry in zip(places(starts), starts, strict=True):
         number = place if geometry.qm9_id is None else geometry.qm9_id
         if number in numbered:
             raise DatasetError(f"two start geometries are of molecule {number}: keep one of them")
