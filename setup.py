@@ -36,7 +36,7 @@ setup(
     # The bundled models lie at the top of the repository and inside the installed package.
     package_dir={"pyscf_deqh.models": "models"},
     package_data={
-        "pyscf_deqh": ["py.typed", "benchmark/molecules/*.xyz", "data/molecules/*.xyz"],
+        "pyscf_deqh": ["py.typed", "benchmark/molecules/*.xyz", "data/make/molecules/*.xyz"],
         "pyscf_deqh.models": ["*/config.json", "*/model.safetensors", "*/README.md", "*/*.smi"],
     },
     install_requires=[

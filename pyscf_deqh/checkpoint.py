@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .ao import OrbitalTemplate
 from .errors import CheckpointError
+from .graph.layout import OrbitalTemplate
 
 if TYPE_CHECKING:
     from .nn.backbones import BackboneConfig

@@ -18,18 +18,18 @@ import scipy.linalg
 from pyscf.lib import logger
 from pyscf.scf import ghf, hf, rohf, uhf
 
-from .ao import check_basis
 from .checkpoint import DEFAULT_MODEL, list_models, resolve_model
-from .cycles import Cycles, projected_orbitals, run_cycles
 from .errors import CheckpointError, ConfigError, UnsupportedMoleculeError
+from .fock.cycles import Cycles, projected_orbitals, run_cycles
+from .fock.shells import Shells, breaks_spin_symmetry
+from .graph.basis import check_basis
 from .predict import Prediction, cached_model, predict_with_integrals, resolve_device
-from .shells import Shells, breaks_spin_symmetry
-from .threads import one_blas_thread
+from .process import one_blas_thread
 
 if TYPE_CHECKING:
     from pyscf.gto import Mole
 
-    from .fitted import FittedFock
+    from .fock.fitted import FittedFock
 
 KEY = "deqh"
 ON_UNSUPPORTED = ("raise", "minao")
@@ -166,7 +166,7 @@ def make_guess(mf: hf.SCF, mol: Mole, options: Options) -> Guess:
         UnsupportedMoleculeError: ``mf`` is of another class, or see :func:`predict_hamiltonian`.
         CheckpointError, ConfigError: see :func:`predict_hamiltonian`.
     """
-    from .data.graph import check_molecule
+    from .graph.build import check_molecule
 
     started = time.perf_counter()
     _, spec = cached_model(options.model, resolve_device(options.device))
@@ -191,7 +191,7 @@ def _refine(
     """The cycles after the network, as far as there is memory for them."""
     import torch
 
-    from .fitted import FittedFock
+    from .fock.fitted import FittedFock
 
     cycles, notes = Cycles(prediction.hamiltonian), prediction.notes
     if not options.max_cycles:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from .orbitals import solve_roothaan
+from .fock.orbitals import solve_roothaan
 
 # Orbitals closer in energy than this (hartree) are one degenerate set.
 DEGENERACY = 1e-5

@@ -10,14 +10,14 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from .ao import check_basis
 from .checkpoint import DEFAULT_MODEL, ModelSpec, load_model, resolve_model, single_precision
 from .errors import ConfigError, UnsupportedMoleculeError
+from .graph.basis import check_basis
 
 if TYPE_CHECKING:
     from pyscf.gto import Mole
 
-    from .fitted import FittedFock
+    from .fock.fitted import FittedFock
     from .nn.deqh import DEQH
 
 
@@ -127,9 +127,9 @@ def _predict(
 ) -> tuple[Prediction, FittedFock]:
     import torch
 
-    from .data.graph import build_graph, check_molecule
-    from .fitted import FittedFock
-    from .graph import collate
+    from .fock.fitted import FittedFock
+    from .graph.batch import collate
+    from .graph.build import build_graph, check_molecule
 
     network, spec = cached_model(model, device)
     check_molecule(mol)

@@ -7,12 +7,13 @@ import pytest
 import torch
 from pyscf import gto
 
-from pyscf_deqh.ao import OrbitalTemplate
-from pyscf_deqh.graph import collate
+from pyscf_deqh.graph.basis import template_of
+from pyscf_deqh.graph.batch import collate
+from pyscf_deqh.graph.layout import OrbitalTemplate
+from pyscf_deqh.graph.onsite import onsite_overlaps
 from pyscf_deqh.nn.deqh import DEQH, SolverSettings
 from pyscf_deqh.nn.qhnet import QHNet, QHNetConfig
 from pyscf_deqh.nn.so2net import SO2Net, SO2NetConfig
-from pyscf_deqh.onsite import onsite_overlaps
 
 NUMBERS = (1, 6, 7, 8, 9)
 
@@ -41,7 +42,7 @@ def transformed(atoms, matrix=None, shift=(0.0, 0.0, 0.0), order=None):
 
 @pytest.fixture(scope="session")
 def template() -> OrbitalTemplate:
-    return OrbitalTemplate.from_basis("def2-svp", NUMBERS)
+    return template_of("def2-svp", NUMBERS)
 
 
 @pytest.fixture(scope="session")

@@ -9,7 +9,7 @@ from pyscf_deqh.benchmark import ablation
 from pyscf_deqh.benchmark.__main__ import main
 from pyscf_deqh.benchmark.ablation import PARTS, Variant, ablation_table, run_variant
 from pyscf_deqh.benchmark.scf_runs import Method, run_deqh
-from pyscf_deqh.cycles import Thresholds
+from pyscf_deqh.fock.cycles import Thresholds
 from pyscf_deqh.predict import predict_hamiltonian
 
 METHOD = Method(xc="pbe", device="cpu")

@@ -14,7 +14,7 @@ from conftest import (
     transformed,
 )
 
-from pyscf_deqh.data.graph import build_graph
+from pyscf_deqh.graph.build import build_graph
 from pyscf_deqh.nn import qhnet, so2net
 
 RELATIVE = 1e-10

@@ -11,9 +11,9 @@ from safetensors.numpy import load as load_tensors
 from pyscf_deqh import DatasetError
 from pyscf_deqh.data import dataset as dataset_module
 from pyscf_deqh.data.dataset import GraphStore, HamiltonianDataset
+from pyscf_deqh.data.formats.qh9 import QH9Database, Record
 from pyscf_deqh.data.geometry import Geometry, read_geometries
-from pyscf_deqh.data.label import LabelSettings, label
-from pyscf_deqh.data.qh9 import QH9Database, Record
+from pyscf_deqh.data.make.label import LabelSettings, label
 from pyscf_deqh.data.splits import split_of
 
 FAST = LabelSettings(xc="hf", conv_tol=1e-8)

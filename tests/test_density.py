@@ -4,10 +4,10 @@ import torch
 from conftest import make_mol
 from pyscf import scf
 
-from pyscf_deqh.data.graph import build_graph
-from pyscf_deqh.graph import collate
+from pyscf_deqh.fock.orbitals import orthonormal_basis, solve_roothaan
+from pyscf_deqh.graph.batch import collate
+from pyscf_deqh.graph.build import build_graph
 from pyscf_deqh.nn.density import _purified, density_matrix
-from pyscf_deqh.orbitals import orthonormal_basis, solve_roothaan
 
 
 def test_density_equals_pyscf_in_a_padded_batch(template):

@@ -12,9 +12,9 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import pytest
 
 from pyscf_deqh import DatasetError
-from pyscf_deqh.data import download as module
 from pyscf_deqh.data.__main__ import main
-from pyscf_deqh.data.download import DATASETS, Published, download, fetch
+from pyscf_deqh.data.make import download as module
+from pyscf_deqh.data.make.download import DATASETS, Published, download, fetch
 
 
 class Server(ThreadingHTTPServer):

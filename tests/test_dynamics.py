@@ -9,11 +9,11 @@ from pyscf.data import elements, nist
 from pyscf_deqh import ConfigError, DatasetError
 from pyscf_deqh.data.__main__ import main
 from pyscf_deqh.data.dataset import GraphStore, HamiltonianDataset
-from pyscf_deqh.data.dynamics import DFT, XTB, thermal_velocities
-from pyscf_deqh.data.geometry import Geometry, read_xyz
-from pyscf_deqh.data.label import LabelSettings, label
-from pyscf_deqh.data.qh9 import QH9Database
-from pyscf_deqh.data.trajectories import simulate, start_geometries
+from pyscf_deqh.data.formats.qh9 import QH9Database
+from pyscf_deqh.data.make.dynamics import DFT, XTB, thermal_velocities
+from pyscf_deqh.data.make.label import LabelSettings, label
+from pyscf_deqh.data.make.trajectories import simulate, start_geometries
+from pyscf_deqh.data.xyz import Geometry, read_xyz
 
 FAST = DFT(interval=0.4, timestep=0.2, xc="hf", basis="sto-3g")
 FS = 1e-15 / (nist.HBAR / nist.HARTREE2J)

@@ -9,8 +9,8 @@ from pyscf.data import elements
 
 from pyscf_deqh import ConfigError, DatasetError
 from pyscf_deqh.data.__main__ import main
-from pyscf_deqh.data.embed import _check_bonds, embed, read_smiles
-from pyscf_deqh.data.geometry import read_xyz
+from pyscf_deqh.data.make.embed import _check_bonds, embed, read_smiles
+from pyscf_deqh.data.xyz import read_xyz
 
 # Name: SMILES, formula, heavy-atom distances in angstrom from experiment.
 MOLECULES = {

@@ -6,9 +6,9 @@ import torch
 from conftest import FORMAMIDE, make_mol, transformed
 from e3nn import o3
 
-from pyscf_deqh.data.graph import build_graph
 from pyscf_deqh.errors import ConfigError
-from pyscf_deqh.graph import collate
+from pyscf_deqh.graph.batch import collate
+from pyscf_deqh.graph.build import build_graph
 from pyscf_deqh.nn.irreps import BlockCoupling, Channels, DegreeLinear, rms_normalize
 from pyscf_deqh.nn.so2 import EdgeFrames, EdgeGate, FrameFeatures, SO2Linear, mirror_signs
 from pyscf_deqh.nn.wigner import wigner_d

@@ -9,7 +9,6 @@ import torch
 from conftest import FORMAMIDE, WATER, make_mol, small_qhnet
 from pyscf import scf
 
-from pyscf_deqh.data.graph import build_graph
 from pyscf_deqh.errors import ConfigError
 from pyscf_deqh.experiments import fig6, published, trainings
 from pyscf_deqh.experiments.__main__ import NAMES, main
@@ -23,7 +22,8 @@ from pyscf_deqh.experiments.report import spread, with_spread
 from pyscf_deqh.experiments.samples import SPLIT_SIZES
 from pyscf_deqh.experiments.sizes import size_of
 from pyscf_deqh.experiments.trainings import VARIANTS
-from pyscf_deqh.graph import collate
+from pyscf_deqh.graph.batch import collate
+from pyscf_deqh.graph.build import build_graph
 
 
 @pytest.fixture(scope="module")

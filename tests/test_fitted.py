@@ -4,9 +4,9 @@ import torch
 from conftest import FORMAMIDE, make_mol
 from pyscf import dft, scf
 
-from pyscf_deqh import fitted
 from pyscf_deqh.errors import UnsupportedMoleculeError
-from pyscf_deqh.fitted import AUXBASIS, FittedFock, FittedIntegrals, coarse_grid
+from pyscf_deqh.fock import fitted
+from pyscf_deqh.fock.fitted import AUXBASIS, FittedFock, FittedIntegrals, coarse_grid
 
 FUNCTIONALS = ["hf", "lda,vwn", "pbe", "b3lyp", "wb97x", "m06-2x", "tpss"]
 

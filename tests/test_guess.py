@@ -22,11 +22,11 @@ from pyscf_deqh import (
     init_guess_by_deqh,
     predict_hamiltonian,
 )
-from pyscf_deqh import cycles as cycles_module
 from pyscf_deqh import guess as guess_module
 from pyscf_deqh import predict as predict_module
 from pyscf_deqh.checkpoint import DEFAULT_MODEL, resolve_model
-from pyscf_deqh.fitted import FittedFock
+from pyscf_deqh.fock import cycles as cycles_module
+from pyscf_deqh.fock.fitted import FittedFock
 
 # The bundled model that iterates; the default one applies f once.
 EQUILIBRIUM = "b3lyp-def2svp-equilibrium"

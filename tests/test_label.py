@@ -14,11 +14,11 @@ from pyscf import dft
 from test_data import FAST, helium, hydrogen, write_xyz
 
 from pyscf_deqh import ConfigError, DatasetError
-from pyscf_deqh.data import label as label_module
 from pyscf_deqh.data.__main__ import main
+from pyscf_deqh.data.formats.qh9 import QH9Database, Record
 from pyscf_deqh.data.geometry import Geometry, read_geometries
-from pyscf_deqh.data.label import LabelSettings, label
-from pyscf_deqh.data.qh9 import QH9Database, Record
+from pyscf_deqh.data.make import label as label_module
+from pyscf_deqh.data.make.label import LabelSettings, label
 
 
 def test_labels_equal_pyscf(tmp_path):

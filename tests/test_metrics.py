@@ -10,8 +10,8 @@ from pyscf import scf
 
 from pyscf_deqh.benchmark.ratios import distribution, error_level_cycle, ratios
 from pyscf_deqh.benchmark.scf_runs import SCFRun
-from pyscf_deqh.data.graph import build_graph
-from pyscf_deqh.graph import collate
+from pyscf_deqh.graph.batch import collate
+from pyscf_deqh.graph.build import build_graph
 from pyscf_deqh.metrics import (
     UNITS,
     HamiltonianErrors,

@@ -5,7 +5,7 @@ import pytest
 from e3nn import o3
 from pyscf import dft, gto
 
-from pyscf_deqh.onsite import (
+from pyscf_deqh.graph.onsite import (
     AUXILIARY_COUNTS,
     AUXILIARY_EXPONENTS,
     N_AUXILIARY,

@@ -11,9 +11,9 @@ from pyscf_deqh import DatasetError
 from pyscf_deqh.data.__main__ import main
 from pyscf_deqh.data.dataset import GraphStore, HamiltonianDataset
 from pyscf_deqh.data.formats import open_labels
+from pyscf_deqh.data.formats.qh9 import QH9Database
+from pyscf_deqh.data.formats.qh9_dynamic import QH9DynamicDatabase
 from pyscf_deqh.data.geometry import read_geometries
-from pyscf_deqh.data.qh9 import QH9Database
-from pyscf_deqh.data.qh9_dynamic import QH9DynamicDatabase
 from pyscf_deqh.data.splits import SPLITS, split_ids
 
 SCHEMA = """CREATE TABLE data (id INTEGER NOT NULL, geo_id INTEGER NOT NULL, N INTEGER, Z BLOB,

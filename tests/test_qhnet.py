@@ -8,9 +8,9 @@ import torch
 from conftest import FORMAMIDE, WATER, make_mol, small_qhnet, solve
 
 from pyscf_deqh.checkpoint import ModelSpec, load_model, save_model
-from pyscf_deqh.data.graph import build_graph
 from pyscf_deqh.errors import ConfigError
-from pyscf_deqh.graph import collate
+from pyscf_deqh.graph.batch import collate
+from pyscf_deqh.graph.build import build_graph
 from pyscf_deqh.nn.qhnet import DiagonalReduction, QHNet, QHNetConfig
 from pyscf_deqh.train.loss import hamiltonian_loss
 
@@ -91,7 +91,7 @@ def test_overlap_is_a_constant_of_the_element(template):
 
 
 def test_reduction_features_are_unit_vectors(template):
-    from pyscf_deqh.onsite import onsite_overlaps
+    from pyscf_deqh.graph.onsite import onsite_overlaps
 
     overlaps = torch.from_numpy(onsite_overlaps("def2-svp", template))
     reduction = DiagonalReduction(overlaps, (16, 8, 4))

@@ -4,10 +4,10 @@ from conftest import FORMAMIDE, make_mol, transformed
 from pyscf import dft, scf
 from test_so2net import ao_transformation
 
-from pyscf_deqh.data.graph import build_graph
 from pyscf_deqh.errors import ConfigError
-from pyscf_deqh.fitted import FittedFock
-from pyscf_deqh.reference import sad_reference, superposed_atomic_density
+from pyscf_deqh.fock.fitted import FittedFock
+from pyscf_deqh.fock.reference import sad_reference, superposed_atomic_density
+from pyscf_deqh.graph.build import build_graph
 
 
 def reference(mol):

@@ -5,10 +5,10 @@ from conftest import WATER, make_mol
 from pyscf import dft, scf
 from test_fitted import pyscfs_own
 
-from pyscf_deqh.fitted import AUXBASIS, FittedFock
-from pyscf_deqh.orbitals import density_matrix
-from pyscf_deqh.refine import refine
-from pyscf_deqh.shells import Shells
+from pyscf_deqh.fock.fitted import AUXBASIS, FittedFock
+from pyscf_deqh.fock.orbitals import density_matrix
+from pyscf_deqh.fock.refine import refine
+from pyscf_deqh.fock.shells import Shells
 
 
 def run(mol, xc, start, max_builds, tolerance, dtype=torch.float64):

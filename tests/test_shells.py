@@ -3,8 +3,8 @@ import pytest
 from conftest import FORMAMIDE, WATER, make_mol
 from pyscf import dft, gto, scf
 
-from pyscf_deqh.orbitals import density_matrix
-from pyscf_deqh.shells import Kind, Shells, breaks_spin_symmetry
+from pyscf_deqh.fock.orbitals import density_matrix
+from pyscf_deqh.fock.shells import Kind, Shells, breaks_spin_symmetry
 
 RADICAL = {"charge": 1, "spin": 1}
 KINDS = [

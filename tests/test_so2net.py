@@ -14,9 +14,9 @@ from conftest import (
     transformed,
 )
 
-from pyscf_deqh.data.graph import build_graph
 from pyscf_deqh.errors import ConfigError
-from pyscf_deqh.graph import collate
+from pyscf_deqh.graph.batch import collate
+from pyscf_deqh.graph.build import build_graph
 from pyscf_deqh.nn import so2net
 from pyscf_deqh.nn.so2net import SO2NetConfig
 from pyscf_deqh.train.loss import hamiltonian_loss

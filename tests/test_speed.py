@@ -33,9 +33,9 @@ from pyscf_deqh.benchmark.speed.settings import SMOKE
 from pyscf_deqh.benchmark.speed.steps import TrainingSteps
 from pyscf_deqh.benchmark.speed.timing import Sample, growth_exponent, measure
 from pyscf_deqh.benchmark.speed.training import saved_bytes
-from pyscf_deqh.data.graph import build_graph
 from pyscf_deqh.errors import DEQHError
-from pyscf_deqh.graph import collate
+from pyscf_deqh.graph.batch import collate
+from pyscf_deqh.graph.build import build_graph
 
 # Timing.
 

@@ -16,7 +16,7 @@ from pyscf import scf
 from pyscf_deqh import deqh_guess
 from pyscf_deqh.checkpoint import load_model
 from pyscf_deqh.data.geometry import Geometry
-from pyscf_deqh.data.label import LabelSettings, label
+from pyscf_deqh.data.make.label import LabelSettings, label
 from pyscf_deqh.errors import CheckpointError, ConfigError, DatasetError
 from pyscf_deqh.nn.deqh import SolverSettings
 from pyscf_deqh.nn.qhnet import QHNetConfig

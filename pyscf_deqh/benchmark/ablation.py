@@ -18,15 +18,15 @@ from pyscf import gto
 from tqdm import tqdm
 
 from ..checkpoint import DEFAULT_MODEL, weights_hash
-from ..cycles import DEFAULT_THRESHOLDS, Cycles, Thresholds, run_cycles
 from ..data.geometry import Geometry, read_geometries
 from ..errors import ConfigError, DEQHError
 from ..files import write_json
-from ..fitted import AUXBASIS, GRID, FittedFock
+from ..fock.cycles import DEFAULT_THRESHOLDS, Cycles, Thresholds, run_cycles
+from ..fock.fitted import AUXBASIS, GRID, FittedFock
+from ..fock.reference import sad_reference, superposed_atomic_density
 from ..guess import MAX_CYCLES, Options, density_of, make_guess
 from ..predict import predict_hamiltonian
-from ..reference import sad_reference, superposed_atomic_density
-from ..threads import one_blas_thread
+from ..process import one_blas_thread
 from .environment import environment
 from .ratios import distribution
 from .report import markdown_table

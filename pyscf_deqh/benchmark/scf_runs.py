@@ -11,12 +11,12 @@ import numpy as np
 from pyscf import dft, gto, scf
 
 from ..checkpoint import DEFAULT_MODEL
-from ..cycles import Cycles, run_cycles
 from ..data.geometry import Geometry
-from ..fitted import FittedFock
+from ..fock.cycles import Cycles, run_cycles
+from ..fock.fitted import FittedFock
+from ..fock.reference import sad_reference, superposed_atomic_density
 from ..guess import MAX_CYCLES, Guess, Options, density_of, make_guess
-from ..reference import sad_reference, superposed_atomic_density
-from ..threads import one_blas_thread
+from ..process import one_blas_thread
 
 CLASSICAL = ("1e", "minao", "atom", "huckel", "sap", "vsap")
 CHEAP_SCF = "cheap-scf"

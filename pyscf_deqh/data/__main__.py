@@ -9,15 +9,15 @@ from dataclasses import fields
 from pathlib import Path
 
 from ..errors import ConfigError, DatasetError, DEQHError, missing_extra
-from .download import DATASETS, download
-from .dynamics import ENGINES
-from .embed import embed, read_smiles
 from .formats import open_labels
+from .formats.qh9 import QH9Database
 from .geometry import Geometry, read_geometries
-from .label import LabelSettings, label
-from .qh9 import QH9Database
+from .make.download import DATASETS, download
+from .make.dynamics import ENGINES
+from .make.embed import embed, read_smiles
+from .make.label import LabelSettings, label
+from .make.trajectories import simulate, start_geometries
 from .splits import SPLITS, split_of
-from .trajectories import simulate, start_geometries
 
 # Their defaults are the engine's.
 _ENGINE_OPTIONS: dict[str, tuple[type, str]] = {

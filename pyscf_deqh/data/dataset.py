@@ -22,9 +22,9 @@ from torch.utils.data import Dataset
 from tqdm import tqdm
 
 from ..errors import DatasetError, UnsupportedMoleculeError
-from ..graph import MolecularGraph
+from ..graph.batch import MolecularGraph
+from ..graph.build import build_graph
 from .formats import open_labels
-from .graph import build_graph
 from .record import Record
 from .splits import split_ids
 
@@ -82,7 +82,7 @@ class GraphStore:
 
     Args:
         folder: where the file lies; its name carries reference, basis and format.
-        reference: kind of reference Hamiltonian, see :mod:`pyscf_deqh.reference`.
+        reference: kind of reference Hamiltonian, see :mod:`pyscf_deqh.fock.reference`.
         basis: basis set of the labels.
     """
 

@@ -1,154 +1,21 @@
-"""Molecular geometries from xyz and extended-xyz files, plain or gzipped."""
+"""Geometries from any file or folder that holds some."""
 
 from __future__ import annotations
 
-import gzip
 import re
-import shlex
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 
-import numpy as np
-from pyscf.data import elements
-
 from ..errors import DatasetError
+from .formats import open_labels
+from .xyz import Geometry, read_xyz
 
-
-@dataclass
-class Geometry:
-    """A molecule: atomic numbers (N,), positions (N, 3) in angstrom, and its comment's entries.
-
-    Attributes:
-        place: index in the file or folder that it was read from.
-    """
-
-    numbers: np.ndarray
-    positions: np.ndarray
-    info: dict[str, str] = field(default_factory=dict)
-    place: int | None = None
-
-    @property
-    def n_heavy(self) -> int:
-        return int((self.numbers > 1).sum())
-
-    @property
-    def qm9_id(self) -> int | None:
-        """Index in QM9, where the comment line gives one."""
-        return self.whole_number("qm9_id")
-
-    def whole_number(self, key: str) -> int | None:
-        """An entry of the comment; None where there is none.
-
-        Raises:
-            DatasetError: it is something else.
-        """
-        value = self.info.get(key)
-        try:
-            return None if value is None else int(value)
-        except ValueError as error:
-            raise DatasetError(f"{key}={value} in a comment line is no whole number") from error
-
-    @property
-    def name(self) -> str:
-        """From the comment line; a frame of a trajectory by its temperature and number too."""
-        info = self.info
-        words = [f"qm9-{info['qm9_id']}" if "qm9_id" in info else info.get("id", "")]
-        words.append(info.get("name", info.get("smiles", "")))
-        if "frame" in info:
-            words.append(f"{info.get('temperature', '?')} K frame {info['frame']}")
-        return " ".join(word for word in words if word) or "molecule"
-
-    def atom(self) -> list[tuple[int, tuple[float, float, float]]]:
-        """The geometry in the form that ``pyscf.gto.Mole.atom`` takes (angstrom)."""
-        return [
-            (int(z), (float(r[0]), float(r[1]), float(r[2])))
-            for z, r in zip(self.numbers, self.positions, strict=True)
-        ]
-
-
-def parse_comment(comment: str) -> dict[str, str]:
-    """The entries ``key=value`` of a comment line."""
-    try:
-        words = shlex.split(comment)
-    except ValueError:  # an apostrophe in free text
-        words = comment.split()
-    return dict(word.split("=", 1) for word in words if re.match(r"[A-Za-z_]\w*=", word))
-
-
-def _atomic_number(text: str) -> int:
-    """Of a symbol, or of a number as some programs write it."""
-    if text.isdecimal() and 1 <= int(text) < len(elements.ELEMENTS):
-        return int(text)
-    try:
-        number = elements.charge(text)
-    except KeyError:
-        number = 0
-    if number < 1:
-        raise ValueError(f"{text!r} is not an element")
-    return number
-
-
-def _position_column(info: dict[str, str]) -> tuple[int, int]:
-    """Columns of species and positions, from extended xyz's ``Properties`` where given."""
-    species, position, column = 0, 1, 0
-    fields = info.get("Properties", "species:S:1:pos:R:3").split(":")
-    for name, width in zip(fields[0::3], fields[2::3], strict=False):
-        if name == "species":
-            species = column
-        elif name == "pos":
-            position = column
-        column += int(width)
-    return species, position
-
-
-def read_xyz(path: str | Path) -> Iterator[Geometry]:
-    """Yield every frame of an xyz or extended-xyz file (``.xyz``, ``.extxyz``, also ``.gz``).
-
-    Raises:
-        DatasetError: the file is missing, empty or malformed; the message names the line.
-    """
-    path = Path(path)
-    opener = gzip.open if path.suffix == ".gz" else open
-    try:
-        with opener(path, "rt", encoding="utf-8") as handle:
-            lines = handle.read().splitlines()
-    except (OSError, EOFError, UnicodeDecodeError) as error:
-        raise DatasetError(f"cannot read {path}: {error}") from error
-    at = 0
-    found = False
-    while at < len(lines):
-        if not lines[at].strip():
-            at += 1
-            continue
-        try:
-            n_atoms = int(lines[at])
-            info = parse_comment(lines[at + 1])
-            species, position = _position_column(info)
-            rows = [line.split() for line in lines[at + 2 : at + 2 + n_atoms]]
-            if len(rows) != n_atoms:
-                raise ValueError(f"{n_atoms} atoms announced, {len(rows)} found")
-            numbers = np.array([_atomic_number(row[species]) for row in rows], dtype=np.int32)
-            positions = np.array(
-                [[float(row[position + axis]) for axis in range(3)] for row in rows]
-            ).reshape(n_atoms, 3)
-        except IndexError as error:
-            raise DatasetError(f"{path}, frame that starts at line {at + 1}: cut short") from error
-        except (ValueError, RuntimeError) as error:
-            raise DatasetError(f"{path}, frame that starts at line {at + 1}: {error}") from error
-        found = True
-        yield Geometry(numbers, positions, info)
-        at += 2 + n_atoms
-    if not found:
-        raise DatasetError(f"{path} holds no molecule")
+__all__ = ["Geometry", "read_geometries"]
 
 
 def read_geometries(path: str | Path) -> list[Geometry]:
     """All geometries of an xyz file, of every xyz file in a folder, or of a file of labels."""
     path = Path(path)
     if path.suffix in (".db", ".npz"):
-        from .formats import open_labels
-
         with open_labels(path) as labels:
             return [record.geometry() for record in labels]
     if path.is_dir():
@@ -161,8 +28,3 @@ def read_geometries(path: str | Path) -> list[Geometry]:
     for place, geometry in enumerate(geometries):
         geometry.place = place
     return geometries
-
-
-def places(geometries: Sequence[Geometry]) -> list[int]:
-    """Of each in the file that it was read from, else among ``geometries``."""
-    return [i if g.place is None else g.place for i, g in enumerate(geometries)]

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from .geometry import Geometry
+from .xyz import Geometry
 
 
 @dataclass

@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 
 from ..data.formats import open_labels
+from ..data.formats.qh9_dynamic import QH9DynamicDatabase
 from ..data.geometry import Geometry
-from ..data.qh9_dynamic import QH9DynamicDatabase
 from ..data.splits import split_ids
 from ..errors import ConfigError
 

@@ -14,7 +14,7 @@ from ..benchmark.scf_runs import Method, run_classical
 from ..data.dataset import GraphStore, HamiltonianDataset
 from ..data.geometry import Geometry
 from ..files import write_json
-from ..graph import collate
+from ..graph.batch import collate
 from .cache import ResultCache
 from .comparison import provenance
 from .datasets import MD17, Dataset

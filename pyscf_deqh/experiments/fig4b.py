@@ -16,8 +16,8 @@ from ..benchmark.scf_runs import Method, run_classical
 from ..benchmark.sets import BUNDLED, PUBLISHED
 from ..checkpoint import load_model, resolve_model, weights_hash
 from ..data.geometry import Geometry, read_geometries
-from ..data.graph import build_graph
-from ..graph import collate
+from ..graph.batch import collate
+from ..graph.build import build_graph
 from .cache import ResultCache
 from .datasets import IN_HOUSE, Dataset
 from .iteration import iterates

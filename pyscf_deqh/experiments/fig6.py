@@ -12,7 +12,7 @@ from ..benchmark.acceleration import WATER
 from ..benchmark.scf_runs import Method, run_classical
 from ..benchmark.sets import BUNDLED
 from ..data.geometry import Geometry, read_geometries
-from ..orbitals import solve_roothaan
+from ..fock.orbitals import solve_roothaan
 from .cache import ResultCache
 from .options import Options
 from .published import error_pairs

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ..errors import ConfigError
-from ..graph import GraphBatch
+from ..graph.batch import GraphBatch
 from ..nn.deqh import DEQH
 from ..nn.qhnet import QHNet
 

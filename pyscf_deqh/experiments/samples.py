@@ -8,7 +8,7 @@ import numpy as np
 from pyscf import gto
 
 from ..data.geometry import Geometry
-from ..data.label import LabelSettings, label
+from ..data.make.label import LabelSettings, label
 
 # Of water, for the rule md17.
 SPLIT_SIZES = (6, 3, 3)

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 
-from ..ao import OrbitalTemplate
 from ..errors import ConfigError
+from ..graph.layout import OrbitalTemplate
 
 if TYPE_CHECKING:
     from .qhnet import QHNetConfig
@@ -57,8 +57,8 @@ def build_backbone(
     Args:
         template: layout of the blocks.
         config: its kind and hyperparameters.
-        onsite_overlaps: of :func:`pyscf_deqh.onsite.onsite_overlaps`, for backbones with a diagonal
-            reduction; not needed if a state dict is loaded afterwards.
+        onsite_overlaps: of :func:`pyscf_deqh.graph.onsite.onsite_overlaps`, for backbones with a
+            diagonal reduction; not needed if a state dict is loaded afterwards.
     """
     kind = kind_of(config)
     network = getattr(_module(kind), BACKBONES[kind])

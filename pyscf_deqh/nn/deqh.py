@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import ConfigError
-from ..graph import GraphBatch
+from ..graph.batch import GraphBatch
 
 SOLVERS = ("fixed_point_iter", "anderson", "broyden")
 STARTS = ("identity", "reference")

@@ -14,8 +14,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from ..ao import OrbitalTemplate
 from ..errors import ConfigError
+from ..graph.layout import OrbitalTemplate
 from .angular import wigner_3j
 
 

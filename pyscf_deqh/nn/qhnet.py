@@ -15,9 +15,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..ao import OrbitalTemplate
 from ..errors import ConfigError
-from ..graph import BOHR, GraphBatch, opposite
+from ..graph.batch import BOHR, GraphBatch, opposite
+from ..graph.layout import OrbitalTemplate
 from .irreps import BlockCoupling
 from .products import Features, PairFrames
 from .qhnet_layers import (
@@ -137,7 +137,7 @@ class QHNet(nn.Module):
         template: layout of the blocks.
         config: hyperparameters.
         overlaps: (elements, T, T, 60) on-site three-index overlaps of
-            :func:`pyscf_deqh.onsite.onsite_overlaps`; zeros if a state dict will bring them.
+            :func:`pyscf_deqh.graph.onsite.onsite_overlaps`; zeros if a state dict will bring them.
         counts: auxiliary functions of each degree.
     """
 

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from ..graph import opposite
+from ..graph.batch import opposite
 from .irreps import Channels, random_weight
 from .wigner import wigner_d
 

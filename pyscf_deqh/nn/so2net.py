@@ -21,10 +21,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..ao import OrbitalTemplate
 from ..errors import ConfigError
-from ..graph import BOHR, GraphBatch, opposite
-from ..reference import REFERENCES
+from ..graph.batch import BOHR, REFERENCES, GraphBatch, opposite
+from ..graph.layout import OrbitalTemplate
 from .density import density_matrix
 from .irreps import (
     BlockCoupling,

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from ..graph import GraphBatch
+from ..graph.batch import GraphBatch
 
 # Eager passes before a capture, in which libraries allocate what they keep.
 _WARM_UP = 2

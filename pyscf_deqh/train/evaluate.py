@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from ..ao import OrbitalTemplate
 from ..checkpoint import load_model
 from ..data.dataset import GraphStore, HamiltonianDataset
-from ..graph import GraphBatch, collate
+from ..graph.batch import GraphBatch, collate
+from ..graph.layout import OrbitalTemplate
 from ..metrics import UNITS, HamiltonianErrors, hamiltonian_errors
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..graph import GraphBatch
+from ..graph.batch import GraphBatch
 
 MILLI = 1e3
 

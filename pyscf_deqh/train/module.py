@@ -15,14 +15,15 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Sampler
 
-from ..ao import OrbitalTemplate
 from ..data.dataset import GraphStore, HamiltonianDataset
 from ..errors import ConfigError
-from ..graph import GraphBatch, collate
+from ..graph.basis import template_of
+from ..graph.batch import GraphBatch, collate
+from ..graph.layout import OrbitalTemplate
+from ..graph.onsite import onsite_overlaps
 from ..metrics import HamiltonianErrors
 from ..nn.backbones import build_backbone
 from ..nn.deqh import DEQH
-from ..onsite import onsite_overlaps
 from .config import TrainConfig
 from .cuda_graphs import CapturedGradients
 from .evaluate import batch_errors
@@ -31,7 +32,7 @@ from .loss import hamiltonian_loss
 
 def build_model(config: TrainConfig) -> DEQH:
     """An untrained model for the elements and basis of ``config``."""
-    template = OrbitalTemplate.from_basis(config.data.basis, tuple(config.data.elements))
+    template = template_of(config.data.basis, tuple(config.data.elements))
     overlaps = None
     if config.backbone == "qhnet":
         overlaps = torch.from_numpy(onsite_overlaps(config.data.basis, template))

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
 
-from ...graph import GraphBatch, MolecularGraph
+from ...graph.batch import GraphBatch, MolecularGraph
 from ...nn.deqh import DEQH
 from ...nn.so2 import FrameFeatures
 from ...train.cuda_graphs import CapturedGradients

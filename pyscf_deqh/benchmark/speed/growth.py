@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from ...checkpoint import load_model
-from ...data.graph import build_graph
+from ...graph.build import build_graph
 from ...predict import predict_hamiltonian
 from ..scf_runs import Method, run_classical
 from .geometries import polyethylene

@@ -14,13 +14,13 @@ from pyscf.scf import hf
 
 from ...checkpoint import load_model
 from ...data.geometry import Geometry
-from ...data.graph import build_graph
-from ...fitted import FittedFock
-from ...graph import collate
+from ...fock.fitted import FittedFock
+from ...fock.orbitals import solve_roothaan
+from ...fock.reference import sad_reference, superposed_atomic_density
+from ...graph.batch import collate
+from ...graph.build import build_graph
 from ...guess import MAX_CYCLES, Options, guess_density, make_guess
-from ...orbitals import solve_roothaan
 from ...predict import predict_hamiltonian
-from ...reference import sad_reference, superposed_atomic_density
 from ..scf_runs import Method, run_classical
 from .geometries import polyethylene
 from .peaks import Peaks, count_work, machine_peaks

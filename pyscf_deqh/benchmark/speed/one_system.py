@@ -16,11 +16,11 @@ from pyscf import lib
 
 from ...checkpoint import load_model
 from ...data.geometry import Geometry
-from ...fitted import FittedFock
-from ...graph import MolecularGraph, collate
+from ...fock.fitted import FittedFock
+from ...fock.orbitals import solve_roothaan
+from ...fock.reference import sad_reference, superposed_atomic_density
+from ...graph.batch import MolecularGraph, collate
 from ...nn.density import density_matrix
-from ...orbitals import solve_roothaan
-from ...reference import sad_reference, superposed_atomic_density
 from .geometries import polyethylene, water_cluster
 from .samples import molecule
 

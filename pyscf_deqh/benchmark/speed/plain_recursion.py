@@ -17,7 +17,7 @@ import torch
 from e3nn import o3
 from torch import Tensor, nn
 
-from ...graph import GraphBatch
+from ...graph.batch import GraphBatch
 from ...nn import qhnet
 from ...nn.products import ChannelProduct, Features, Path, SphericalProduct, path_weight
 from ...nn.qhnet_layers import GraphAttention

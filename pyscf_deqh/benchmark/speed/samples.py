@@ -14,14 +14,14 @@ import numpy as np
 import torch
 from pyscf import gto
 
-from ...ao import OrbitalTemplate
 from ...data.geometry import Geometry, read_geometries
-from ...data.graph import build_graph
-from ...graph import GraphBatch, MolecularGraph, collate
+from ...fock.orbitals import orthonormal_basis
+from ...graph.basis import template_of
+from ...graph.batch import GraphBatch, MolecularGraph, collate
+from ...graph.build import build_graph
+from ...graph.onsite import onsite_overlaps
 from ...nn.backbones import build_backbone, config_from
 from ...nn.deqh import DEQH, SolverSettings
-from ...onsite import onsite_overlaps
-from ...orbitals import orthonormal_basis
 from ..sets import BUNDLED
 from .geometries import polyethylene
 
@@ -86,7 +86,7 @@ def untrained(kind: str, options: dict, device: str = "cpu", seed: int = 0) -> D
         options: of its configuration.
     """
     torch.manual_seed(seed)
-    template = OrbitalTemplate.from_basis(BASIS, ELEMENTS)
+    template = template_of(BASIS, ELEMENTS)
     config = config_from(kind, options)
     overlaps = torch.from_numpy(onsite_overlaps(BASIS, template)) if kind == "qhnet" else None
     return DEQH(build_backbone(template, config, overlaps), SOLVERS[kind]).to(device).eval()

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import torch
 
-from ...graph import GraphBatch
+from ...graph.batch import GraphBatch
 from ...nn.deqh import DEQH
 from ...train.config import OptimizerConfig
 from ...train.loss import hamiltonian_loss

@@ -12,10 +12,10 @@ import torch
 from torch import Tensor
 
 from ...data.dataset import GraphStore, HamiltonianDataset
+from ...data.formats.qh9 import QH9Database
 from ...data.geometry import Geometry
-from ...data.qh9 import QH9Database
 from ...data.record import Record
-from ...graph import BOHR, MolecularGraph, collate
+from ...graph.batch import BOHR, MolecularGraph, collate
 from .report import Report
 from .samples import BASIS, batch_of, geometries_of, labelled_graphs, untrained
 from .settings import Settings

@@ -17,8 +17,8 @@ from typing import Any
 
 import numpy as np
 
-from ..errors import DatasetError
-from .record import LabelFile, Record, check_arrays
+from ...errors import DatasetError
+from ..record import LabelFile, Record, check_arrays
 
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS data

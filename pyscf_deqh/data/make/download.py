@@ -18,7 +18,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from ..errors import DatasetError
+from ...errors import DatasetError
 
 _BLOCK = 1 << 20
 _TIMEOUT = 60  # seconds without a byte

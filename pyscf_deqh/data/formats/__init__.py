@@ -5,11 +5,11 @@ from __future__ import annotations
 import sqlite3
 from pathlib import Path
 
-from ..errors import DatasetError
+from ...errors import DatasetError
+from ..record import LabelFile
 from .md17 import MD17Arrays, MD17Database
 from .qh9 import QH9Database, connect_read_only, table_columns
 from .qh9_dynamic import QH9DynamicDatabase
-from .record import LabelFile
 
 
 def open_labels(path: str | Path) -> LabelFile:

@@ -17,10 +17,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .ao import OrbitalTemplate
-from .errors import UnsupportedMoleculeError
+from ..errors import UnsupportedMoleculeError
+from .layout import OrbitalTemplate
 
 BOHR = 0.529177210903  # angstrom, CODATA 2018
+# Kinds of reference Hamiltonian; see :mod:`pyscf_deqh.fock.reference`.
+REFERENCES = ("none", "sad")
 
 
 @dataclass

@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 from pyscf.scf import addons, hf
 
+from ..process import one_blas_thread
 from .orbitals import Orbitals, density_matrix, orthonormal_basis
 from .refine import refine
 from .shells import Kind, Shells
-from .threads import one_blas_thread
 
 if TYPE_CHECKING:
     import torch

@@ -19,9 +19,9 @@ from typing import Any
 import numpy as np
 from pyscf import gto
 
-from ..errors import DatasetError
+from ...errors import DatasetError
+from ..record import LabelFile, Record, check_arrays
 from .qh9 import connect_read_only, opening, table_columns
-from .record import LabelFile, Record, check_arrays
 
 _BASIS = "def2-svp"
 _SETTINGS = {"program": "ORCA", "xc": "pbe", "basis": _BASIS}

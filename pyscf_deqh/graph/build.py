@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ..errors import ConfigError, UnsupportedMoleculeError
-from ..fitted import FittedFock
-from ..graph import MolecularGraph
-from ..orbitals import orthonormal_basis, solve_roothaan
-from ..reference import REFERENCES, sad_reference, superposed_atomic_density
+from ..fock.fitted import FittedFock
+from ..fock.orbitals import orthonormal_basis, solve_roothaan
+from ..fock.reference import sad_reference, superposed_atomic_density
+from .batch import REFERENCES, MolecularGraph
 
 if TYPE_CHECKING:
     from pyscf.gto import Mole

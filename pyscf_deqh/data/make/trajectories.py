@@ -17,10 +17,11 @@ import numpy as np
 from pyscf.data import elements
 from tqdm import tqdm
 
-from ..errors import ConfigError, DatasetError
+from ...errors import ConfigError, DatasetError
+from ..geometry import read_geometries
+from ..xyz import Geometry, parse_comment, places, read_xyz
 from .dynamics import Engine, State, isotope_masses, thermal_velocities
 from .frames import complete_frames, foreign_file
-from .geometry import Geometry, parse_comment, places, read_geometries, read_xyz
 
 MD17 = Path(__file__).parent / "molecules" / "md17.xyz"
 

@@ -14,7 +14,8 @@ from typing import Any
 
 from pyscf.data.nist import BOHR
 
-from ..errors import DatasetError
+from ...errors import DatasetError
+from ..record import LabelFile, Record, check_arrays
 from .qh9 import (
     check_columns,
     connect_read_only,
@@ -23,7 +24,6 @@ from .qh9 import (
     opening,
     table_columns,
 )
-from .record import LabelFile, Record, check_arrays
 
 _COLUMNS = {"id", "geo_id", "N", "Z", "pos", "epot", "Ham", "converged"}
 

@@ -12,7 +12,7 @@ import numpy as np
 from pyscf import dft, gto, md
 from pyscf.data import elements, nist
 
-from ..errors import ConfigError
+from ...errors import ConfigError
 
 # Positions (N, 3) in angstrom and velocities (N, 3) in angstrom/fs.
 State = tuple[np.ndarray, np.ndarray]

@@ -15,9 +15,9 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from ..errors import ConfigError, DatasetError
+from ...errors import ConfigError, DatasetError
+from ..xyz import parse_comment
 from .frames import complete_frames, foreign_file
-from .geometry import parse_comment
 
 _COLUMNS = "species:S:1:pos:R:3"
 _MAX_FORCE = 0.01  # eV/angstrom

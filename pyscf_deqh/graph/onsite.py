@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import numpy as np
 from pyscf import gto
-from pyscf.data.elements import ELEMENTS
 
-from .ao import OrbitalTemplate
+from .basis import free_atom
+from .layout import OrbitalTemplate
 
 # Exponents in 1/bohr^2 by angular momentum, Eq. 35-37.
 AUXILIARY_EXPONENTS: tuple[tuple[float, ...], ...] = (
@@ -45,7 +45,7 @@ def onsite_overlaps(basis: str, template: OrbitalTemplate) -> np.ndarray:
     t = template.size
     out = np.zeros((len(template.numbers), t, t, N_AUXILIARY))
     for i, z in enumerate(template.numbers):
-        atom = gto.M(atom=[(z, (0, 0, 0))], basis={ELEMENTS[z]: basis}, spin=z % 2, verbose=0)
+        atom = free_atom(z, basis)
         both = gto.conc_mol(atom, auxiliary)
         n = atom.nbas
         integrals = both.intor("int3c1e", shls_slice=(0, n, 0, n, n, both.nbas))

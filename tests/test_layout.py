@@ -4,7 +4,8 @@ from conftest import FORMAMIDE, make_mol
 from pyscf import gto
 
 from pyscf_deqh import UnsupportedMoleculeError
-from pyscf_deqh.ao import OrbitalTemplate, check_basis
+from pyscf_deqh.graph.basis import check_basis, template_of
+from pyscf_deqh.graph.layout import OrbitalTemplate
 
 
 def test_template_of_def2_svp(template):
@@ -30,7 +31,7 @@ def test_slots_follow_pyscf_labels(template, number):
 
 
 def test_template_of_another_basis_needs_no_code():
-    template = OrbitalTemplate.from_basis("def2-tzvp", (1, 6))
+    template = template_of("def2-tzvp", (1, 6))
     assert template.counts == (5, 3, 2, 1)
     assert OrbitalTemplate.from_config(template.to_config()) == template
 

@@ -20,7 +20,6 @@ if TYPE_CHECKING:
 
     from .fitted import FittedFock
 
-REFERENCES = ("none", "sad")
 _XC = "pbe"
 
 

@@ -19,7 +19,7 @@ import scipy.linalg
 import torch
 from torch import Tensor
 
-from .errors import UnsupportedMoleculeError
+from ..errors import UnsupportedMoleculeError
 from .orbitals import Orbitals, by_spin
 
 if TYPE_CHECKING:

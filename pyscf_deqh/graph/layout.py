@@ -11,14 +11,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING
 
 import numpy as np
 
-from .errors import UnsupportedMoleculeError
-
-if TYPE_CHECKING:
-    from pyscf.gto import Mole
+from ..errors import UnsupportedMoleculeError
 
 # Offsets m + l of a PySCF shell's functions; only p shells differ from m = -l … l.
 _P_ORDER = (2, 0, 1)
@@ -33,18 +29,6 @@ class OrbitalTemplate:
     """
 
     shells: dict[int, tuple[int, ...]]
-
-    @classmethod
-    def from_basis(cls, basis: str, numbers: tuple[int, ...]) -> OrbitalTemplate:
-        """The template of a named PySCF basis set for the given atomic numbers."""
-        from pyscf import gto
-        from pyscf.data.elements import ELEMENTS
-
-        shells = {}
-        for z in numbers:
-            atom = gto.M(atom=[(z, (0, 0, 0))], basis={ELEMENTS[z]: basis}, spin=z % 2, verbose=0)
-            shells[z] = tuple(shells_of_atom(atom, 0))
-        return cls(shells)
 
     @property
     def numbers(self) -> tuple[int, ...]:
@@ -93,52 +77,3 @@ class OrbitalTemplate:
     @classmethod
     def from_config(cls, config: dict[str, list[int]]) -> OrbitalTemplate:
         return cls({int(z): tuple(ls) for z, ls in config.items()})
-
-
-def shells_of_atom(mol: Mole, atom: int) -> list[int]:
-    """Angular momenta of an atom's shells in AO order; a general contraction counts once each."""
-    return [
-        mol.bas_angular(shell)
-        for shell in mol.atom_shell_ids(atom)
-        for _ in range(mol.bas_nctr(shell))
-    ]
-
-
-def check_basis(mol: Mole, basis: str, numbers: tuple[int, ...]) -> None:
-    """Make sure that every atom of ``mol`` carries exactly the functions of the named basis set.
-
-    Raises:
-        UnsupportedMoleculeError: Cartesian functions, an effective core potential, an unknown
-            element, or an atom whose exponents or contractions differ.
-    """
-    from pyscf import gto
-
-    if mol.cart:
-        raise UnsupportedMoleculeError(
-            "the model works in spherical AOs, the molecule has cart=True"
-        )
-    if mol.has_ecp():
-        raise UnsupportedMoleculeError(
-            "the model knows all-electron atoms only, the molecule has an ECP"
-        )
-    by_label: dict[str, int] = {mol.atom_symbol(i): i for i in range(mol.natm)}
-    for label, i in by_label.items():
-        number = int(mol.atom_charge(i))
-        if number not in numbers:
-            known = ", ".join(gto.mole._symbol(z) for z in numbers)
-            raise UnsupportedMoleculeError(
-                f"the model does not know the element of atom {i} ({label}); it knows {known}"
-            )
-        reference = gto.M(atom=[(number, (0, 0, 0))], basis=basis, spin=number % 2, verbose=0)
-        mine, theirs = mol.atom_shell_ids(i), reference.atom_shell_ids(0)
-        same = len(mine) == len(theirs) and all(
-            mol.bas_angular(a) == reference.bas_angular(b)
-            and np.array_equal(mol.bas_exp(a), reference.bas_exp(b))
-            and np.allclose(mol.bas_ctr_coeff(a), reference.bas_ctr_coeff(b))
-            for a, b in zip(mine, theirs, strict=True)
-        )
-        if not same:
-            raise UnsupportedMoleculeError(
-                f"the basis functions of {label} are not those of {basis}, for which the model "
-                "was trained"
-            )

@@ -23,14 +23,14 @@ from pyscf import dft, gto, lib, scf
 from pyscf.scf.dispersion import parse_dft
 from tqdm import tqdm
 
-from ..errors import ConfigError, DatasetError
-from ..fitted import AUXBASIS, GRID, FittedFock
-from ..orbitals import Orbitals, density_matrix
-from ..reference import sad_reference, superposed_atomic_density
-from ..refine import refine
-from ..shells import Shells
-from .geometry import Geometry, places
-from .qh9 import QH9Database, Record
+from ...errors import ConfigError, DatasetError
+from ...fock.fitted import AUXBASIS, GRID, FittedFock
+from ...fock.orbitals import Orbitals, density_matrix
+from ...fock.reference import sad_reference, superposed_atomic_density
+from ...fock.refine import refine
+from ...fock.shells import Shells
+from ..formats.qh9 import QH9Database, Record
+from ..xyz import Geometry, places
 
 # Orbital gradient (hartree) at which fitted Fock matrices hand over to exact ones.
 _COARSE_GRADIENT = 1e-3
@@ -40,9 +40,9 @@ _COARSE_GRADIENT = 1e-3
 class LabelSettings:
     """Method of the labels; stored with the data.
 
-    ``density_fit`` takes the Fock matrices of :mod:`pyscf_deqh.fitted`, with their fitted integrals
-    and their coarse grid instead of ``grid_level``: several times faster, more so on a GPU, with an
-    error of about 10 micro-hartree, below what a network learns.
+    ``density_fit`` takes the Fock matrices of :mod:`pyscf_deqh.fock.fitted`, with their fitted
+    integrals and their coarse grid instead of ``grid_level``: several times faster, more so on a
+    GPU, with an error of about 10 micro-hartree, below what a network learns.
     """
 
     xc: str = "b3lyp"

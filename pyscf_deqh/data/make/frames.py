@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-from ..errors import DatasetError
+from ...errors import DatasetError
 
 
 def complete_frames(path: Path, columns: str) -> Iterator[tuple[int, list[str]]]:

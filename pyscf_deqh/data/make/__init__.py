@@ -1,0 +1,1 @@
+"""Makes geometries and labels: embedding, dynamics, Hamiltonians, published sets."""

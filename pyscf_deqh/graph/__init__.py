@@ -1,0 +1,1 @@
+"""Molecules as networks see them: layout of the orbitals, building, batches, on-site overlaps."""

@@ -1,0 +1,74 @@
+"""Basis sets of PySCF's molecules: the layout that a model has, and whether a molecule fits it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+from pyscf import gto
+from pyscf.data.elements import ELEMENTS
+
+from ..errors import UnsupportedMoleculeError
+from .layout import OrbitalTemplate
+
+if TYPE_CHECKING:
+    from pyscf.gto import Mole
+
+
+def template_of(basis: str, numbers: tuple[int, ...]) -> OrbitalTemplate:
+    """The template of a named PySCF basis set for the given atomic numbers."""
+    return OrbitalTemplate({z: tuple(shells_of_atom(free_atom(z, basis), 0)) for z in numbers})
+
+
+def free_atom(number: int, basis: str) -> Mole:
+    """An element's atom with a named basis set."""
+    return gto.M(
+        atom=[(number, (0, 0, 0))], basis={ELEMENTS[number]: basis}, spin=number % 2, verbose=0
+    )
+
+
+def shells_of_atom(mol: Mole, atom: int) -> list[int]:
+    """Angular momenta of an atom's shells in AO order; a general contraction counts once each."""
+    return [
+        mol.bas_angular(shell)
+        for shell in mol.atom_shell_ids(atom)
+        for _ in range(mol.bas_nctr(shell))
+    ]
+
+
+def check_basis(mol: Mole, basis: str, numbers: tuple[int, ...]) -> None:
+    """Make sure that every atom of ``mol`` carries exactly the functions of the named basis set.
+
+    Raises:
+        UnsupportedMoleculeError: Cartesian functions, an effective core potential, an unknown
+            element, or an atom whose exponents or contractions differ.
+    """
+    if mol.cart:
+        raise UnsupportedMoleculeError(
+            "the model works in spherical AOs, the molecule has cart=True"
+        )
+    if mol.has_ecp():
+        raise UnsupportedMoleculeError(
+            "the model knows all-electron atoms only, the molecule has an ECP"
+        )
+    by_label: dict[str, int] = {mol.atom_symbol(i): i for i in range(mol.natm)}
+    for label, i in by_label.items():
+        number = int(mol.atom_charge(i))
+        if number not in numbers:
+            known = ", ".join(ELEMENTS[z] for z in numbers)
+            raise UnsupportedMoleculeError(
+                f"the model does not know the element of atom {i} ({label}); it knows {known}"
+            )
+        reference = free_atom(number, basis)
+        mine, theirs = mol.atom_shell_ids(i), reference.atom_shell_ids(0)
+        same = len(mine) == len(theirs) and all(
+            mol.bas_angular(a) == reference.bas_angular(b)
+            and np.array_equal(mol.bas_exp(a), reference.bas_exp(b))
+            and np.allclose(mol.bas_ctr_coeff(a), reference.bas_ctr_coeff(b))
+            for a, b in zip(mine, theirs, strict=True)
+        )
+        if not same:
+            raise UnsupportedMoleculeError(
+                f"the basis functions of {label} are not those of {basis}, for which the model "
+                "was trained"
+            )
