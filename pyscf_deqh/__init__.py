@@ -10,10 +10,13 @@ from .errors import (
     ConfigError,
     DatasetError,
     DEQHError,
+    NotEnoughMemoryError,
+    NumericalError,
     UnsupportedMoleculeError,
 )
-from .guess import deqh_guess, init_guess_by_deqh, register
+from .plugin import deqh_guess, init_guess_by_deqh, register
 from .predict import predict_hamiltonian
+from .report import Report
 
 __version__ = "0.1.0"
 
@@ -22,6 +25,9 @@ __all__ = [
     "ConfigError",
     "DEQHError",
     "DatasetError",
+    "NotEnoughMemoryError",
+    "NumericalError",
+    "Report",
     "UnsupportedMoleculeError",
     "deqh_guess",
     "init_guess_by_deqh",

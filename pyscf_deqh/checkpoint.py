@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .errors import CheckpointError
 from .graph.layout import OrbitalTemplate
+from .process import single_precision
 
 if TYPE_CHECKING:
     from .nn.backbones import BackboneConfig
@@ -115,20 +114,6 @@ def weights_hash(model: str | Path) -> str:
     return _read_config(resolve_model(model))["sha256"]
 
 
-@contextmanager
-def single_precision() -> Iterator[None]:
-    """PyTorch's default type that the networks are built and used with, whatever the process has
-    set for other models."""
-    import torch
-
-    before = torch.get_default_dtype()
-    torch.set_default_dtype(torch.float32)
-    try:
-        yield
-    finally:
-        torch.set_default_dtype(before)
-
-
 def load_model(name: str | Path = DEFAULT_MODEL, device: str = "cpu") -> tuple[DEQH, ModelSpec]:
     """Load a bundled model by name, or any exported model by its folder.
 
@@ -161,7 +146,7 @@ def load_model(name: str | Path = DEFAULT_MODEL, device: str = "cpu") -> tuple[D
             backbone=config_from(kind, backbone),
             solver=SolverSettings(**config["solver"]),
         )
-        with single_precision():
+        with single_precision:
             model = DEQH(build_backbone(spec.template, spec.backbone), spec.solver)
         model.backbone.load_state_dict(load_file(weights))
     except (OSError, KeyError, TypeError, RuntimeError, SafetensorError) as error:

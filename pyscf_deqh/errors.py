@@ -1,5 +1,8 @@
 """Exceptions that the package raises for input it cannot work with."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 # Packages of optional extras, by the name they are imported with.
 _EXTRAS = {
     "lightning": "train",
@@ -26,7 +29,17 @@ class DEQHError(Exception):
 
 
 class UnsupportedMoleculeError(DEQHError, ValueError):
-    """The molecule lies outside what the model can describe (element, basis, cell, geometry …)."""
+    """The molecule or the SCF's class lies outside what the guess can describe (element, basis,
+    cell, geometry, spinors, a functional of another package …)."""
+
+
+class NotEnoughMemoryError(DEQHError, MemoryError):
+    """What the guess would hold does not fit into the memory that the SCF allows or the machine
+    has."""
+
+
+class NumericalError(DEQHError, ArithmeticError):
+    """Linear algebra failed, or a result holds NaN or the wrong number of electrons."""
 
 
 class CheckpointError(DEQHError):
@@ -39,3 +52,28 @@ class DatasetError(DEQHError, ValueError):
 
 class ConfigError(DEQHError, ValueError):
     """A configuration value is unknown or out of range."""
+
+
+@contextmanager
+def own_errors() -> Iterator[None]:
+    """Failures of libraries as exceptions of this package.
+
+    Raises:
+        NumericalError: linear algebra failed.
+        NotEnoughMemoryError: NumPy or PyTorch, on whatever device, got no memory.
+    """
+    import numpy as np
+
+    try:
+        yield
+    except DEQHError:
+        raise
+    except np.linalg.LinAlgError as error:
+        raise NumericalError(str(error)) from error
+    except MemoryError as error:
+        raise NotEnoughMemoryError(str(error) or "no memory left") from error
+    except RuntimeError as error:
+        # PyTorch says so of a CPU in a plain RuntimeError, and has a subclass of it for GPUs.
+        if type(error).__name__ == "OutOfMemoryError" or "DefaultCPUAllocator" in str(error):
+            raise NotEnoughMemoryError(str(error)) from error
+        raise

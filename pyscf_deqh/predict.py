@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import functools
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from .checkpoint import DEFAULT_MODEL, ModelSpec, load_model, resolve_model, single_precision
-from .errors import ConfigError, UnsupportedMoleculeError
+from .checkpoint import DEFAULT_MODEL, ModelSpec, load_model, resolve_model
+from .errors import ConfigError, NumericalError, UnsupportedMoleculeError, own_errors
+from .fock.system import System, check_molecule
 from .graph.basis import check_basis
 
 if TYPE_CHECKING:
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
     from .nn.deqh import DEQH
 
 
-@dataclass
+@dataclass(frozen=True)
 class Prediction:
     """A solved Hamiltonian and how it was reached.
 
@@ -43,7 +44,7 @@ class Prediction:
     fock_builds: int
     graph_seconds: float
     network_seconds: float
-    notes: list[str]
+    notes: tuple[str, ...] = ()
 
 
 @functools.lru_cache(maxsize=4)
@@ -97,46 +98,57 @@ def predict_hamiltonian(
 
     Raises:
         UnsupportedMoleculeError: the model cannot describe the molecule.
+        NotEnoughMemoryError: it is too large for the machine.
+        NumericalError: the network returned NaN.
         CheckpointError: no such model, or a damaged one.
         ConfigError: no such device.
     """
-    return predict_with_integrals(mol, model, device, initial)[0]
+    check_molecule(mol)
+    _, spec = cached_model(model, resolve_device(device))
+    check_basis(mol, spec.basis, spec.template.numbers)
+    with own_errors():
+        return solve_network(System(mol), model, device, mol.max_memory, initial)[0]
 
 
-def predict_with_integrals(
-    mol: Mole,
-    model: str | Path = DEFAULT_MODEL,
-    device: str = "auto",
+def solve_network(
+    system: System,
+    model: str | Path,
+    device: str,
+    memory: float,
     initial: np.ndarray | None = None,
 ) -> tuple[Prediction, FittedFock]:
-    """:func:`predict_hamiltonian`, and what builds further Fock matrices of the molecule from the
-    reference's integrals, which take much memory."""
+    """:func:`predict_hamiltonian` of a molecule that was found to fit the model, and what builds
+    further Fock matrices from the reference's integrals.
+
+    Args:
+        system: the molecule.
+        model, device, initial: see :func:`predict_hamiltonian`.
+        memory: in megabytes, see :class:`~pyscf_deqh.fock.fitted.FittedFock`.
+    """
     import torch
 
     device = resolve_device(device)
     try:
-        return _predict(mol, model, device, initial)
+        return _solve(system, model, device, memory, initial)
     except torch.OutOfMemoryError:
-        prediction, fitted = _predict(mol, model, "cpu", initial)
-        prediction.notes.append(f"{device} ran out of memory: solved on the CPU")
-        return prediction, fitted
+        prediction, fitted = _solve(system, model, "cpu", memory, initial)
+        note = f"{device} ran out of memory: solved on the CPU"
+        return replace(prediction, notes=(note,)), fitted
 
 
-def _predict(
-    mol: Mole, model: str | Path, device: str, initial: np.ndarray | None
+def _solve(
+    system: System, model: str | Path, device: str, memory: float, initial: np.ndarray | None
 ) -> tuple[Prediction, FittedFock]:
     import torch
 
     from .fock.fitted import FittedFock
     from .graph.batch import collate
-    from .graph.build import build_graph, check_molecule
+    from .graph.build import build_graph
 
     network, spec = cached_model(model, device)
-    check_molecule(mol)
-    check_basis(mol, spec.basis, spec.template.numbers)
     started = time.perf_counter()
-    fitted = FittedFock(mol, device)
-    graph = build_graph(mol, spec.reference, fitted=fitted)
+    fitted = FittedFock(system.mol, device, memory=memory)
+    graph = build_graph(system, spec.reference, fitted=fitted)
     batch = collate([graph], spec.template, spec.backbone.cutoff_bohr)
     start = None
     if initial is not None:
@@ -146,13 +158,13 @@ def _predict(
             )
         start = torch.as_tensor(initial, dtype=batch.overlap.dtype)[None].to(device)
     built = time.perf_counter()
-    with torch.no_grad(), single_precision():
+    with torch.no_grad():
         solution = network(batch.to(device), start)
     # The network's correction is in single precision; the reference keeps its double precision.
     difference = (solution.hamiltonian.cpu() - batch.reference)[0].double().numpy()
     hamiltonian = graph.reference + difference
     if not np.isfinite(hamiltonian).all():
-        raise UnsupportedMoleculeError("the network returned NaN for this molecule")
+        raise NumericalError("the network returned NaN for this molecule")
     prediction = Prediction(
         hamiltonian=(hamiltonian + hamiltonian.T) / 2,
         model=str(model),
@@ -162,6 +174,5 @@ def _predict(
         fock_builds=0 if spec.reference == "none" else 1,
         graph_seconds=built - started,
         network_seconds=time.perf_counter() - built,
-        notes=[],
     )
     return prediction, fitted

@@ -2,11 +2,13 @@ import numpy as np
 import pytest
 import torch
 from conftest import FORMAMIDE, make_mol
-from pyscf import dft, scf
+from pyscf import df, dft, scf
 
-from pyscf_deqh.errors import UnsupportedMoleculeError
-from pyscf_deqh.fock import fitted
-from pyscf_deqh.fock.fitted import AUXBASIS, FittedFock, FittedIntegrals, coarse_grid
+from pyscf_deqh.errors import NotEnoughMemoryError
+from pyscf_deqh.fock import grid, integrals
+from pyscf_deqh.fock.fitted import AUXBASIS, FittedFock
+from pyscf_deqh.fock.grid import coarse_grid
+from pyscf_deqh.fock.integrals import FittedIntegrals
 
 FUNCTIONALS = ["hf", "lda,vwn", "pbe", "b3lyp", "wb97x", "m06-2x", "tpss"]
 
@@ -118,20 +120,23 @@ def test_long_range_integrals_are_those_of_the_screened_operator():
     c = some_orbitals(mol)
     mf = scf.RHF(mol).density_fit(auxbasis=AUXBASIS)
     _, expected = mf.with_df.get_jk(c @ c.T, with_j=False, omega=omega)
-    integrals = FittedIntegrals(mol, "cpu", torch.float64, omega)
-    np.testing.assert_allclose(integrals.exchange(torch.from_numpy(c)), expected, atol=1e-6)
+    auxiliary = df.addons.make_auxmol(mol, AUXBASIS)
+    found = FittedIntegrals(mol, auxiliary, "cpu", torch.float64, omega)
+    np.testing.assert_allclose(found.exchange(torch.from_numpy(c)), expected, atol=1e-6)
 
 
 def test_blocks_change_nothing(monkeypatch):
     mol = make_mol(FORMAMIDE)
     c, hcore = some_orbitals(mol), scf.hf.get_hcore(mol)
     expected = FittedFock(mol, dtype=torch.float64)(hcore, c, "b3lyp")[0]
-    monkeypatch.setattr(fitted, "_UNPACKED_BYTES", 0)
-    monkeypatch.setattr(fitted, "_BLOCK_BYTES", 2**16)
-    monkeypatch.setattr(fitted, "_POINTS", 600)
+    monkeypatch.setattr(integrals, "_BLOCK_BYTES", 2**16)
+    monkeypatch.setattr(grid, "_POINTS", 600)
     blocked = FittedFock(mol, dtype=torch.float64)(hcore, c, "b3lyp")[0]
     np.testing.assert_allclose(blocked, expected, atol=1e-10)
-    monkeypatch.setattr(fitted, "_VALUES_SHARE", 0)
+    monkeypatch.setattr(FittedFock, "_keeps_tensor", False)
+    blocked = FittedFock(mol, dtype=torch.float64)(hcore, c, "b3lyp")[0]
+    np.testing.assert_allclose(blocked, expected, atol=1e-10)
+    monkeypatch.setattr(FittedFock, "_keeps_values", False)
     recomputed = FittedFock(mol, dtype=torch.float64)(hcore, c, "b3lyp")[0]
     # PySCF leaves out what is small.
     np.testing.assert_allclose(recomputed, expected, atol=1e-8)
@@ -146,5 +151,5 @@ def test_too_little_memory_leaves_coulomb_matrices_only():
     expected = FittedFock(mol)(hcore, c, "pbe")[0]
     mol.max_memory = 1
     np.testing.assert_allclose(FittedFock(mol)(hcore, c, "pbe")[0], expected, atol=2e-4)
-    with pytest.raises(UnsupportedMoleculeError, match="max_memory = 1 MB"):
+    with pytest.raises(NotEnoughMemoryError, match="orbitals do not fit into 1 MB"):
         FittedFock(mol)(hcore, c, "b3lyp")

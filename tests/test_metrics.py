@@ -120,26 +120,25 @@ def test_loss_of_the_label_itself_is_zero(template):
 
 
 def run(cycles, errors, builds, guess_builds, seconds, energy=-1.0):
-    exact, cheap = guess_builds
+    full, fitted = guess_builds
     return SCFRun(
-        init="", converged=True, energy=energy, cycles=cycles, fock_builds=builds,
-        guess_exact_builds=exact, guess_cheap_builds=cheap, guess_seconds=1.0,
+        init="", converged=True, energy=energy, cycles=cycles, full_builds=builds,
+        guess_full_builds=full, guess_fitted_builds=fitted, guess_seconds=1.0,
         scf_seconds=seconds - 1.0, gradient=[],
         focks=[np.full((2, 2), e) for e in errors], hamiltonian=np.zeros((2, 2)),
     )  # fmt: skip
 
 
 def test_ratios_by_hand():
-    baseline = run(8, [1.0, 0.5, 0.2, 0.05, 0.01, 0, 0, 0, 0], 11, (0, 0), 20.0)
-    deqh = run(4, [], 7, (1, 2), 12.0)
+    baseline = run(9, [1.0, 0.5, 0.2, 0.05, 0.01, 0, 0, 0, 0], 11, (0, 0), 20.0)
+    deqh = run(5, [], 8, (1, 2), 12.0)
     result = ratios(deqh, baseline, np.full((2, 2), 0.1))
     assert result == pytest.approx(
         {
             "achieved_ratio": 0.5,
             "optimal_ratio": 1 / 8,
             "error_level_ratio": 3 / 8,
-            "effective_ratio": 10 / 11,
-            "exact_builds_ratio": 8 / 11,
+            "full_builds_ratio": 8 / 11,
             "wall_ratio": 0.6,
         }
     )

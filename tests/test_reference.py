@@ -6,18 +6,19 @@ from test_so2net import ao_transformation
 
 from pyscf_deqh.errors import ConfigError
 from pyscf_deqh.fock.fitted import FittedFock
-from pyscf_deqh.fock.reference import sad_reference, superposed_atomic_density
+from pyscf_deqh.fock.reference import sad_reference
+from pyscf_deqh.fock.system import System
 from pyscf_deqh.graph.build import build_graph
 
 
 def reference(mol):
-    return sad_reference(mol, superposed_atomic_density(mol), FittedFock(mol))
+    return sad_reference(System(mol), FittedFock(mol))
 
 
 def test_reference_is_a_pbe_fock_matrix_of_the_minao_density():
     """Against PySCF's exact integrals on its finest grid: density fitting and grid cost 1e-4."""
     mol = make_mol()
-    dm = superposed_atomic_density(mol)
+    dm = System(mol).atomic_density
     np.testing.assert_allclose(dm, scf.hf.init_guess_by_minao(mol), atol=1e-14)
     mf = dft.RKS(mol, xc="pbe")
     mf.grids.level = 5

@@ -214,7 +214,7 @@ def test_guess(tmp_path):
     for atoms in (5, 8):
         label = f"{atoms} atoms: "
         stages = ("overlap", "superposed atomic density", "fitted integrals", "grid",
-                  "orbitals on the grid", "reference", "Fock matrix of a cheap cycle",
+                  "orbitals on the grid", "reference", "Fock matrix of a density-fitted cycle",
                   "orbitals of the reference", "features", "network",
                   "eigenproblem and density")  # fmt: skip
         assert all(rows[label + stage]["median"] > 0 for stage in stages)

@@ -9,7 +9,7 @@ import argparse
 import json
 import sys
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,16 +21,16 @@ from ..checkpoint import DEFAULT_MODEL, weights_hash
 from ..data.geometry import Geometry, read_geometries
 from ..errors import ConfigError, DEQHError
 from ..files import write_json
-from ..fock.cycles import DEFAULT_THRESHOLDS, Cycles, Thresholds, run_cycles
-from ..fock.fitted import AUXBASIS, GRID, FittedFock
-from ..fock.reference import sad_reference, superposed_atomic_density
-from ..guess import MAX_CYCLES, Options, density_of, make_guess
-from ..predict import predict_hamiltonian
-from ..process import one_blas_thread
+from ..fock.cycles import DEFAULT_THRESHOLDS, CycleSettings, Solution, Thresholds
+from ..fock.fitted import AUXBASIS
+from ..fock.grid import GRID
+from ..guess import Options
+from ..starts.atoms import AtomsStart
+from ..starts.network import NetworkStart
 from .environment import environment
 from .ratios import distribution
 from .report import markdown_table
-from .scf_runs import Method, SCFRun, run_scf
+from .scf_runs import Method, SCFRun, run_guess
 from .sets import BUNDLED, in_random_order
 
 _ENOUGH_CYCLES = 30
@@ -44,94 +44,82 @@ class Variant:
 
     Attributes:
         title: in the table.
-        network: whether the cycles start from the network's Hamiltonian, or from the reference.
-        max_cycles, exact_build, thresholds: see :func:`pyscf_deqh.cycles.run_cycles`.
-        auxbasis, grid: of the fitted Fock matrices.
+        network: whether the cycles start from the network's Hamiltonian, or from superposed atoms.
+        cycles: which cycles follow; None for the network alone.
+        auxbasis, grid: of the fitted Fock matrices, where there is no network.
     """
 
     title: str
     network: bool = True
-    max_cycles: int = MAX_CYCLES
-    exact_build: bool = True
-    thresholds: Thresholds = DEFAULT_THRESHOLDS
+    cycles: CycleSettings | None = field(default_factory=CycleSettings)
     auxbasis: str = AUXBASIS
     grid: tuple[int, int] = GRID
 
+    def options(self, method: Method) -> Options:
+        """Of the guess."""
+        if self.network:
+            return Options(NetworkStart(method.model, method.device), self.cycles)
+        return Options(AtomsStart(auxbasis=self.auxbasis, grid=self.grid), self.cycles)
+
 
 def _tolerance(value: float) -> Variant:
-    return Variant(f"{value:.1e} hartree", exact_build=False, thresholds=Thresholds(fitted=value))
+    cycles = CycleSettings(full_build=False, thresholds=Thresholds(fitted=value))
+    return Variant(f"{value:.1e} hartree", cycles=cycles)
 
 
+def _fitting(auxbasis: str, grid: tuple[int, int]) -> Variant:
+    cycles = CycleSettings(_ENOUGH_CYCLES, full_build=False, thresholds=_CONVERGED)
+    return Variant(f"{auxbasis}, {grid}", False, cycles, auxbasis, grid)
+
+
+_NO_FITTED_CYCLES = CycleSettings(max_cycles=0)
 PARTS = {
     "fitting": [
-        Variant(f"{auxbasis}, {grid}", False, _ENOUGH_CYCLES, False, _CONVERGED, auxbasis, grid)
+        _fitting(auxbasis, grid)
         for auxbasis in ("def2-universal-jkfit", "def2-universal-jfit")
         for grid in ((30, 110), (35, 146), (40, 194))
     ],
     "tolerance": [
-        Variant("no cheap cycles", max_cycles=0, exact_build=False),
+        Variant("no density-fitted cycles", cycles=None),
         *(_tolerance(value) for value in (1e-3, 4e-4, 1.5e-4, 5e-5)),
     ],
-    "exact": [
-        Variant("reference, no cheap cycles", network=False, max_cycles=0),
-        Variant("reference, cheap cycles", network=False),
-        Variant("network, no cheap cycles", max_cycles=0),
-        Variant("network, cheap cycles"),
+    "full": [
+        Variant("atoms, no density-fitted cycles", False, _NO_FITTED_CYCLES),
+        Variant("atoms, density-fitted cycles", False),
+        Variant("network, no density-fitted cycles", cycles=_NO_FITTED_CYCLES),
+        Variant("network, density-fitted cycles"),
     ],
     "corrected": [
-        Variant(f"{factor:g} of the SCF's threshold", thresholds=Thresholds(corrected=factor))
+        Variant(f"{factor:g} of the SCF's threshold",
+                cycles=CycleSettings(thresholds=replace(DEFAULT_THRESHOLDS, corrected=factor)))
         for factor in (1.0, 0.5, 0.25)
     ],
-}
+}  # fmt: skip
 _MEANING = {
-    "fitting": "converged cheap cycles in other auxiliary basis sets and grids, no exact matrix",
-    "tolerance": "where cheap cycles stop, no exact matrix",
-    "exact": "whose orbitals the exact matrix is built of",
+    "fitting": "converged density-fitted cycles in other auxiliary basis sets and grids, no full "
+    "Fock build",
+    "tolerance": "where density-fitted cycles stop, no full Fock build",
+    "full": "whose orbitals the full Fock build is made of",
     "corrected": "where corrected cycles stop",
 }
-_COLUMNS = ("cheap Fock matrices", "MAE of H of the guess / micro-Eh", "index of the last cycle",
+_COLUMNS = ("fitted Fock matrices", "MAE of H of the guess / micro-Eh", "cycles that PySCF prints",
             "largest error of the energy / Eh", "n")  # fmt: skip
 
 
 def _solution(mol: gto.Mole, method: Method) -> SCFRun:
     """What all guesses are compared with: an SCF converged further than by PySCF's default."""
-    mf = method.scf(mol)
-    mf.conv_tol, mf.conv_tol_grad = 1e-11, 1e-6
-    guess = make_guess(mf, mol, Options(method.model, method.device))
-    return run_scf(mf, "deqh", guess.density_matrix, 0.0, 0, 0)
+    tight = replace(method, conv_tol=1e-11, conv_tol_grad=1e-6)
+    return run_guess(mol, tight, "deqh", method.options())[0]
 
 
-def run_variant(
-    mol: gto.Mole, method: Method, variant: Variant, predicted: np.ndarray
-) -> tuple[SCFRun, Cycles]:
-    """SCF from a variant of the guess, and the guess's cycles.
-
-    Args:
-        mol: the molecule, in the model's basis set.
-        method: of the SCF.
-        variant: of the guess.
-        predicted: (nao, nao) the network's Hamiltonian, hartree.
-    """
-    mf = method.scf(mol)
-    with one_blas_thread():
-        fitted = FittedFock(mol, auxbasis=variant.auxbasis, grid=variant.grid)
-        start = predicted
-        if not variant.network:
-            start = sad_reference(mol, superposed_atomic_density(mol), fitted)
-    cycles = Cycles(start)
-    run_cycles(cycles, mf, mol, fitted, variant.max_cycles, variant.exact_build, variant.thresholds)
-    dm = density_of(cycles, mf, mol)
-    return run_scf(mf, "deqh", dm, 0.0, cycles.exact_builds, cycles.cheap_builds), cycles
-
-
-def _row(run: SCFRun, cycles: Cycles, solution: SCFRun) -> dict[str, Any]:
+def _row(run: SCFRun, solution: Solution, converged: SCFRun) -> dict[str, Any]:
     return {
-        "cheap_builds": cycles.cheap_builds,
-        "exact_builds": cycles.exact_builds,
-        "hamiltonian_mae": float(np.abs(cycles.hamiltonian - solution.hamiltonian).mean()),
+        "fitted_builds": solution.fitted_builds,
+        "full_builds": solution.full_builds,
+        "hamiltonian_mae": float(np.abs(solution.hamiltonian - converged.hamiltonian).mean()),
         "cycles": run.cycles,
         "converged": run.converged,
-        "energy_error": run.energy - solution.energy,
+        "energy_error": run.energy - converged.energy,
     }
 
 
@@ -206,11 +194,11 @@ def run_ablation(
             if not variants:
                 continue
             mol = method.molecule(geometry)
-            predicted = predict_hamiltonian(mol, method.model, method.device).hamiltonian
-            solution = _solution(mol, method)
+            converged = _solution(mol, method)
             for part, variant in variants:
                 bar.set_postfix_str(f"{geometry.name}, {variant.title}")
-                row = _row(*run_variant(mol, method, variant, predicted), solution)
+                run, guess = run_guess(mol, method, "deqh", variant.options(method))
+                row = _row(run, guess.solution, converged)
                 results.add({"part": part, "variant": variant.title,
                              "molecule": geometry.name} | row)  # fmt: skip
                 bar.update()
@@ -232,7 +220,7 @@ def ablation_table(rows: Sequence[dict[str, Any]]) -> str:
             if found:
                 cells.append([
                     variant.title,
-                    _cell(found, "cheap_builds", 1, 1),
+                    _cell(found, "fitted_builds", 1, 1),
                     _cell(found, "hamiltonian_mae", 1e6, 2),
                     _cell(found, "cycles", 1, 1),
                     f"{max(abs(r['energy_error']) for r in found):.0e}",

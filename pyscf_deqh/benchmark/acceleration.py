@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +17,7 @@ from ..errors import UnsupportedMoleculeError
 from ..files import write_json
 from ..guess import Guess
 from .environment import environment
-from .ratios import RATIOS, distribution, hamiltonian_mae, ratios
+from .ratios import PAPER_RATIOS, RATIOS, distribution, hamiltonian_mae, ratios
 from .scf_runs import Method, run_classical, run_deqh
 
 WATER = Geometry(
@@ -31,7 +31,7 @@ def benchmark_molecule(geometry: Geometry, method: Method, inits: Sequence[str])
     """One row: the DEQH run, all baselines, and the ratios between them."""
     mol = method.molecule(geometry)
     deqh, guess = run_deqh(mol, method)
-    predicted = guess.prediction.hamiltonian
+    predicted = guess.start
     baselines = {init: run_classical(mol, method, init) for init in inits}
     solution = baselines[inits[0]]
     return {
@@ -44,22 +44,20 @@ def benchmark_molecule(geometry: Geometry, method: Method, inits: Sequence[str])
         "ratios": {init: ratios(deqh, run, predicted) for init, run in baselines.items()},
         "energy_difference": {init: deqh.energy - run.energy for init, run in baselines.items()},
         "hamiltonian_mae": hamiltonian_mae(predicted, solution),
-        "refined_mae": hamiltonian_mae(guess.cycles.hamiltonian, solution),
+        "refined_mae": hamiltonian_mae(guess.solution.hamiltonian, solution),
     }
 
 
 def _details(guess: Guess) -> dict:
-    prediction, cycles = guess.prediction, guess.cycles
+    report = guess.report
     return {
-        "iterations": prediction.iterations,
-        "residual": prediction.residual,
-        "graph_seconds": prediction.graph_seconds,
-        "network_seconds": prediction.network_seconds,
-        "refine_seconds": guess.refine_seconds,
-        "exact_seconds": cycles.exact_seconds,
-        "cheap_gradients": cycles.gradients,
-        "corrected_gradients": cycles.corrected_gradients,
-        "notes": prediction.notes,
+        "iterations": report.iterations,
+        "residual": report.residual,
+        "seconds": asdict(report.seconds),
+        "fitted_gradients": report.fitted_gradients,
+        "corrected_gradients": report.corrected_gradients,
+        "notes": report.notes,
+        "fallback": report.fallback,
     }
 
 
@@ -72,14 +70,20 @@ def summarize(rows: Sequence[dict], init: str, model: str) -> dict:
     good = [row for row in rows if _converged(row, init)]
     guess = [r["deqh"]["guess_seconds"] / _seconds(r["baselines"][init]) for r in good]
     return {
-        **{name: distribution(r["ratios"][init][name] for r in good) for name in RATIOS},
+        **{
+            name: distribution(r["ratios"][init][name] for r in good)
+            for name in (*RATIOS, *PAPER_RATIOS)
+        },
         "guess_share": distribution(guess),
-        "cycles_deqh": distribution(r["deqh"]["cycles"] for r in good),
-        "cycles_baseline": distribution(r["baselines"][init]["cycles"] for r in good),
+        **{
+            f"{name}_{run}": distribution(entry(r)[name] for r in good)
+            for name in ("cycles", "full_builds")
+            for run, entry in (("deqh", _deqh), ("baseline", lambda r: r["baselines"][init]))
+        },
         "hamiltonian_mae": distribution(r["hamiltonian_mae"] for r in good),
         "refined_mae": distribution(r["refined_mae"] for r in good),
-        "cheap_cycles": distribution(
-            len(r["deqh"]["cheap_gradients"]) + len(r["deqh"]["corrected_gradients"]) for r in good
+        "guess_cycles": distribution(
+            len(r["deqh"]["fitted_gradients"]) + len(r["deqh"]["corrected_gradients"]) for r in good
         ),
         "max_energy_difference": max(
             (abs(r["energy_difference"][init]) for r in good), default=float("nan")
@@ -89,6 +93,10 @@ def summarize(rows: Sequence[dict], init: str, model: str) -> dict:
         "model": model,
         "init": init,
     }
+
+
+def _deqh(row: dict) -> dict:
+    return row["deqh"]
 
 
 def _seconds(run: dict) -> float:
@@ -117,7 +125,7 @@ class Results:
             "method": {
                 **self.method.details,
                 "max_cycles": self.method.max_cycles,
-                "exact_build": self.method.exact_build,
+                "full_build": self.method.full_build,
                 "model": str(self.method.model),
                 "weights": weights_hash(self.method.model),
                 "device": self.method.device,

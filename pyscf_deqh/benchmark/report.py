@@ -10,42 +10,39 @@ import numpy as np
 
 from ..errors import ConfigError
 from .acceleration import Results
-from .ratios import RATIOS
 
 _MEANING = {
-    "achieved_ratio": "cycles, DEQH / baseline",
-    "optimal_ratio": "1 / baseline's cycles",
-    "error_level_ratio": "baseline's cycles to DEQH's error",
-    "effective_ratio": "Fock builds, the guess's in full",
-    "exact_builds_ratio": "the SCF's own Fock builds, the guess's included",
-    "wall_ratio": "seconds, guess included",
-    "guess_share": "DEQH guess / baseline's seconds",
+    "wall_ratio": "seconds, DEQH / baseline, guesses included",
+    "full_builds_ratio": "full Fock builds, DEQH / baseline, those in the guess included",
+    "guess_share": "seconds of the DEQH guess / baseline's seconds",
 }
 
 
 def _molecule_table(results: Results) -> list[str]:
     width = min(max((len(r["name"]) for r in results.rows), default=8), 40)
-    header = f"{'molecule':{width}}  atoms  deqh"
-    header += "".join(f"  {init:>9}" for init in results.inits)
+    header = f"{'molecule':{width}}  atoms" + "".join(
+        f"  {i:>10}" for i in ("deqh", *results.inits)
+    )
     lines = [header + "   guess s   SCF s   |dE| Eh"]
     for row in results.rows:
-        cycles = "".join(f"  {row['baselines'][i]['cycles']:>9}" for i in results.inits)
-        worst = max(abs(d) for d in row["energy_difference"].values())
         deqh = row["deqh"]
+        runs = (deqh, *(row["baselines"][init] for init in results.inits))
+        cycles = "".join(f"  {run['cycles']:>5} ({run['full_builds']:>2})" for run in runs)
+        worst = max(abs(d) for d in row["energy_difference"].values())
         lines.append(
-            f"{row['name'][:width]:{width}}  {row['n_atoms']:5}  {deqh['cycles']:4}{cycles}"
+            f"{row['name'][:width]:{width}}  {row['n_atoms']:5}{cycles}"
             f"  {deqh['guess_seconds']:8.2f}{deqh['scf_seconds']:8.1f}   {worst:.1e}"
         )
     return lines
 
 
 def table(results: Results) -> str:
-    """The results as text: cycles of each molecule (index of the last, from 0), then the ratios."""
-    lines = ["Cycles to convergence (index of the last cycle, counted from 0)", ""]
+    """The results as text: cycles and full Fock builds of each molecule, then the ratios."""
+    lines = ["Cycles that PySCF prints (full Fock builds, those in the guess included)", ""]
     lines += _molecule_table(results)
     for init, summary in results.summaries().items():
         lines += ["", f"deqh ({summary['model']}) against {init}, n = {summary['n']}"]
-        for name in (*RATIOS, "guess_share"):
+        for name in _MEANING:
             value = summary[name]
             if value["n"]:
                 lines.append(

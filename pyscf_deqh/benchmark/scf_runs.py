@@ -12,17 +12,17 @@ from pyscf import dft, gto, scf
 
 from ..checkpoint import DEFAULT_MODEL
 from ..data.geometry import Geometry
-from ..fock.cycles import Cycles, run_cycles
-from ..fock.fitted import FittedFock
-from ..fock.reference import sad_reference, superposed_atomic_density
-from ..guess import MAX_CYCLES, Guess, Options, density_of, make_guess
-from ..process import one_blas_thread
+from ..fock.cycles import CycleSettings
+from ..guess import Guess, Options, make_guess
+from ..starts import Start
+from ..starts.atoms import AtomsStart
+from ..starts.network import NetworkStart
 
 CLASSICAL = ("1e", "minao", "atom", "huckel", "sap", "vsap")
 CHEAP_SCF = "cheap-scf"
-# The cycles that DEQH makes after the network, from the reference Hamiltonian: no network.
-CHEAP_CYCLES = "cheap-cycles"
-INITS = (*CLASSICAL, CHEAP_SCF, CHEAP_CYCLES)
+# DEQH's cycles from superposed atoms: no network.
+NO_NETWORK = "no-network"
+INITS = (*CLASSICAL, CHEAP_SCF, NO_NETWORK)
 _ENOUGH_CYCLES = 20
 
 
@@ -33,23 +33,32 @@ class Method:
     Attributes:
         spin: number of unpaired electrons; as few as possible if it is None.
         density_fit: PySCF's ``density_fit()`` for the SCF itself.
+        conv_tol, conv_tol_grad: PySCF's, hartree; None for its default.
     """
 
     xc: str = "b3lyp"
     basis: str = "def2-svp"
     model: str | Path = DEFAULT_MODEL
     device: str = "auto"
-    max_cycles: int = MAX_CYCLES
-    exact_build: bool = True
+    max_cycles: int = CycleSettings.max_cycles
+    full_build: bool = True
     charge: int = 0
     spin: int | None = None
     density_fit: bool = False
+    conv_tol: float | None = None
+    conv_tol_grad: float | None = None
 
     @property
     def details(self) -> dict[str, Any]:
         """What results of several runs have to agree in, beside the model."""
         names = ("xc", "basis", "charge", "spin", "density_fit")
         return {name: getattr(self, name) for name in names}
+
+    def options(self, start: Start | None = None, max_cycles: int | None = None) -> Options:
+        """Of the guess, from the network or another start."""
+        n = self.max_cycles if max_cycles is None else max_cycles
+        cycles = CycleSettings(n, self.full_build) if n else None
+        return Options(start or NetworkStart(self.model, self.device), cycles)
 
     def molecule(self, geometry: Geometry) -> gto.Mole:
         n_electrons = int(geometry.numbers.sum()) - self.charge
@@ -60,7 +69,11 @@ class Method:
 
     def scf(self, mol: gto.Mole) -> scf.hf.SCF:
         mf = scf.HF(mol) if self.xc.lower() == "hf" else dft.KS(mol, xc=self.xc)
-        return mf.density_fit() if self.density_fit else mf
+        if self.density_fit:
+            mf = mf.density_fit()
+        mf.conv_tol = self.conv_tol or mf.conv_tol
+        mf.conv_tol_grad = self.conv_tol_grad
+        return mf
 
 
 @dataclass
@@ -68,12 +81,11 @@ class SCFRun:
     """One SCF from one guess.
 
     Attributes:
-        cycles: index of the last cycle, counted from 0 as in the paper's benchmark: PySCF prints
-            one more.
-        fock_builds: all Fock matrices built in the SCF (the first one and the check after
-            convergence included).
-        guess_exact_builds: those of the SCF's own kind hidden in the guess.
-        guess_cheap_builds: cheaper ones in the guess (fitted integrals, coarse grid).
+        cycles: that PySCF prints.
+        full_builds: Fock matrices of the SCF's own kind: all of the SCF's (the first one and the
+            check after convergence included), and those in the guess.
+        guess_full_builds: the latter.
+        guess_fitted_builds: cheaper ones in the guess (fitted integrals, coarse grid).
         guess_seconds, scf_seconds: wall-clock time.
         gradient: norm of the orbital gradient in each cycle, hartree.
         focks: Fock matrix of each cycle, without extrapolation.
@@ -84,9 +96,9 @@ class SCFRun:
     converged: bool
     energy: float
     cycles: int
-    fock_builds: int
-    guess_exact_builds: int
-    guess_cheap_builds: int
+    full_builds: int
+    guess_full_builds: int
+    guess_fitted_builds: int
     guess_seconds: float
     scf_seconds: float
     gradient: list[float]
@@ -97,25 +109,16 @@ class SCFRun:
     def seconds(self) -> float:
         return self.guess_seconds + self.scf_seconds
 
-    @property
-    def exact_builds(self) -> int:
-        """Fock matrices of the SCF's own kind, the guess's included."""
-        return self.fock_builds + self.guess_exact_builds
-
-    @property
-    def all_fock_builds(self) -> int:
-        return self.exact_builds + self.guess_cheap_builds
-
     def to_row(self) -> dict:
-        names = ("converged", "energy", "cycles", "fock_builds", "guess_exact_builds",
-                 "guess_cheap_builds", "guess_seconds", "scf_seconds", "gradient")  # fmt: skip
+        names = ("converged", "energy", "cycles", "full_builds", "guess_full_builds",
+                 "guess_fitted_builds", "guess_seconds", "scf_seconds", "gradient")  # fmt: skip
         return {name: getattr(self, name) for name in names}
 
 
 def run_scf(
-    mf: scf.hf.SCF, init: str, dm: np.ndarray, guess_seconds: float, exact: int, cheap: int
+    mf: scf.hf.SCF, init: str, dm: np.ndarray, guess_seconds: float, full: int, fitted: int
 ) -> SCFRun:
-    """An SCF from ``dm``, for which ``exact`` and ``cheap`` Fock matrices were built; recorded."""
+    """An SCF from ``dm``, for which full and fitted Fock matrices were built; recorded."""
     gradient: list[float] = []
     focks: list[np.ndarray] = []
 
@@ -131,10 +134,10 @@ def run_scf(
         init=init,
         converged=bool(mf.converged),
         energy=float(mf.e_tot),
-        cycles=len(gradient) - 1,
-        fock_builds=len(gradient) + 1 + bool(mf.converged and mf.conv_check),
-        guess_exact_builds=exact,
-        guess_cheap_builds=cheap,
+        cycles=len(gradient),
+        full_builds=full + len(gradient) + 1 + bool(mf.converged and mf.conv_check),
+        guess_full_builds=full,
+        guess_fitted_builds=fitted,
         guess_seconds=guess_seconds,
         scf_seconds=seconds,
         gradient=gradient,
@@ -147,18 +150,18 @@ def run_classical(mol: gto.Mole, method: Method, init: str) -> SCFRun:
     """SCF from one of PySCF's guesses, or from something cheap.
 
     That is a converged SCF of PySCF's with density fitting and its coarsest grid (``cheap-scf``),
-    or the guess that DEQH would make without its network (``cheap-cycles``).
+    or the guess that DEQH would make without its network (``no-network``).
     """
-    mf = method.scf(mol)
-    exact, cheap = 0, 0
+    if init == NO_NETWORK:
+        options = method.options(AtomsStart(), max_cycles=_ENOUGH_CYCLES)
+        return run_guess(mol, method, init, options)[0]
+    mf, fitted = method.scf(mol), 0
     started = time.perf_counter()
     if init == CHEAP_SCF:
-        dm, cheap = _cheap_scf(mol, method)
-    elif init == CHEAP_CYCLES:
-        dm, exact, cheap = _without_network(mf, mol, method.exact_build)
+        dm, fitted = _cheap_scf(mol, method)
     else:
         dm = mf.get_init_guess(mol, init)
-    return run_scf(mf, init, dm, time.perf_counter() - started, exact, cheap)
+    return run_scf(mf, init, dm, time.perf_counter() - started, 0, fitted)
 
 
 def _cheap_scf(mol: gto.Mole, method: Method) -> tuple[np.ndarray, int]:
@@ -172,26 +175,16 @@ def _cheap_scf(mol: gto.Mole, method: Method) -> tuple[np.ndarray, int]:
     return coarse.make_rdm1(), builds
 
 
-def _without_network(
-    mf: scf.hf.SCF, mol: gto.Mole, exact_build: bool
-) -> tuple[np.ndarray, int, int]:
-    """Density matrix, exact and cheap Fock matrices of DEQH's guess from the reference alone."""
-    with one_blas_thread():
-        fitted = FittedFock(mol)
-        cycles = Cycles(sad_reference(mol, superposed_atomic_density(mol), fitted))
-    run_cycles(cycles, mf, mol, fitted, _ENOUGH_CYCLES, exact_build)
-    with one_blas_thread():
-        density = density_of(cycles, mf, mol)
-    return density, cycles.exact_builds, 1 + cycles.cheap_builds
+def run_guess(mol: gto.Mole, method: Method, init: str, options: Options) -> tuple[SCFRun, Guess]:
+    """SCF from a guess of this package, and the guess."""
+    mf = method.scf(mol)
+    guess = make_guess(mf, mol, options)
+    report = guess.report
+    run = run_scf(mf, init, guess.density_matrix, report.seconds.total,
+                  report.full_builds, report.fitted_builds)  # fmt: skip
+    return run, guess
 
 
 def run_deqh(mol: gto.Mole, method: Method) -> tuple[SCFRun, Guess]:
     """SCF from the DEQH guess, and the guess."""
-    mf = method.scf(mol)
-    options = Options(
-        method.model, method.device, max_cycles=method.max_cycles, exact_build=method.exact_build
-    )
-    guess = make_guess(mf, mol, options)
-    run = run_scf(mf, "deqh", guess.density_matrix, guess.seconds,
-                  guess.cycles.exact_builds, guess.cheap_builds)  # fmt: skip
-    return run, guess
+    return run_guess(mol, method, "deqh", method.options())

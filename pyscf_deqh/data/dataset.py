@@ -15,7 +15,7 @@ from multiprocessing import get_context
 from pathlib import Path
 
 import numpy as np
-from pyscf import gto, lib
+from pyscf import gto
 from safetensors.numpy import load as load_tensors
 from safetensors.numpy import save as save_tensors
 from torch.utils.data import Dataset
@@ -24,6 +24,7 @@ from tqdm import tqdm
 from ..errors import DatasetError, UnsupportedMoleculeError
 from ..graph.batch import MolecularGraph
 from ..graph.build import build_graph
+from ..process import use_threads
 from .formats import open_labels
 from .record import Record
 from .splits import split_ids
@@ -204,7 +205,7 @@ _open = lru_cache(maxsize=4)(open_labels)
 def _start_worker(store: GraphStore) -> None:
     global _worker_store
     _worker_store = store
-    lib.num_threads(1)
+    use_threads(1)
 
 
 def _make(rows: list[tuple[str, int]]) -> list[_Made]:

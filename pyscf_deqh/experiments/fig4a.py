@@ -85,7 +85,7 @@ def _scf_cycles(dataset: Dataset, options: Options) -> list[int]:
     geometries = dataset.geometries("test", n)
 
     def cycles(geometry: Geometry) -> int:
-        return run_classical(method.molecule(geometry), method, "minao").cycles + 1
+        return run_classical(method.molecule(geometry), method, "minao").cycles
 
     return [cache(str(i), partial(cycles, g)) for i, g in enumerate(geometries)]
 

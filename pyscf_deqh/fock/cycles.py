@@ -1,26 +1,27 @@
-"""The cycles between a Hamiltonian and the SCF: in fitted Fock matrices, and around an exact one.
+"""The cycles between a start and the SCF: in fitted Fock matrices, and around one of the SCF's own.
 
-Cheap cycles first, in ``mf``'s own functional. Then one of ``mf``'s own Fock matrices, and cycles
-with fitted differences from it: they end where ``mf`` would.
+Density-fitted cycles first, in the SCF's own functional. Then one full Fock build, and corrected
+cycles: those with fitted differences from it. They end where the SCF would.
 """
 
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from pyscf.scf import addons, hf
+from pyscf.scf import addons
 
+from ..errors import NotEnoughMemoryError
 from ..process import one_blas_thread
 from .orbitals import Orbitals, density_matrix, orthonormal_basis
+from .problem import Problem
 from .refine import refine
-from .shells import Kind, Shells
+from .shells import Kind
 
 if TYPE_CHECKING:
     import torch
-    from pyscf.gto import Mole
 
     from .fitted import FittedFock
 
@@ -41,10 +42,10 @@ class Thresholds:
     """Norms of the orbital gradient below which cycles stop.
 
     Attributes:
-        fitted: of cheap cycles alone, hartree per root of an electron pair; the error of the fitted
-            Fock matrices is of this size, so that they have no more to give.
-        near: the same where an exact Fock matrix follows: its correction holds in a neighbourhood
-            of this size.
+        fitted: of density-fitted cycles alone, hartree per root of an electron pair; the error of
+            the fitted Fock matrices is of this size, so that they have no more to give.
+        near: the same where a full Fock build follows: its correction holds in a neighbourhood of
+            this size.
         corrected: of the corrected cycles, in units of the SCF's own threshold.
     """
 
@@ -56,216 +57,206 @@ class Thresholds:
 DEFAULT_THRESHOLDS = Thresholds()
 
 
-@dataclass
-class Cycles:
-    """How far the cycles have come.
+@dataclass(frozen=True)
+class CycleSettings:
+    """Which cycles are made.
 
     Attributes:
-        hamiltonian: (nao, nao) hartree, or (2, nao, nao) of either spin for unrestricted open
-            shells; in the basis set of the fitted Fock matrices or, after corrected cycles, of the
-            SCF.
-        gradients: norm of the orbital gradient (hartree) at each cheap cycle.
-        corrected_gradients: the same at each cycle after the exact Fock matrix; empty without it.
-        exact_seconds: of the exact Fock matrix.
-        stalled: whether the corrected cycles came to their limit far above their goal.
+        max_cycles: limit of density-fitted cycles; with none, the full Fock build comes at once.
+        full_build: whether there is one, and corrected cycles after it.
+        thresholds: where cycles stop.
     """
 
+    max_cycles: int = 8
+    full_build: bool = True
+    thresholds: Thresholds = DEFAULT_THRESHOLDS
+
+
+@dataclass(frozen=True)
+class Solution:
+    """Where the cycles ended.
+
+    Attributes:
+        problem: in whose basis set ``hamiltonian`` is.
+        hamiltonian: (nao, nao) hartree, or (2, nao, nao) of either spin for unrestricted open
+            shells.
+        fitted_gradients: norm of the orbital gradient (hartree) in each density-fitted cycle.
+        corrected_gradients: the same in each corrected cycle.
+        full_builds: Fock matrices of the SCF's own.
+        full_build_seconds: of these.
+        failure: why the Hamiltonian is no good start; None where it is one.
+        notes: what was left out, one sentence each.
+    """
+
+    problem: Problem
     hamiltonian: np.ndarray
-    gradients: list[float] = field(default_factory=list)
-    corrected_gradients: list[float] = field(default_factory=list)
-    exact_seconds: float = 0.0
-    stalled: bool = False
+    fitted_gradients: tuple[float, ...] = ()
+    corrected_gradients: tuple[float, ...] = ()
+    full_builds: int = 0
+    full_build_seconds: float = 0.0
+    failure: str | None = None
+    notes: tuple[str, ...] = ()
 
     @property
-    def all_gradients(self) -> list[float]:
-        """Those of the cheap and of the corrected cycles."""
-        return self.gradients + self.corrected_gradients
-
-    @property
-    def cheap_builds(self) -> int:
+    def fitted_builds(self) -> int:
         """Fitted Fock matrices."""
-        # The corrected cycles start with one for the density of the exact Fock matrix.
-        corrected = len(self.corrected_gradients) + 1 if self.corrected_gradients else 0
-        return len(self.gradients) + corrected
-
-    @property
-    def exact_builds(self) -> int:
-        """Fock matrices that cost as much as the SCF's own."""
-        return int(bool(self.corrected_gradients))
-
-    def lost(self, mol: Mole) -> bool:
-        """Whether the last cycles ended far from a solution."""
-        gradients = self.all_gradients
-        far = bool(gradients) and not gradients[-1] < _LOST * _scale(mol)
-        return far or self.stalled
-
-
-def _scale(mol: Mole) -> float:
-    """What makes gradient norms of small and large molecules comparable."""
-    return float(np.sqrt(max(mol.nelectron // 2, 1)))
-
-
-def _functional(mf: hf.SCF) -> str:
-    return getattr(mf, "xc", "hf")
-
-
-def _precision(mol: Mole) -> torch.dtype:
-    """Double for diffuse basis sets, whose nearly dependent functions amplify rounding."""
-    import torch
-
-    smallest = np.linalg.eigvalsh(mol.intor_symmetric("int1e_ovlp"))[0]
-    return torch.float32 if smallest > _DEPENDENT else torch.float64
-
-
-def _share_functional(mf: hf.SCF, fitted: FittedFock) -> None:
-    """``mf``'s functional with what its user has set (``mf.omega``, ``mf.define_xc_``)."""
-    own = getattr(mf, "_numint", None)
-    if isinstance(own, type(fitted.numint)):  # not that of two-component orbitals
-        fitted.numint = own
+        # The corrected cycles start with one for the density of the full Fock build.
+        return len(self.fitted_gradients) + len(self.corrected_gradients) + self.full_builds
 
 
 def run_cycles(
-    cycles: Cycles,
-    mf: hf.SCF,
-    mol: Mole,
-    fitted: FittedFock,
-    max_cycles: int,
-    exact_build: bool,
-    thresholds: Thresholds = DEFAULT_THRESHOLDS,
-) -> None:
-    """Cheap cycles, then corrected ones where they are possible.
-
-    Args:
-        cycles: to go on from; changed, so that what was reached before an error is kept.
-        mf: whose one-electron Hamiltonian, functional and Fock matrix are taken.
-        mol: the molecule that ``mf`` starts from.
-        fitted: builds the cheap Fock matrices, of ``mol`` or of a copy in another basis set.
-        max_cycles: limit of cheap cycles; 0 goes to the exact Fock matrix at once.
-        exact_build: whether to build one of ``mf``'s own Fock matrices.
-        thresholds: where to stop.
-
-    Raises:
-        UnsupportedMoleculeError: exact exchange does not fit into memory.
-    """
-    from .fitted import FittedFock
-
-    _share_functional(mf, fitted)
-    shells, own = Shells.of(mf, mol), fitted.mol
-    exact = exact_build and mol is mf.mol and shells.kind != Kind.AVERAGED
-    if shells.kind == Kind.UNRESTRICTED:
-        cycles.hamiltonian = np.array([cycles.hamiltonian] * 2)
-    if max_cycles:
-        tolerance = thresholds.near if exact else thresholds.fitted
-        with one_blas_thread():
-            cycles.hamiltonian, cycles.gradients = _cheap_cycles(
-                mf, shells, fitted, cycles.hamiltonian, max_cycles, tolerance * _scale(mol)
-            )
-    if not exact or cycles.lost(mol):
-        return
-    with one_blas_thread():
-        if own is mol:
-            overlap = mol.intor_symmetric("int1e_ovlp")
-            spins = shells.occupied(cycles.hamiltonian, overlap)
-        else:
-            fitted = FittedFock(mol, fitted.device, _precision(mol))
-            _share_functional(mf, fitted)
-            spins = projected_orbitals(mol, own, cycles.hamiltonian, shells)
-    goal = thresholds.corrected * (mf.conv_tol_grad or float(np.sqrt(mf.conv_tol)))
-    cycles.hamiltonian, cycles.corrected_gradients, cycles.exact_seconds = _corrected_cycles(
-        mf, shells, fitted, spins, goal
-    )
-    cycles.stalled = cycles.corrected_gradients[-1] > max(goal, _STALLED * _scale(mol))
-
-
-def _cheap_cycles(
-    mf: hf.SCF,
-    shells: Shells,
-    fitted: FittedFock,
+    problem: Problem,
+    start: Problem,
     hamiltonian: np.ndarray,
-    max_cycles: int,
-    tolerance: float,
-) -> tuple[np.ndarray, list[float]]:
-    """Cycles in ``mf``'s own functional with fitted Fock matrices.
+    fitted: FittedFock,
+    settings: CycleSettings,
+) -> Solution:
+    """Density-fitted cycles, then corrected ones where they are possible.
 
     Args:
-        mf: whose one-electron Hamiltonian and functional are taken.
-        shells: of ``mf``.
-        fitted: builds the Fock matrices, perhaps in another basis set than ``mf``'s.
-        hamiltonian: hartree, whose orbitals are the first.
-        max_cycles: at least one.
-        tolerance: of the orbital gradient, hartree.
+        problem: the SCF's.
+        start: the same, perhaps in another basis set.
+        hamiltonian: (nao, nao) in the basis set of ``start``, hartree, whose orbitals are the
+            first.
+        fitted: builds the fitted Fock matrices of ``start``; let go where another basis set takes
+            over.
+        settings: which cycles are made.
+    """
+    if problem.shells.kind == Kind.UNRESTRICTED:
+        hamiltonian = np.array([hamiltonian] * 2)
+    solution = Solution(start, hamiltonian)
+    full_build = settings.full_build and problem.has_fock_matrices
+    try:
+        if settings.max_cycles:
+            solution = _density_fitted_cycles(solution, fitted, settings, full_build)
+        if full_build and not solution.failure:
+            solution = _corrected_cycles(solution, problem, fitted, settings)
+    except NotEnoughMemoryError as error:
+        fitted_ones = settings.max_cycles and not solution.fitted_gradients
+        left_out = "density-fitted" if fitted_ones else "corrected"
+        note = f"{left_out} cycles left out: {error}"
+        solution = replace(solution, notes=(*solution.notes, note))
+    return solution
 
-    Returns:
-        Hamiltonian and the norm of the orbital gradient in each cycle, both hartree.
+
+def _failure(problem: Problem, gradients: list[float], above: float) -> str | None:
+    """The verdict on cycles that ended with a gradient above a limit, hartree."""
+    last = gradients[-1]
+    if last < above:
+        return None
+    return f"the orbital gradient is still {last:.1g} hartree after {len(gradients)} cycles"
+
+
+def _density_fitted_cycles(
+    solution: Solution, fitted: FittedFock, settings: CycleSettings, full_build: bool
+) -> Solution:
+    """Cycles in fitted Fock matrices with the SCF's one-electron Hamiltonian and functional.
 
     Raises:
-        UnsupportedMoleculeError: exact exchange does not fit into memory.
+        NotEnoughMemoryError: exact exchange does not fit into memory.
     """
-    mol = fitted.mol
-    overlap = mol.intor_symmetric("int1e_ovlp")
-    hcore = np.asarray(mf.get_hcore(mol))
-    if hcore.shape != overlap.shape or np.iscomplexobj(hcore):
-        hcore = np.asarray(hf.get_hcore(mol))
-    xc = _functional(mf)
-    result = refine(
-        lambda orbitals: fitted(hcore, orbitals, xc)[0], overlap, shells, hamiltonian, max_cycles,
-        tolerance,
-    )  # fmt: skip
-    return result.hamiltonian, result.gradients
+    problem, thresholds = solution.problem, settings.thresholds
+    tolerance = thresholds.near if full_build else thresholds.fitted
+
+    def build(orbitals: Orbitals) -> np.ndarray:
+        return fitted(problem.core_hamiltonian, orbitals, problem.functional)[0]
+
+    with one_blas_thread:
+        refined = refine(
+            build, problem.system.overlap, problem.shells, solution.hamiltonian,
+            settings.max_cycles, tolerance * problem.gradient_scale,
+        )  # fmt: skip
+    gradients = refined.gradients
+    return replace(
+        solution,
+        hamiltonian=refined.hamiltonian,
+        fitted_gradients=tuple(gradients),
+        failure=_failure(problem, gradients, _LOST * problem.gradient_scale),
+    )
 
 
 def _corrected_cycles(
-    mf: hf.SCF, shells: Shells, fitted: FittedFock, spins: list[np.ndarray], goal: float
-) -> tuple[np.ndarray, list[float], float]:
-    """One of ``mf``'s own Fock matrices, and cycles with fitted differences from it.
+    solution: Solution, problem: Problem, fitted: FittedFock, settings: CycleSettings
+) -> Solution:
+    """A full Fock build at the solution so far, and cycles with fitted differences from it.
 
-    Integration grid and integrals that ``mf`` makes here serve its SCF as well.
-
-    Args:
-        mf: the SCF object.
-        shells: of ``mf``.
-        fitted: of ``mf``'s molecule, in ``mf``'s basis set.
-        spins: (nao, k) orbitals of either spin, orthonormal; near the solution.
-        goal: orbital gradient at which the cycles stop, hartree.
-
-    Returns:
-        Hamiltonian in hartree, the norm of the orbital gradient in each cycle in hartree, and the
-        seconds of ``mf``'s Fock matrix.
+    Integration grid and integrals that the SCF object makes here serve its SCF as well.
 
     Raises:
-        UnsupportedMoleculeError: exact exchange does not fit into memory.
+        NotEnoughMemoryError: exact exchange does not fit into memory.
     """
-    orbitals: Orbitals = np.sqrt(2) * spins[0] if shells.kind == Kind.CLOSED else spins
-    density, overlap = density_matrix(orbitals), mf.get_ovlp()
-    with one_blas_thread():
-        # First of all, because there may be too little memory for it.
-        difference = fitted.differences(orbitals, _functional(mf))
+    from .fitted import FittedFock
+
+    shells, overlap, start = problem.shells, problem.system.overlap, solution.problem
+    with one_blas_thread:
+        if start is problem:
+            spins = shells.occupied(solution.hamiltonian, overlap)
+        else:
+            spins = projected_orbitals(solution, problem)
+            fitted.free()
+            dtype = _precision(overlap)
+            fitted = FittedFock(problem.mol, fitted.device, dtype, memory=problem.memory)
+        orbitals: Orbitals = np.sqrt(2) * spins[0] if shells.kind == Kind.CLOSED else spins
+        density = density_matrix(orbitals)
+        # Before the full Fock build, because there may be too little memory for it.
+        difference = fitted.differences(orbitals, problem.functional)
     started = time.perf_counter()
-    # As PySCF's kernel calls it: not every object takes the density alone.
-    fock = mf.get_fock(mf.get_hcore(), overlap, mf.get_veff(mf.mol, density), density)
-    exact_seconds = time.perf_counter() - started
+    fock = full_build(problem, density)
+    seconds = time.perf_counter() - started
     if shells.kind == Kind.RESTRICTED_OPEN:
-        exact, density = np.array([fock.focka, fock.fockb]), density.sum(0)
+        full, density = np.array([fock.focka, fock.fockb]), density.sum(0)
     else:
-        exact = fock = np.asarray(fock)
-    with one_blas_thread():
-        result = refine(
-            lambda displaced: exact + difference(displaced), overlap, shells, fock,
+        full = fock = np.asarray(fock)
+    goal = settings.thresholds.corrected * problem.gradient_tolerance
+    with one_blas_thread:
+        refined = refine(
+            lambda displaced: full + difference(displaced), overlap, shells, fock,
             _MAX_CORRECTED if shells.kind == Kind.CLOSED else _MAX_CORRECTED_OPEN,
             goal, density,
         )  # fmt: skip
-    return result.hamiltonian, result.gradients, exact_seconds
+    scale = problem.gradient_scale
+    return replace(
+        solution,
+        problem=problem,
+        hamiltonian=refined.hamiltonian,
+        corrected_gradients=tuple(refined.gradients),
+        full_builds=1,
+        full_build_seconds=seconds,
+        failure=_failure(
+            problem,
+            [*solution.fitted_gradients, *refined.gradients],
+            min(_LOST * scale, max(goal, _STALLED * scale)),
+        ),
+    )
 
 
-def projected_orbitals(
-    mol: Mole, smaller: Mole, hamiltonian: np.ndarray, shells: Shells
-) -> list[np.ndarray]:
-    """Occupied orbitals (nao, k) of either spin in ``mol``'s basis set, from a Hamiltonian in
+def full_build(problem: Problem, density: np.ndarray) -> Any:
+    """One of the SCF's own Fock matrices, tagged as its class tags it, hartree.
+
+    Args:
+        problem: the SCF's.
+        density: (nao, nao), or (2, nao, nao) of either spin.
+    """
+    # As PySCF's kernel calls it: not every object takes the density alone.
+    mf = problem.mf
+    potential = mf.get_veff(problem.mol, density)
+    return mf.get_fock(problem.core_hamiltonian, problem.system.overlap, potential, density)
+
+
+def _precision(overlap: np.ndarray) -> torch.dtype:
+    """Double for diffuse basis sets, whose nearly dependent functions amplify rounding."""
+    import torch
+
+    return torch.float32 if np.linalg.eigvalsh(overlap)[0] > _DEPENDENT else torch.float64
+
+
+def projected_orbitals(solution: Solution, problem: Problem) -> list[np.ndarray]:
+    """Occupied orbitals (nao, k) of either spin in the basis set of ``problem``, from a solution in
     another one; orthonormal."""
-    overlap = mol.intor_symmetric("int1e_ovlp")
+    start, overlap = solution.problem, problem.system.overlap
     projected = []
-    for orbitals in shells.occupied(hamiltonian, smaller.intor_symmetric("int1e_ovlp")):
-        occupied = addons.project_mo_nr2nr(smaller, orbitals, mol)
+    for orbitals in problem.shells.occupied(solution.hamiltonian, start.system.overlap):
+        occupied = addons.project_mo_nr2nr(start.mol, orbitals, problem.mol)
         # A projection shortens orbitals and tilts them towards each other.
         metric = occupied.T @ overlap @ occupied
         projected.append(occupied @ orthonormal_basis(metric))

@@ -16,31 +16,20 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 if TYPE_CHECKING:
-    from pyscf.gto import Mole
-
     from .fitted import FittedFock
+    from .system import System
 
 _XC = "pbe"
 
 
-def superposed_atomic_density(mol: Mole) -> np.ndarray:
-    """Density matrix (nao, nao) of PySCF's minao guess, tagged with ``mo_coeff`` and ``mo_occ``."""
-    from pyscf.scf import hf
-
-    return hf.init_guess_by_minao(mol)
-
-
-def sad_reference(mol: Mole, density_matrix: np.ndarray, fitted: FittedFock) -> np.ndarray:
+def sad_reference(system: System, fitted: FittedFock) -> np.ndarray:
     """Reference Kohn-Sham matrix (nao, nao) in hartree.
 
     Args:
-        mol: the molecule; its spin is ignored, the density is treated as a closed shell's.
-        density_matrix: (nao, nao) of :func:`superposed_atomic_density`, with its tags.
+        system: the molecule; its spin is ignored, the density is treated as a closed shell's.
         fitted: builds it.
     """
-    from pyscf.scf import hf
-
-    tags: Any = density_matrix
-    filled = tags.mo_occ > 0
-    orbitals = tags.mo_coeff[:, filled] * np.sqrt(tags.mo_occ[filled])
-    return fitted(np.asarray(hf.get_hcore(mol)), orbitals, _XC)[0]
+    density: Any = system.atomic_density
+    filled = density.mo_occ > 0
+    orbitals = density.mo_coeff[:, filled] * np.sqrt(density.mo_occ[filled])
+    return fitted(system.core_hamiltonian, orbitals, _XC)[0]

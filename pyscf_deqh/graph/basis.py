@@ -40,8 +40,8 @@ def check_basis(mol: Mole, basis: str, numbers: tuple[int, ...]) -> None:
     """Make sure that every atom of ``mol`` carries exactly the functions of the named basis set.
 
     Raises:
-        UnsupportedMoleculeError: Cartesian functions, an effective core potential, an unknown
-            element, or an atom whose exponents or contractions differ.
+        UnsupportedMoleculeError: Cartesian functions, an effective core potential, a ghost atom, an
+            unknown element, or an atom whose exponents or contractions differ.
     """
     if mol.cart:
         raise UnsupportedMoleculeError(
@@ -54,6 +54,8 @@ def check_basis(mol: Mole, basis: str, numbers: tuple[int, ...]) -> None:
     by_label: dict[str, int] = {mol.atom_symbol(i): i for i in range(mol.natm)}
     for label, i in by_label.items():
         number = int(mol.atom_charge(i))
+        if number == 0:
+            raise UnsupportedMoleculeError(f"atom {i} ({label}) is a ghost or dummy atom")
         if number not in numbers:
             known = ", ".join(ELEMENTS[z] for z in numbers)
             raise UnsupportedMoleculeError(

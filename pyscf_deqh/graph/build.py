@@ -9,45 +9,16 @@ import numpy as np
 from ..errors import ConfigError, UnsupportedMoleculeError
 from ..fock.fitted import FittedFock
 from ..fock.orbitals import orthonormal_basis, solve_roothaan
-from ..fock.reference import sad_reference, superposed_atomic_density
+from ..fock.reference import sad_reference
+from ..fock.system import System
 from .batch import REFERENCES, MolecularGraph
 
 if TYPE_CHECKING:
     from pyscf.gto import Mole
 
-_COINCIDENT = 0.1  # bohr; no nuclei of a molecule come that close
-
-
-def check_molecule(mol: Mole) -> None:
-    """Refuse what no molecular Hamiltonian network can describe, whatever its elements.
-
-    Raises:
-        UnsupportedMoleculeError: no atoms, no electrons, a periodic cell, ghost atoms, NaN or
-            coincident coordinates.
-    """
-    if getattr(mol, "pbc_intor", None) is not None:
-        raise UnsupportedMoleculeError("periodic cells are not supported")
-    if mol.natm == 0:
-        raise UnsupportedMoleculeError("the molecule has no atoms")
-    if mol.nelectron <= 0:
-        raise UnsupportedMoleculeError("the molecule has no electrons")
-    for i in range(mol.natm):
-        if mol.atom_charge(i) == 0:
-            raise UnsupportedMoleculeError(
-                f"atom {i} ({mol.atom_symbol(i)}) is a ghost or dummy atom"
-            )
-    positions = mol.atom_coords()
-    if not np.isfinite(positions).all():
-        raise UnsupportedMoleculeError("the coordinates contain NaN or infinity")
-    distances = np.linalg.norm(positions[:, None] - positions[None], axis=-1)
-    distances[np.diag_indices(mol.natm)] = np.inf
-    if distances.min() < _COINCIDENT:
-        i, j = np.unravel_index(distances.argmin(), distances.shape)
-        raise UnsupportedMoleculeError(f"atoms {i} and {j} are at the same place")
-
 
 def build_graph(
-    mol: Mole,
+    molecule: Mole | System,
     reference: str,
     hamiltonian: np.ndarray | None = None,
     fitted: FittedFock | None = None,
@@ -55,20 +26,21 @@ def build_graph(
     """Graph of a molecule: overlap, reference Hamiltonian, orthonormal vectors, optional label.
 
     Args:
-        mol: a built molecule.
+        molecule: a built molecule, or what has been made of it.
         reference: ``'sad'`` or ``'none'``.
         hamiltonian: converged Fock matrix (nao, nao) in hartree, for training and metrics.
         fitted: builds the reference; one made for it and kept can serve further Fock matrices.
     """
     if reference not in REFERENCES:
         raise ConfigError(f"unknown reference {reference!r}; known: {', '.join(REFERENCES)}")
-    overlap = mol.intor_symmetric("int1e_ovlp")
+    system = System.of(molecule)
+    mol, overlap = system.mol, system.overlap
     if reference == "none":
         atomic_density = fock = np.zeros_like(overlap)
         basis_vectors = orthonormal_basis(overlap)
     else:
-        atomic_density = superposed_atomic_density(mol)
-        fock = sad_reference(mol, atomic_density, fitted or FittedFock(mol))
+        atomic_density = system.atomic_density
+        fock = sad_reference(system, fitted or FittedFock(mol))
         basis_vectors = solve_roothaan(fock, overlap)[1]
     graph = MolecularGraph(
         numbers=np.array([mol.atom_charge(i) for i in range(mol.natm)], dtype=np.int32),

@@ -48,12 +48,11 @@ def _parser() -> argparse.ArgumentParser:
 def main(argv: list[str] | None = None) -> int:
     args = _parser().parse_args(argv)
     import torch
-    from pyscf import lib
 
+    from ...process import use_threads
     from .report import Report
 
-    torch.set_num_threads(args.threads)
-    lib.num_threads(args.threads)
+    use_threads(args.threads)
     settings = Settings(
         args.repeats, args.threads, args.device, args.model, args.max_atoms,
         sizes=SMOKE if args.smoke else Sizes(),

@@ -10,17 +10,21 @@ from typing import Any
 import numpy as np
 import torch
 from pyscf import gto
-from pyscf.scf import hf
 
 from ...checkpoint import load_model
 from ...data.geometry import Geometry
+from ...fock.cycles import CycleSettings, Solution
+from ...fock.density import density_of
 from ...fock.fitted import FittedFock
 from ...fock.orbitals import solve_roothaan
-from ...fock.reference import sad_reference, superposed_atomic_density
+from ...fock.problem import Problem
+from ...fock.reference import sad_reference
+from ...fock.system import System
 from ...graph.batch import collate
 from ...graph.build import build_graph
-from ...guess import MAX_CYCLES, Options, guess_density, make_guess
+from ...guess import Options, make_guess
 from ...predict import predict_hamiltonian
+from ...starts.network import NetworkStart
 from ..scf_runs import Method, run_classical
 from .geometries import polyethylene
 from .peaks import Peaks, count_work, machine_peaks
@@ -53,23 +57,26 @@ def _molecule(settings: Settings, report: Report, geometry: Geometry, peaks: Pea
 
     mf = method.scf(mol)
     hamiltonian = predict_hamiltonian(mol, settings.model, "cpu").hamiltonian
-    orbitals = measure(lambda: guess_density(mf, mol, hamiltonian), settings.repeats)
+    problem = Problem.of(mf, mol)
+    solution = Solution(problem, hamiltonian)
+    orbitals = measure(lambda: density_of(solution, problem), settings.repeats)
     _milliseconds(report, f"{label}: eigenproblem and density", orbitals)
 
     cycle = _cycle(report, mol, method, label)
-    for name, max_cycles, exact_build in (
-        ("whole guess, network alone", 0, False),
-        ("whole guess without the exact Fock matrix", MAX_CYCLES, False),
-        ("whole guess", MAX_CYCLES, True),
+    for name, cycles in (
+        ("whole guess, network alone", None),
+        ("whole guess without the full Fock build", CycleSettings(full_build=False)),
+        ("whole guess", CycleSettings()),
     ):
-        options = Options(settings.model, "cpu", max_cycles=max_cycles, exact_build=exact_build)
+        options = Options(NetworkStart(settings.model, "cpu"), cycles)
         whole = partial(make_guess, mf, mol, options)
         first = whole()
-        cycles = first.cycles
+        report_of = first.report
         guess = measure(whole, settings.repeats)
         note = (
-            f"{len(cycles.gradients)} cheap and {len(cycles.corrected_gradients)} corrected "
-            f"cycles, {cycles.exact_builds} exact Fock matrices"
+            f"{len(report_of.fitted_gradients)} density-fitted and "
+            f"{len(report_of.corrected_gradients)} corrected cycles, {report_of.full_builds} full "
+            "Fock builds"
         )
         _milliseconds(report, f"{label}: {name}", guess, note)
         report.add(f"{label}: {name} / one SCF cycle", guess.scaled(1 / cycle))
@@ -84,16 +91,16 @@ def _reference_stages(settings: Settings, report: Report, mol: gto.Mole, label: 
         _milliseconds(report, f"{label}: {name}", measure(function, settings.repeats))
 
     add("overlap", lambda: mol.intor_symmetric("int1e_ovlp"))
-    add("superposed atomic density", lambda: superposed_atomic_density(mol))
-    density, overlap = superposed_atomic_density(mol), mol.intor_symmetric("int1e_ovlp")
-    hcore = hf.get_hcore(mol)
-    fock, orbitals = sad_reference(mol, density, FittedFock(mol)), np.empty(0)
+    add("superposed atomic density", lambda: System(mol).atomic_density)
+    system = System(mol)
+    hcore, overlap = system.core_hamiltonian, system.overlap
+    fock, orbitals = sad_reference(system, FittedFock(mol)), np.empty(0)
     stages: dict[str, Callable[[FittedFock], Any]] = {
         "fitted integrals": lambda fitted: fitted.integrals,
         "grid": lambda fitted: fitted.grids,
         "orbitals on the grid": lambda fitted: fitted.orbital_values,
-        "reference": lambda fitted: sad_reference(mol, density, fitted),
-        "Fock matrix of a cheap cycle": lambda fitted: fitted(hcore, orbitals, Method.xc),
+        "reference": lambda fitted: sad_reference(system, fitted),
+        "Fock matrix of a density-fitted cycle": lambda fitted: fitted(hcore, orbitals, Method.xc),
     }
     orbitals = np.sqrt(2) * solve_roothaan(fock, overlap)[1][:, : mol.nelectron // 2]
     seconds: dict[str, list[float]] = {name: [] for name in stages}
@@ -137,8 +144,8 @@ def _network_stages(
 def _cycle(report: Report, mol: gto.Mole, method: Method, label: str) -> float:
     """Seconds per Fock build of a real SCF, its integrals and everything else included."""
     scf = run_classical(mol, method, "minao")
-    seconds = scf.scf_seconds / scf.fock_builds
+    seconds = scf.scf_seconds / scf.full_builds
     report.add(f"{label}: one SCF cycle", 1e3 * seconds, "ms",
                f"{method.xc}/{method.basis} from minao: {scf.scf_seconds:.3g} s, "
-               f"{scf.fock_builds} Fock builds", fock_builds=scf.fock_builds)  # fmt: skip
+               f"{scf.full_builds} full Fock builds", fock_builds=scf.full_builds)  # fmt: skip
     return seconds

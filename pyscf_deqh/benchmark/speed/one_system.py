@@ -12,15 +12,16 @@ from typing import Any
 
 import numpy as np
 import torch
-from pyscf import lib
 
 from ...checkpoint import load_model
 from ...data.geometry import Geometry
 from ...fock.fitted import FittedFock
 from ...fock.orbitals import solve_roothaan
-from ...fock.reference import sad_reference, superposed_atomic_density
+from ...fock.reference import sad_reference
+from ...fock.system import System
 from ...graph.batch import MolecularGraph, collate
 from ...nn.density import density_matrix
+from ...process import use_threads
 from .geometries import polyethylene, water_cluster
 from .samples import molecule
 
@@ -49,9 +50,10 @@ def _seconds(function: Callable[[], Any]) -> tuple[float, Any]:
 def reference_cost(geometry: Geometry) -> dict[str, Any]:
     """Seconds of the reference Hamiltonian, and the memory that it adds."""
     mol = molecule(geometry)
-    density = superposed_atomic_density(mol)
+    known = System(mol)
+    assert known.atomic_density is not None  # made before the clock starts
     before = peak_bytes()
-    seconds, _ = _seconds(lambda: sad_reference(mol, density, FittedFock(mol)))
+    seconds, _ = _seconds(lambda: sad_reference(known, FittedFock(mol)))
     return {"nao": int(mol.nao), "reference_seconds": seconds,
             "reference_bytes": peak_bytes() - before}  # fmt: skip
 
@@ -110,8 +112,7 @@ def _stand_in(mol: Any) -> tuple[float, MolecularGraph]:
 def main(argv: list[str]) -> None:
     """Arguments: what to measure, kind of system, atoms, model, threads. Prints one JSON object."""
     what, kind, n_atoms, model, threads = argv
-    torch.set_num_threads(int(threads))
-    lib.num_threads(int(threads))
+    use_threads(int(threads))
     geometry = system(kind, int(n_atoms))
     found = reference_cost(geometry) if what == "reference" else network_cost(geometry, model)
     print(json.dumps(found))

@@ -19,16 +19,19 @@ from pathlib import Path
 import numpy as np
 import pyscf
 import torch
-from pyscf import dft, gto, lib, scf
+from pyscf import dft, gto, scf
 from pyscf.scf.dispersion import parse_dft
 from tqdm import tqdm
 
 from ...errors import ConfigError, DatasetError
-from ...fock.fitted import AUXBASIS, GRID, FittedFock
+from ...fock.fitted import AUXBASIS, FittedFock
+from ...fock.grid import GRID
 from ...fock.orbitals import Orbitals, density_matrix
-from ...fock.reference import sad_reference, superposed_atomic_density
+from ...fock.reference import sad_reference
 from ...fock.refine import refine
 from ...fock.shells import Shells
+from ...fock.system import System
+from ...process import use_threads
 from ..formats.qh9 import QH9Database, Record
 from ..xyz import Geometry, places
 
@@ -66,18 +69,18 @@ def solve(
     """
     mol = gto.M(atom=geometry.atom(), basis=settings.basis, unit="angstrom", verbose=0)
     fitted = FittedFock(mol, device, torch.float64)
-    hcore, overlap = scf.hf.get_hcore(mol), mol.intor_symmetric("int1e_ovlp")
-    start = sad_reference(mol, superposed_atomic_density(mol), fitted)
+    system = System(mol)
+    start = sad_reference(system, fitted)
     tolerance = math.sqrt(settings.conv_tol) if settings.density_fit else _COARSE_GRADIENT
     energies = []
 
     def build(orbitals: Orbitals) -> np.ndarray:
-        fock, energy = fitted(hcore, orbitals, settings.xc)
+        fock, energy = fitted(system.core_hamiltonian, orbitals, settings.xc)
         energies.append(energy)
         return fock
 
     shells = Shells.closed(mol.nelectron)
-    refined = refine(build, overlap, shells, start, settings.max_cycle, tolerance)
+    refined = refine(build, system.overlap, shells, start, settings.max_cycle, tolerance)
     if settings.density_fit:
         if refined.gradients[-1] >= tolerance:
             raise RuntimeError(f"SCF not converged in {settings.max_cycle} cycles")
@@ -109,8 +112,7 @@ def _work(row_id: int, geometry: Geometry, settings: LabelSettings, device: str)
 
 
 def _start_worker(threads: int) -> None:
-    lib.num_threads(threads)
-    torch.set_num_threads(threads)
+    use_threads(threads)
 
 
 def row_ids(geometries: Sequence[Geometry]) -> list[int]:

@@ -1,0 +1,76 @@
+"""Functionals as the cheap SCF evaluates them: by PySCF, with what a user has changed in them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING
+
+from ..errors import UnsupportedMoleculeError
+from ..pyscf_api import functional_kind, numint_of
+
+if TYPE_CHECKING:
+    from pyscf.dft.numint import NumInt
+    from pyscf.scf import hf
+
+# What define_xc_, mf.omega, a choice of XCFun and settings leave on PySCF's object. Anything else
+# is another package's, or a user's own integration.
+_SET_BY_PYSCF = {
+    "omega", "libxc", "verbose", "stdout", "max_memory",
+    "eval_xc", "eval_xc1", "hybrid_coeff", "rsh_coeff", "nlc_coeff", "_xc_type",
+}  # fmt: skip
+
+
+@dataclass(frozen=True, eq=False)
+class Functional:
+    """An exchange-correlation functional, or Hartree-Fock's exchange.
+
+    Attributes:
+        name: in PySCF's notation, or ``hf``.
+        numint: PySCF's object that evaluates it; that of an SCF has its user's settings.
+    """
+
+    name: str
+    numint: NumInt
+
+    @classmethod
+    def of(cls, xc: str | Functional) -> Functional:
+        """A functional as PySCF has it."""
+        from pyscf.dft.numint import NumInt
+
+        return xc if isinstance(xc, Functional) else cls(xc, NumInt())
+
+    @classmethod
+    def of_scf(cls, mf: hf.SCF) -> Functional:
+        """``mf``'s, with ``mf.omega`` and ``mf.define_xc_``.
+
+        Raises:
+            UnsupportedMoleculeError: another package evaluates it.
+        """
+        from pyscf.dft import numint, numint2c
+
+        name, own = getattr(mf, "xc", "hf"), numint_of(mf)
+        if own is None or type(own) is numint2c.NumInt2C:  # the guess has no two-component orbitals
+            return cls.of(name)
+        foreign = sorted(vars(own).keys() - _SET_BY_PYSCF)
+        if type(own) is not numint.NumInt or foreign:
+            kind = f"{type(own).__module__}.{type(own).__name__}"
+            raise UnsupportedMoleculeError(
+                f"the functional is evaluated by {kind}"
+                f"{' with ' if foreign else ''}{', '.join(foreign)}, not by PySCF's own NumInt: "
+                "the guess does not know it"
+            )
+        return cls(name, own)
+
+    @cached_property
+    def kind(self) -> str:
+        """``HF``, ``LDA``, ``GGA`` or ``MGGA``."""
+        return functional_kind(self.numint, self.name)
+
+    @cached_property
+    def exchange(self) -> tuple[float, float, float]:
+        """Range separation (1/bohr), shares of exact exchange at long and at short range."""
+        # PySCF asks the functional's name, whatever define_xc_ says of exchange.
+        if not self.numint.libxc.is_hybrid_xc(self.name):
+            return 0.0, 0.0, 0.0
+        return self.numint.rsh_and_hybrid_coeff(self.name)

@@ -1,0 +1,114 @@
+"""What an SCF has to solve, as its guess sees it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import TYPE_CHECKING
+
+import numpy as np
+from pyscf.scf import ghf, hf, rohf, uhf
+
+from ..errors import UnsupportedMoleculeError
+from ..pyscf_api import bytes_of_integrals, has_plain_hcore
+from .functional import Functional
+from .shells import Kind, Shells
+from .system import System, check_molecule
+
+if TYPE_CHECKING:
+    from pyscf.gto import Mole
+
+# With their subclasses all molecular ones but those of spinors.
+_CLASSES = (hf.RHF, uhf.UHF, rohf.ROHF, ghf.GHF)
+
+
+def check_class(mf: hf.SCF) -> None:
+    """Refuse SCF objects that a guess would serve half.
+
+    Raises:
+        UnsupportedMoleculeError: spinors, classes that are not PySCF's, functionals that PySCF does
+            not evaluate.
+    """
+    if not isinstance(mf, _CLASSES):
+        kind = f"{type(mf).__module__}.{type(mf).__name__}"
+        known = ", ".join(c.__name__ for c in _CLASSES)
+        raise UnsupportedMoleculeError(
+            f"no guess for {kind}, which is none of PySCF's molecular classes {known}"
+        )
+    Functional.of_scf(mf)
+
+
+@dataclass(frozen=True, eq=False)
+class Problem:
+    """Molecule, method, and who occupies what; checked when it is made.
+
+    Attributes:
+        mf: the SCF object, for its one-electron Hamiltonian and its own Fock matrices.
+        system: the molecule.
+        shells: the electrons of ``mf``.
+        functional: of ``mf``.
+    """
+
+    mf: hf.SCF
+    system: System
+    shells: Shells
+    functional: Functional
+
+    @classmethod
+    def of(cls, mf: hf.SCF, mol: Mole, overlap: np.ndarray | None = None) -> Problem:
+        """``mf``'s own problem, or that of its class for another molecule.
+
+        Args:
+            mf: any molecular SCF object of PySCF.
+            mol: the molecule that it starts from.
+            overlap: as PySCF's kernel hands it on; of spin orbitals or of another shape it is
+                made anew.
+
+        Raises:
+            UnsupportedMoleculeError: see :func:`check_class` and :func:`check_molecule`.
+        """
+        check_class(mf)
+        check_molecule(mol)
+        if overlap is not None and overlap.shape != (mol.nao, mol.nao):
+            overlap = None
+        system = System(mol, overlap)
+        return cls(mf, system, Shells.of(mf, mol), Functional.of_scf(mf))
+
+    def in_basis_of(self, mol: Mole) -> Problem:
+        """The same for a copy of the molecule in another basis set."""
+        return self if mol is self.system.mol else replace(self, system=System(mol))
+
+    @property
+    def mol(self) -> Mole:
+        return self.system.mol
+
+    @cached_property
+    def core_hamiltonian(self) -> np.ndarray:
+        """``mf``'s one-electron Hamiltonian (nao, nao), hartree; the molecule's alone where ``mf``
+        has one of spin orbitals."""
+        if has_plain_hcore(self.mf):
+            return self.system.core_hamiltonian
+        own = np.asarray(self.mf.get_hcore(self.mol))
+        spatial = own.shape == self.system.overlap.shape and not np.iscomplexobj(own)
+        return own if spatial else self.system.core_hamiltonian
+
+    @property
+    def has_fock_matrices(self) -> bool:
+        """Whether Fock matrices of ``mf``'s own say what the cycles need."""
+        return self.mol is self.mf.mol and self.shells.kind != Kind.AVERAGED
+
+    @property
+    def gradient_tolerance(self) -> float:
+        """Norm of the orbital gradient below which ``mf`` takes itself for converged, hartree."""
+        return self.mf.conv_tol_grad or float(np.sqrt(self.mf.conv_tol))
+
+    @property
+    def gradient_scale(self) -> float:
+        """What makes norms of the orbital gradient of small and large molecules comparable."""
+        return float(np.sqrt(max(self.mol.nelectron // 2, 1)))
+
+    @property
+    def memory(self) -> float:
+        """Megabytes that ``mf.max_memory`` leaves beside the two-electron integrals that ``mf``
+        holds."""
+        return max(self.mf.max_memory - bytes_of_integrals(self.mf) / 1e6, 0.0)

@@ -1,0 +1,208 @@
+"""The guess ``deqh`` in PySCF.
+
+Three ways to the same guess: ``mf.init_guess = 'deqh'`` after ``import pyscf_deqh``,
+``mf.apply(deqh_guess)`` for one SCF object with a model or device of its own, and
+``init_guess_by_deqh(mol)`` for the density matrix alone.
+"""
+
+from __future__ import annotations
+
+import functools
+import sys
+import traceback
+import warnings
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, overload
+
+import numpy as np
+from pyscf.lib import logger
+from pyscf.scf import hf
+
+from .after_import import AfterImport
+from .checkpoint import DEFAULT_MODEL, list_models, resolve_model
+from .errors import ConfigError
+from .fock.cycles import CycleSettings
+from .fock.problem import check_class
+from .guess import ON_UNSUPPORTED, Options, make_guess
+from .report import Report
+
+if TYPE_CHECKING:
+    from pyscf.gto import Mole
+
+KEY = "deqh"
+MAX_CYCLES = CycleSettings.max_cycles
+
+
+def _options(
+    model: str | Path,
+    device: str,
+    on_unsupported: str = "raise",
+    max_cycles: int = MAX_CYCLES,
+    full_build: bool = True,
+) -> Options:
+    from .starts.network import NetworkStart
+
+    cycles = CycleSettings(max_cycles, full_build) if max_cycles else None
+    return Options(NetworkStart(model, device), cycles, on_unsupported)
+
+
+def deqh_guess(
+    mf: hf.SCF,
+    model: str | Path = DEFAULT_MODEL,
+    device: str = "auto",
+    on_unsupported: str = "raise",
+    max_cycles: int = MAX_CYCLES,
+    full_build: bool = True,
+    exact_build: bool | None = None,
+) -> hf.SCF:
+    """Make an SCF object start from the DEQH guess: ``scf.RKS(mol).apply(deqh_guess).run()``.
+
+    After the guess ``mf.deqh_report`` tells what happened in it, see :class:`~pyscf_deqh.Report`.
+
+    Args:
+        mf: any molecular SCF object of PySCF; it is changed and returned.
+        model: name of a bundled model, or folder of an exported one.
+        device: ``'auto'``, ``'cpu'``, ``'cuda'`` …
+        on_unsupported: what to do where there is no guess, above all for a molecule that the model
+            cannot describe: ``'raise'`` the error, or warn and use ``'minao'``.
+        max_cycles: limit of density-fitted cycles after the network (fitted integrals, coarse grid,
+            the SCF's own functional); they stop as soon as they have no more to give. 0: the
+            network alone.
+        full_build: make one full Fock build, of the SCF's own kind, after these cycles, and correct
+            further ones by it; the time of one SCF cycle for several saved. Not for GHF, not for
+            singlets of UHF, whose spin symmetry PySCF breaks, and not where ``irrep_nelec`` is set.
+        exact_build: the name of ``full_build`` in version 0.1.0.
+
+    Raises:
+        ConfigError: ``on_unsupported`` is neither, or ``max_cycles`` is negative.
+        CheckpointError: there is no such model.
+        UnsupportedMoleculeError: the object is no molecular SCF of PySCF's with spatial orbitals
+            (spinors, gpu4pyscf), or another package evaluates its functional, and
+            ``on_unsupported`` is ``'raise'``.
+    """
+    if on_unsupported not in ON_UNSUPPORTED:
+        raise ConfigError(f"on_unsupported must be one of {ON_UNSUPPORTED}, not {on_unsupported!r}")
+    if max_cycles < 0:
+        raise ConfigError(f"max_cycles must not be negative, it is {max_cycles}")
+    if exact_build is not None:
+        warnings.warn("exact_build is now full_build", DeprecationWarning, stacklevel=2)
+        full_build = exact_build
+    folder = resolve_model(model)
+    if str(model) not in list_models():
+        model = folder  # absolute: the process may change its directory
+    if on_unsupported == "raise":
+        check_class(mf)
+    mf.init_guess = KEY
+    mf._deqh = _options(model, device, on_unsupported, max_cycles, full_build)
+    return mf
+
+
+@overload
+def init_guess_by_deqh(
+    mol: Mole, model: str | Path = ..., device: str = ..., xc: str = ...
+) -> np.ndarray: ...
+@overload
+def init_guess_by_deqh(
+    mol: Mole,
+    model: str | Path = ...,
+    device: str = ...,
+    xc: str = ...,
+    *,
+    return_report: Literal[True],
+) -> tuple[np.ndarray, Report]: ...
+def init_guess_by_deqh(
+    mol: Mole,
+    model: str | Path = DEFAULT_MODEL,
+    device: str = "auto",
+    xc: str = "b3lyp",
+    *,
+    return_report: bool = False,
+) -> np.ndarray | tuple[np.ndarray, Report]:
+    """Density matrix (nao, nao) of both spins; tagged with orbitals for a closed shell.
+
+    The plain function beside ``pyscf.scf.hf.init_guess_by_minao``; ``xc`` is the functional of the
+    cycles after the network, or ``hf``. One full Fock build of PySCF's is made, for restricted
+    orbitals, see :func:`deqh_guess`.
+
+    Args:
+        mol: a built molecule.
+        model, device: see :func:`deqh_guess`.
+        xc: functional in PySCF's notation, or ``hf``.
+        return_report: return the report as well.
+
+    Raises:
+        UnsupportedMoleculeError, NotEnoughMemoryError, NumericalError, CheckpointError,
+        ConfigError: see :func:`predict_hamiltonian`.
+    """
+    from pyscf import dft, scf
+
+    mf = scf.RHF(mol) if xc.lower() == "hf" else dft.RKS(mol, xc=xc)
+    mf.verbose = 0
+    guess = make_guess(mf, mol, _options(model, device))
+    dm = guess.density_matrix
+    total = dm if dm.ndim == 2 else dm[0] + dm[1]
+    return (total, guess.report) if return_report else total
+
+
+def _density(mf: hf.SCF, mol: Mole, overlap: np.ndarray | None, minao: Callable[[], Any]) -> Any:
+    """The guess for an SCF object, which gets its report; with words in PySCF's log."""
+    # Objects that only name the guess: a screening run must go on past whatever happens in it.
+    options = getattr(mf, "_deqh", None) or _options(DEFAULT_MODEL, "auto", "minao")
+    log = logger.new_logger(mf)
+    mf.deqh_report = None
+    try:
+        guess = make_guess(mf, mol, options, overlap)
+    except Exception as error:
+        if options.on_unsupported == "raise":
+            raise
+        reason = f"{type(error).__name__}: {error}"
+        mf.deqh_report = Report(options.start.name, fallback=reason)
+        log.warn("No DEQH guess: %s. The minao guess is used instead.", reason)
+        log.debug("%s", traceback.format_exc())
+        return minao()
+    report = mf.deqh_report = guess.report
+    for note in report.notes:
+        log.note("DEQH guess: %s", note)
+    if report.fallback is not None:
+        log.note("DEQH guess: %s: the minao guess is used instead", report.fallback)
+    log.info("Initial guess from DEQH %s", report)
+    return guess.density_matrix
+
+
+def _know_deqh(scf_class: Any) -> None:
+    """Make an SCF class and all that take their guess from it know the key ``'deqh'``."""
+    original = scf_class.get_init_guess
+    if original.__module__ == __name__:
+        return
+
+    @functools.wraps(original, assigned=("__doc__", "__name__", "__qualname__"))
+    def get_init_guess(self, mol=None, key="minao", **kwargs):
+        if not (isinstance(key, str) and key.lower() == KEY):
+            return original(self, mol, key, **kwargs)
+        minao = functools.partial(original, self, mol, "minao")
+        return _density(self, self.mol if mol is None else mol, kwargs.get("s1e"), minao)
+
+    for cls in (scf_class, *_subclasses(scf_class)):
+        # Some classes hold the function itself.
+        if vars(cls).get("get_init_guess") is original:
+            cls.get_init_guess = get_init_guess
+    scf_class.deqh_report = None
+    scf_class._keys = scf_class._keys | {"deqh_report"}
+
+
+def _subclasses(cls: Any) -> Iterator[Any]:
+    for subclass in cls.__subclasses__():
+        yield subclass
+        yield from _subclasses(subclass)
+
+
+def register() -> None:
+    """Make PySCF's SCF classes know the key ``'deqh'``. Called when the package is imported.
+
+    gpu4pyscf's classes are none of PySCF's and take a key that they do not know for minao. They
+    learn, before or after this, to say that there is no guess for them.
+    """
+    _know_deqh(hf.SCF)
+    if not any(isinstance(finder, AfterImport) for finder in sys.meta_path):
+        AfterImport("gpu4pyscf.scf.hf", lambda module: _know_deqh(module.SCF)).install()

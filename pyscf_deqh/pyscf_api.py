@@ -1,0 +1,77 @@
+"""What we use of PySCF beyond its public interface, all in one place.
+
+Read and tested in PySCF 2.8 to 2.14:
+
+========================================  ======================================================
+``mf._numint``, ``NumInt._xc_type``       all
+``uhf._break_dm_spin_symm``               all
+``mf._eri``, ``mf._is_mem_enough``        all
+``DF._cderi``                             all
+``mf.check_linear_dependency``            since 2.10; ``mf.eig`` takes its result as ``x``
+``get_init_guess(..., s1e=S)``            the kernel passes the overlap on since 2.10
+========================================  ======================================================
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from pyscf.lib import logger
+from pyscf.scf import hf, uhf
+
+if TYPE_CHECKING:
+    from pyscf.gto import Mole
+
+
+def is_periodic(mol: Mole) -> bool:
+    """Whether it is a cell of ``pyscf.pbc``."""
+    return getattr(mol, "pbc_intor", None) is not None
+
+
+def numint_of(mf: hf.SCF) -> Any:
+    """The object that evaluates an SCF's functional; None without one."""
+    return getattr(mf, "_numint", None)
+
+
+def functional_kind(numint: Any, xc: str) -> str:
+    """``HF``, ``LDA``, ``GGA``, ``MGGA`` or ``NLC``."""
+    return numint._xc_type(xc)
+
+
+def break_spin_symmetry(mf: hf.SCF, mol: Mole, density: np.ndarray) -> np.ndarray:
+    """Density matrices (2, nao, nao) as UHF makes them of a singlet's guess."""
+    return np.asarray(uhf._break_dm_spin_symm(mol, density, mf.init_guess_breaksym))
+
+
+def has_plain_hcore(mf: hf.SCF) -> bool:
+    """Whether the one-electron Hamiltonian is the molecule's alone: no X2C, no external charges,
+    nothing that the user put in."""
+    return getattr(mf.get_hcore, "__func__", None) is hf.SCF.get_hcore
+
+
+def solve(mf: hf.SCF, fock: Any, overlap: np.ndarray) -> tuple[Any, Any]:
+    """``mf``'s own orbital energies and orbitals, with its treatment of linear dependencies."""
+    if hasattr(mf, "check_linear_dependency"):
+        return mf.eig(fock, overlap, x=mf.check_linear_dependency(overlap, logger.new_logger(mf)))
+    return mf.eig(fock, overlap)
+
+
+def make_integrals(mf: hf.SCF) -> None:
+    """Make the two-electron integrals that ``mf`` will hold in memory, by its own decision.
+
+    PySCF decides by what the process holds at the first Fock build. A guess that had its own
+    integrals in memory by then would leave none for PySCF's.
+    """
+    own = getattr(mf.get_jk, "__func__", None)
+    if own in (hf.RHF.get_jk, uhf.UHF.get_jk):
+        if mf._eri is None and (mf.mol.incore_anyway or mf._is_mem_enough()):
+            mf._eri = mf.mol.intor("int2e", aosym="s8")
+    elif getattr(getattr(mf, "with_df", None), "_cderi", mf) is None:
+        mf.with_df.build()
+
+
+def bytes_of_integrals(mf: hf.SCF) -> int:
+    """Memory that two-electron integrals of ``mf`` take now."""
+    held = (getattr(mf, "_eri", None), getattr(getattr(mf, "with_df", None), "_cderi", None))
+    return sum(array.nbytes for array in held if isinstance(array, np.ndarray))

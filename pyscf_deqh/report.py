@@ -1,0 +1,79 @@
+"""What happened in a guess."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True)
+class Seconds:
+    """Wall-clock seconds of a guess by stage.
+
+    Attributes:
+        start: overlap, fitted integrals and reference; without a network all of the start.
+        network: its fixed point.
+        cycles: density-fitted and corrected ones, their fitted integrals in another basis set too.
+        full_build: the full Fock build, with integrals and grid that the SCF goes on with.
+        density: diagonalization and density matrix.
+        total: all of the guess.
+    """
+
+    start: float = 0.0
+    network: float = 0.0
+    cycles: float = 0.0
+    full_build: float = 0.0
+    density: float = 0.0
+    total: float = 0.0
+
+
+@dataclass(frozen=True)
+class Report:
+    """What a guess did; on an SCF object as ``mf.deqh_report``, None before its first guess.
+
+    Attributes:
+        start: where the cycles began, ``network`` for example.
+        model: name or folder of the network's model; None without one.
+        device: where network and fitted Fock matrices were computed.
+        iterations, residual: of the network's fixed point; the residual is relative.
+        fitted_gradients: norm of the orbital gradient (hartree) in each density-fitted cycle.
+        corrected_gradients: the same in each corrected cycle.
+        fitted_builds: fitted Fock matrices, that of the start included.
+        full_builds: Fock matrices of the SCF's own, each of which costs as much as one of its
+            cycles.
+        seconds: by stage.
+        notes: what was done differently from what was asked, one sentence each.
+        fallback: why minao's density was used instead; None where it was not.
+    """
+
+    start: str
+    model: str | None = None
+    device: str | None = None
+    iterations: int = 0
+    residual: float = float("nan")
+    fitted_gradients: tuple[float, ...] = ()
+    corrected_gradients: tuple[float, ...] = ()
+    fitted_builds: int = 0
+    full_builds: int = 0
+    seconds: Seconds = field(default_factory=Seconds)
+    notes: tuple[str, ...] = ()
+    fallback: str | None = None
+
+    def __str__(self) -> str:
+        """One line, as PySCF's log has it at verbose 4."""
+        seconds = self.seconds
+        origin = self.start
+        if self.model is not None:
+            origin = (
+                f"model {self.model}: iterations {self.iterations}, residual {self.residual:.1e}"
+            )
+        builds = f"{self.full_builds} full Fock build{'s' * (self.full_builds != 1)}"
+        text = (
+            f"{origin}; {len(self.fitted_gradients)} density-fitted cycles, {builds}, "
+            f"{len(self.corrected_gradients)} corrected cycles on {self.device}; "
+            f"{seconds.total:.2f} s (overlap and reference {seconds.start:.2f}, network "
+            f"{seconds.network:.2f}, cycles {seconds.cycles:.2f}, full Fock build "
+            f"{seconds.full_build:.2f}, density {seconds.density:.2f})"
+        )
+        if self.fallback is not None:
+            text = f"minao's density, because {self.fallback}; {text}"
+        return text

@@ -1,0 +1,51 @@
+"""Where the cycles of a guess begin: one strategy in each file, behind one interface."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+
+from ..fock.fitted import FittedFock
+from ..fock.problem import Problem
+
+
+@dataclass(frozen=True)
+class StartingPoint:
+    """What the cycles go on from, and how it came about.
+
+    Attributes:
+        problem: the SCF's, in the basis set in which the start was made.
+        hamiltonian: (nao, nao) in that basis set, hartree.
+        fitted: builds further Fock matrices from the start's integrals.
+        model, iterations, residual: of a network; see :class:`~pyscf_deqh.Report`.
+        fitted_builds: Fock matrices built so far.
+        network_seconds: of the network alone.
+        notes: what was done differently from what was asked, one sentence each.
+    """
+
+    problem: Problem
+    hamiltonian: np.ndarray
+    fitted: FittedFock
+    model: str | None = None
+    iterations: int = 0
+    residual: float = float("nan")
+    fitted_builds: int = 0
+    network_seconds: float = 0.0
+    notes: tuple[str, ...] = ()
+
+
+class Start(Protocol):
+    """A way to begin."""
+
+    name: str
+    """In the report."""
+
+    def __call__(self, problem: Problem) -> StartingPoint:
+        """Begin.
+
+        Raises:
+            UnsupportedMoleculeError: not with this molecule.
+            NotEnoughMemoryError, NumericalError: it did not succeed.
+        """
