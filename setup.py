@@ -65,6 +65,7 @@ setup(
             *pytest,
             "ruff>=0.6",
             "mypy>=1.10",
+            "import-linter>=2.10",
             "types-PyYAML",
             "types-tqdm",
         ],

@@ -172,6 +172,8 @@ def _density(mf: hf.SCF, mol: Mole, overlap: np.ndarray | None, minao: Callable[
 
 def _know_deqh(scf_class: Any) -> None:
     """Make an SCF class and all that take their guess from it know the key ``'deqh'``."""
+    scf_class.deqh_report = None
+    scf_class._keys = scf_class._keys | {"deqh_report"}
     original = scf_class.get_init_guess
     if original.__module__ == __name__:
         return
@@ -187,8 +189,6 @@ def _know_deqh(scf_class: Any) -> None:
         # Some classes hold the function itself.
         if vars(cls).get("get_init_guess") is original:
             cls.get_init_guess = get_init_guess
-    scf_class.deqh_report = None
-    scf_class._keys = scf_class._keys | {"deqh_report"}
 
 
 def _subclasses(cls: Any) -> Iterator[Any]:

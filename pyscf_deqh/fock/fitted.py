@@ -100,7 +100,7 @@ class FittedFock:
 
     @cached_property
     def _keeps_tensor(self) -> bool:
-        return self._reserve(self._tensor_bytes)
+        return self._keeps_integrals and self._reserve(self._tensor_bytes)
 
     def _too_large(self, what: str) -> NotEnoughMemoryError:
         return NotEnoughMemoryError(

@@ -1,0 +1,153 @@
+"""Whatever fails in a guess, by name the SCF runs from minao and says so; explicit calls raise."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from conftest import WATER, make_mol
+from pyscf import dft, scf
+
+from pyscf_deqh import NotEnoughMemoryError, NumericalError, deqh_guess, init_guess_by_deqh
+from pyscf_deqh import guess as guess_module
+from pyscf_deqh.fock import cycles, fitted, integrals, problem
+from pyscf_deqh.graph import build
+from pyscf_deqh.nn.deqh import DEQH
+
+# What is called in each stage.
+STAGES = {
+    "problem": (problem.Shells, "of"),
+    "PySCF's integrals": (guess_module, "make_integrals"),
+    "start: reference": (build, "sad_reference"),
+    "start: fitted integrals": (integrals, "_inverse_root"),
+    "start: grid": (fitted, "coarse_grid"),
+    "start: network": (DEQH, "forward"),
+    "density-fitted cycles": (cycles, "_density_fitted_cycles"),
+    "full Fock build": (cycles, "full_build"),
+    "corrected cycles": (fitted.FittedFock, "differences"),
+    "density": (guess_module, "density_of"),
+}
+ERRORS = {
+    "linear algebra": (np.linalg.LinAlgError("singular matrix"), NumericalError),
+    "memory": (MemoryError("unable to allocate 1 TiB"), NotEnoughMemoryError),
+    "PyTorch's memory": (
+        RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory"),
+        NotEnoughMemoryError,
+    ),
+    "value": (ValueError("array must not contain infs or NaNs"), ValueError),
+    "key": (KeyError("no such entry"), KeyError),
+}
+
+
+@pytest.fixture(scope="module")
+def minao():
+    """Energy and density from PySCF's own guess."""
+    mf = dft.RKS(make_mol(WATER), xc="pbe")
+    return mf.kernel(), mf.get_init_guess(key="minao")
+
+
+def run_by_name(tmp_path, verbose=3):
+    """An SCF object, after its SCF, and its log."""
+    log = tmp_path / "log"
+    mol = make_mol(WATER, verbose=verbose, output=str(log))
+    mf = dft.RKS(mol, xc="pbe")
+    mf.init_guess = "deqh"
+    mf.kernel()
+    mol.stdout.close()
+    return mf, log.read_text()
+
+
+@pytest.mark.parametrize("error", ERRORS)
+@pytest.mark.parametrize("stage", STAGES)
+def test_errors(stage, error, monkeypatch, tmp_path, minao):
+    raised, own = ERRORS[error]
+
+    def fail(*args, **kwargs):
+        raise raised
+
+    monkeypatch.setattr(*STAGES[stage], fail)
+    mf, log = run_by_name(tmp_path)
+    assert mf.converged
+    assert mf.e_tot == pytest.approx(minao[0], abs=1e-8)
+    report = mf.deqh_report
+    assert report.fallback.startswith(own.__name__)
+    message = str(raised)
+    assert message in report.fallback
+    assert f"No DEQH guess: {own.__name__}: " in log
+    assert "The minao guess is used instead." in log
+    assert "Traceback" not in log
+    with pytest.raises(own) as caught:
+        dft.RKS(make_mol(WATER), xc="pbe").apply(deqh_guess).kernel()
+    assert message in str(caught.value)
+    with pytest.raises(own):
+        init_guess_by_deqh(make_mol(WATER))
+
+
+def nan_of(original):
+    """A function whose arrays are all NaN."""
+
+    def nan(*args, **kwargs):
+        result = original(*args, **kwargs)
+        if isinstance(result, tuple):
+            return (result[0] * np.nan, *result[1:])
+        if hasattr(result, "hamiltonian"):
+            return replace(result, hamiltonian=result.hamiltonian * np.nan)
+        return result * np.nan
+
+    return nan
+
+
+@pytest.mark.parametrize(
+    "stage",
+    ["start: reference", "start: fitted integrals", "start: network", "full Fock build"],
+)
+def test_nan(stage, monkeypatch, tmp_path, minao):
+    place, name = STAGES[stage]
+    monkeypatch.setattr(place, name, nan_of(getattr(place, name)))
+    mf, log = run_by_name(tmp_path)
+    assert mf.converged
+    assert mf.e_tot == pytest.approx(minao[0], abs=1e-8)
+    assert mf.deqh_report.fallback
+    assert "minao guess is used instead" in log
+
+
+def test_nan_in_fitted_fock_matrices(monkeypatch, tmp_path, minao):
+    original = fitted.FittedFock.__call__
+    monkeypatch.setattr(fitted.FittedFock, "__call__", nan_of(original))
+    mf, _ = run_by_name(tmp_path)
+    assert mf.e_tot == pytest.approx(minao[0], abs=1e-8)
+    assert mf.deqh_report.fallback
+
+
+def test_nan_in_the_density(monkeypatch, tmp_path, minao):
+    monkeypatch.setattr(scf.hf.SCF, "make_rdm1", nan_of(scf.hf.SCF.make_rdm1))
+    mf = dft.RKS(make_mol(WATER), xc="pbe")
+    with pytest.raises(NumericalError, match="nan instead of 10 electrons"):
+        mf.apply(deqh_guess).get_init_guess(key="deqh")
+    del mf._deqh
+    np.testing.assert_allclose(mf.get_init_guess(key="deqh"), minao[1], atol=1e-10)
+
+
+def test_on_unsupported_minao_is_for_all_failures(monkeypatch, minao):
+    monkeypatch.setattr(DEQH, "forward", lambda *args: 1 / 0)
+    mf = dft.RKS(make_mol(WATER), xc="pbe").apply(deqh_guess, on_unsupported="minao")
+    assert mf.kernel() == pytest.approx(minao[0], abs=1e-8)
+    assert mf.deqh_report.fallback == "ZeroDivisionError: division by zero"
+
+
+def test_traceback_is_in_the_log_at_debug_level(monkeypatch, tmp_path):
+    monkeypatch.setattr(DEQH, "forward", lambda *args: 1 / 0)
+    _, log = run_by_name(tmp_path, verbose=5)
+    assert "Traceback (most recent call last)" in log
+    assert "ZeroDivisionError: division by zero" in log
+
+
+def test_an_interrupt_is_none_of_these(monkeypatch):
+    def interrupt(*args):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(DEQH, "forward", interrupt)
+    mf = dft.RKS(make_mol(WATER), xc="pbe")
+    with pytest.raises(KeyboardInterrupt):
+        mf.get_init_guess(key="deqh")
+    monkeypatch.undo()
+    assert mf.get_init_guess(key="deqh") is not None

@@ -1,0 +1,146 @@
+"""What is held at once is summed, and PySCF's own integrals come first."""
+
+import numpy as np
+import pytest
+import torch
+from conftest import FORMAMIDE, WATER, make_mol
+from pyscf import dft, scf
+from test_fitted import some_orbitals
+
+from pyscf_deqh import NotEnoughMemoryError, deqh_guess
+from pyscf_deqh import guess as guess_module
+from pyscf_deqh.fock.fitted import FittedFock
+from pyscf_deqh.fock.integrals import _inverse_root
+from pyscf_deqh.fock.problem import Problem
+from pyscf_deqh.guess import Options, make_guess
+from pyscf_deqh.pyscf_api import bytes_of_integrals, make_integrals
+from pyscf_deqh.starts.network import NetworkStart
+
+
+def held(fitted):
+    """Bytes of all large tensors that an object keeps."""
+    tensors = [fitted.__dict__.get("orbital_values")]
+    for integrals in (fitted.__dict__.get("integrals"), *fitted._long_range.values()):
+        if integrals is not None:
+            tensors += [integrals.packed, integrals._tensor]
+    return sum(t.nbytes for t in tensors if t is not None)
+
+
+@pytest.mark.parametrize("xc", ["hf", "pbe", "b3lyp", "wb97x"])
+def test_nothing_held_exceeds_the_memory(xc):
+    """From all of it to nothing but Coulomb matrices; every Fock matrix is the same."""
+    mol = make_mol(FORMAMIDE)
+    c, hcore = some_orbitals(mol), scf.hf.get_hcore(mol)
+    expected = FittedFock(mol, dtype=torch.float64)(hcore, c, xc)[0]
+    full = FittedFock(mol, dtype=torch.float64)
+    full(hcore, c, xc)
+    everything = held(full) / 1e6
+    kept, needed = [], {"pbe": 0, "hf": 1, "b3lyp": 1, "wb97x": 2}
+    for share in (2.0, 1.0, 0.7, 0.5, 0.3, 0.1, 0.01):
+        memory = share * everything / 0.75
+        fitted = FittedFock(mol, dtype=torch.float64, memory=memory)
+        if 0.75e6 * memory < needed[xc] * full.integrals.packed.nbytes:
+            with pytest.raises(NotEnoughMemoryError, match="orbitals do not fit into"):
+                fitted(hcore, c, xc)
+        else:
+            np.testing.assert_allclose(fitted(hcore, c, xc)[0], expected, atol=2e-6)
+        kept.append(held(fitted))
+        assert kept[-1] <= 0.75e6 * memory
+    assert kept[0] == held(full)
+    assert sorted(kept, reverse=True) == kept
+    assert len(set(kept)) >= 3
+    full.free()
+    assert held(full) == 0
+
+
+def make(method, **options):
+    mol = make_mol(WATER, **options)
+    return {
+        "RHF": lambda: scf.RHF(mol),
+        "UKS": lambda: dft.UKS(mol, xc="b3lyp"),
+        "ROHF": lambda: scf.ROHF(mol),
+        "symmetry": lambda: scf.RHF(make_mol(WATER, symmetry=True)),
+        "PCM": lambda: scf.RHF(mol).PCM(),
+        "GHF": lambda: scf.GHF(mol),
+        "density_fit": lambda: dft.RKS(mol, xc="b3lyp").density_fit(),
+    }[method]()
+
+
+@pytest.mark.parametrize("method", ["RHF", "UKS", "ROHF", "symmetry", "PCM", "density_fit"])
+def test_integrals_that_pyscf_will_keep_are_made_first(method):
+    mf = make(method)
+    make_integrals(mf)
+    integrals = mf.with_df._cderi if method == "density_fit" else mf._eri
+    assert bytes_of_integrals(mf) == integrals.nbytes > 0
+    assert Problem.of(mf, mf.mol).memory == mf.max_memory - integrals.nbytes / 1e6
+    mf.kernel()
+    assert (mf.with_df._cderi if method == "density_fit" else mf._eri) is integrals
+
+
+def test_integrals_that_pyscf_will_not_keep_are_not_made():
+    mf = make("RHF")
+    mf.max_memory = 1
+    make_integrals(mf)
+    assert mf._eri is None
+    mf = make("GHF")
+    make_integrals(mf)
+    assert bytes_of_integrals(mf) == 0
+
+
+def test_the_order_in_a_guess(monkeypatch):
+    original, seen = NetworkStart.__call__, []
+
+    def start(self, problem):
+        seen.append(problem.mf._eri is not None)
+        return original(self, problem)
+
+    monkeypatch.setattr(NetworkStart, "__call__", start)
+    for options in ({}, {"full_build": False}, {"max_cycles": 0}):
+        scf.RHF(make_mol(WATER)).apply(deqh_guess, **options).get_init_guess(key="deqh")
+    # Where the guess builds none of the SCF's Fock matrices, there is nothing to make room for.
+    assert seen == [True, False, False]
+
+
+def test_the_scfs_own_limit_counts():
+    mol = make_mol(WATER)
+    mf = dft.RKS(mol, xc="b3lyp")
+    mf.max_memory = 0.1
+    guess = make_guess(mf, mol, Options())
+    assert any("density-fitted cycles left out" in note for note in guess.report.notes)
+    assert mol.max_memory == 4000
+    mf.max_memory = 4000
+    assert not make_guess(mf, mol, Options()).report.notes
+
+
+def test_another_basis_set_takes_the_place_of_the_first(monkeypatch):
+    """Their integrals are never held side by side."""
+    held_at_build = []
+    original = guess_module.run_cycles
+
+    def watched(problem, start, hamiltonian, fitted, settings):
+        solution = original(problem, start, hamiltonian, fitted, settings)
+        held_at_build.append(held(fitted))
+        return solution
+
+    monkeypatch.setattr(guess_module, "run_cycles", watched)
+    mf = dft.RKS(make_mol(WATER, basis="cc-pvdz"), xc="b3lyp")
+    assert make_guess(mf, mf.mol, Options()).report.full_builds == 1
+    assert held_at_build == [0]
+
+
+def test_a_singular_metric_has_a_pseudoinverse():
+    rng = np.random.default_rng(0)
+    vectors = rng.normal(size=(8, 5))
+    for metric in (vectors @ vectors.T, vectors.T @ vectors):
+        root = _inverse_root(metric)
+        np.testing.assert_allclose(root.T @ root, np.linalg.pinv(metric, rtol=1e-9), atol=1e-9)
+
+
+def test_atoms_that_nearly_coincide_have_fitted_integrals():
+    """Their auxiliary functions depend on each other; the Fock matrix is PySCF's nevertheless."""
+    near = [(s, (x + 0.054, y, z)) for s, (x, y, z) in WATER]
+    mol = make_mol(WATER + near)
+    c = some_orbitals(mol)
+    fock = FittedFock(mol, dtype=torch.float64)(scf.hf.get_hcore(mol), c, "camb3lyp")[0]
+    expected = dft.RKS(mol, xc="camb3lyp").get_fock(dm=c @ c.T)
+    assert np.abs(fock - expected).mean() < 1e-2 * np.abs(expected).mean()

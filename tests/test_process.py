@@ -1,0 +1,124 @@
+"""What a guess changes in its process for a while."""
+
+import threading
+
+import numpy as np
+import pytest
+import torch
+from conftest import FORMAMIDE, WATER, make_mol
+from pyscf import dft, lib
+from threadpoolctl import threadpool_info
+
+from pyscf_deqh import predict as predict_module
+from pyscf_deqh.guess import Options, make_guess
+from pyscf_deqh.process import SharedSetting, one_blas_thread, single_precision, use_threads
+
+
+def state():
+    """All that a guess could leave changed."""
+    pools = [(pool["filepath"], pool["num_threads"]) for pool in threadpool_info()]
+    return (pools, lib.num_threads(), torch.get_num_threads(), torch.get_default_dtype(),
+            torch.is_grad_enabled())  # fmt: skip
+
+
+def test_the_first_changes_and_the_last_puts_back():
+    value = ["before"]
+
+    def change():
+        before, value[0] = value[0], "changed"
+        return lambda: value.__setitem__(0, before)
+
+    setting = SharedSetting(change)
+    with setting:
+        assert value == ["changed"]
+        with setting:
+            assert value == ["changed"]
+        assert value == ["changed"]
+    assert value == ["before"]
+    setting.__enter__()
+    second = threading.Thread(target=setting.__enter__)
+    second.start()
+    second.join()
+    setting.__exit__()
+    assert value == ["changed"]
+    setting.__exit__()
+    assert value == ["before"]
+    with pytest.raises(ZeroDivisionError), setting:
+        raise ZeroDivisionError
+    assert value == ["before"]
+
+
+def test_blas_with_threads_of_its_own_gets_one():
+    before = threadpool_info()
+    own = {p["filepath"] for p in before if p.get("threading_layer") == "pthreads"}
+    with one_blas_thread:
+        for pool in threadpool_info():
+            (unchanged,) = (p for p in before if p["filepath"] == pool["filepath"])
+            expected = 1 if pool["filepath"] in own else unchanged["num_threads"]
+            assert pool["num_threads"] == expected
+    assert threadpool_info() == before
+
+
+def test_nothing_stays_changed():
+    mf = dft.RKS(make_mol(WATER), xc="pbe")
+    make_guess(mf, mf.mol, Options())
+    before = state()
+    make_guess(mf, mf.mol, Options())
+    assert state() == before
+
+
+def test_nothing_stays_changed_after_an_error(monkeypatch):
+    before = state()
+    monkeypatch.setattr(predict_module, "_solve", lambda *args: 1 / 0)
+    mf = dft.RKS(make_mol(WATER), xc="pbe")
+    with pytest.raises(ZeroDivisionError):
+        make_guess(mf, mf.mol, Options())
+    assert state() == before
+
+
+def test_guesses_in_several_threads():
+    """Each its own molecule; all at once they are what they are one by one."""
+    molecules = [make_mol(WATER), make_mol(FORMAMIDE), make_mol(WATER, charge=1, spin=1)]
+
+    def guess(mol):
+        mf = dft.KS(mol, xc="b3lyp")
+        return np.array(make_guess(mf, mol, Options()).density_matrix)
+
+    alone = [guess(mol) for mol in molecules]
+    before = state()
+    found: dict[int, np.ndarray] = {}
+    threads = [
+        threading.Thread(target=lambda i=i, mol=mol: found.__setitem__(i, guess(mol)))
+        for i, mol in enumerate(molecules * 2)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert state() == before
+    for i, expected in enumerate(alone * 2):
+        np.testing.assert_allclose(found[i], expected, atol=1e-5)
+
+
+def test_single_precision_is_for_a_while():
+    torch.set_default_dtype(torch.float64)
+    try:
+        with single_precision:
+            assert torch.get_default_dtype() == torch.float32
+        assert torch.get_default_dtype() == torch.float64
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+
+def test_workers_limit_every_library():
+    threads = lib.num_threads()
+    pools = threadpool_info()
+    torch_threads = torch.get_num_threads()
+    try:
+        use_threads(1)
+        assert {pool["num_threads"] for pool in threadpool_info()} == {1}
+        assert (lib.num_threads(), torch.get_num_threads()) == (1, 1)
+    finally:
+        use_threads(max(threads, *(pool["num_threads"] for pool in pools)))
+        lib.num_threads(threads)
+        torch.set_num_threads(torch_threads)

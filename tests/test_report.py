@@ -1,0 +1,88 @@
+"""The report says what happened."""
+
+from multiprocessing.reduction import ForkingPickler
+
+import pytest
+from conftest import WATER, make_mol
+from pyscf import dft, scf
+
+from pyscf_deqh import Report, deqh_guess, init_guess_by_deqh
+
+
+def test_report_of_a_guess(tmp_path):
+    log = tmp_path / "log"
+    mol = make_mol(WATER, verbose=4, output=str(log))
+    mf = dft.RKS(mol, xc="pbe")
+    assert mf.deqh_report is None
+    builds, original = [], mf.get_veff
+    mf.get_veff = lambda *a, **k: builds.append(1) or original(*a, **k)
+    mf.apply(deqh_guess).get_init_guess(key="deqh")
+    report = mf.deqh_report
+    assert isinstance(report, Report)
+    assert (report.start, report.model, report.device) == ("network", "b3lyp-def2svp", "cpu")
+    assert report.iterations == 1
+    assert report.full_builds == len(builds) == 1
+    assert len(report.fitted_gradients) >= 1
+    # In the reference, in each cycle, and for the density of the full Fock build.
+    cycles = len(report.fitted_gradients) + len(report.corrected_gradients)
+    assert report.fitted_builds == cycles + 2
+    assert report.corrected_gradients[-1] < mf.conv_tol**0.5 < report.fitted_gradients[-1]
+    seconds = report.seconds
+    stages = (seconds.start, seconds.network, seconds.cycles, seconds.full_build, seconds.density)
+    assert all(value > 0 for value in stages)
+    assert sum(stages) == pytest.approx(seconds.total, rel=0.02)
+    assert report.notes == ()
+    assert report.fallback is None
+    mol.stdout.flush()
+    assert f"Initial guess from DEQH {report}" in log.read_text()
+    assert f"{len(report.fitted_gradients)} density-fitted cycles, 1 full Fock build, " in str(
+        report
+    )
+
+
+def test_reports_of_other_ways():
+    mol = make_mol(WATER, basis="cc-pvdz")
+    _, report = init_guess_by_deqh(mol, xc="hf", return_report=True)
+    assert report.notes == ("predicted in def2-svp and projected",)
+    mf = scf.RHF(make_mol(WATER)).apply(deqh_guess, max_cycles=0)
+    mf.get_init_guess(key="deqh")
+    report = mf.deqh_report
+    assert report.full_builds == 0
+    assert report.fitted_gradients == report.corrected_gradients == ()
+    mf = scf.RHF(make_mol("Ne 0 0 0"))
+    mf.init_guess = "deqh"
+    mf.kernel()
+    assert mf.deqh_report.fallback.startswith("UnsupportedMoleculeError: the model does not know")
+    assert "minao's density, because UnsupportedMoleculeError" in str(mf.deqh_report)
+
+
+def test_no_verdict_but_one(monkeypatch, tmp_path):
+    """A guess that came to nothing is minao's, in the report, in the log and in fact."""
+    from pyscf_deqh.fock import cycles
+
+    monkeypatch.setattr(cycles, "_LOST", 1e-9)
+    log = tmp_path / "log"
+    mol = make_mol(WATER, verbose=3, output=str(log))
+    mf = scf.RHF(mol).apply(deqh_guess)
+    mf.get_init_guess(key="deqh")
+    report = mf.deqh_report
+    assert report.fallback.startswith("the orbital gradient is still")
+    assert report.full_builds == 0
+    mol.stdout.flush()
+    assert f"{report.fallback}: the minao guess is used instead" in log.read_text()
+
+
+def test_reports_travel_with_the_object():
+    mf = scf.RHF(make_mol(WATER)).apply(deqh_guess).run()
+    copy = ForkingPickler.loads(ForkingPickler.dumps(mf))
+    assert copy.deqh_report == mf.deqh_report
+    assert copy.kernel() == pytest.approx(mf.e_tot, abs=1e-8)
+    assert mf.copy().deqh_report == mf.deqh_report
+
+
+def test_the_old_name_of_the_full_build_warns():
+    mf = scf.RHF(make_mol(WATER))
+    with pytest.deprecated_call(match="exact_build is now full_build"):
+        mf.apply(deqh_guess, exact_build=False)
+    mf.get_init_guess(key="deqh")
+    assert mf.deqh_report.full_builds == 0

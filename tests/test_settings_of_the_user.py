@@ -1,0 +1,118 @@
+"""What a user has set on an SCF object is as it was, and decides as it did."""
+
+import numpy as np
+import pytest
+from conftest import WATER, make_mol
+from pyscf import dft, lib, scf
+
+from pyscf_deqh import deqh_guess, plugin
+
+
+def kohn_sham(key="deqh", **options):
+    mf = dft.RKS(make_mol(WATER, **options), xc="pbe")
+    mf.init_guess = key
+    return mf
+
+
+def test_a_density_of_the_users_own(monkeypatch):
+    mf = kohn_sham("minao").run()
+    monkeypatch.setattr(plugin, "make_guess", lambda *args: pytest.fail("a guess was made"))
+    again = kohn_sham()
+    assert again.kernel(dm0=mf.make_rdm1()) == pytest.approx(mf.e_tot, abs=1e-9)
+    assert again.cycles == 1
+    assert again.deqh_report is None
+
+
+def test_restart_from_a_checkpoint_file(monkeypatch, tmp_path):
+    first = kohn_sham()
+    first.chkfile = str(tmp_path / "scf.chk")
+    energy = first.kernel()
+    monkeypatch.setattr(plugin, "make_guess", lambda *args: pytest.fail("a guess was made"))
+    for restart in ("init_guess", "dm0"):
+        mf = kohn_sham("chkfile" if restart == "init_guess" else "deqh")
+        mf.chkfile = first.chkfile
+        dm = mf.from_chk() if restart == "dm0" else None
+        assert mf.kernel(dm0=dm) == pytest.approx(energy, abs=1e-9)
+        assert mf.cycles == 1
+
+
+def test_callback_sees_pyscfs_cycles_alone():
+    mf, seen = kohn_sham(), []
+    mf.callback = lambda env: seen.append((env["cycle"], env["e_tot"]))
+    mf.kernel()
+    assert [cycle for cycle, _ in seen] == list(range(mf.cycles))
+    assert seen[-1][1] == pytest.approx(mf.e_tot, abs=1e-8)
+
+
+def test_check_convergence_decides():
+    mf, asked = kohn_sham(), []
+
+    def enough(env):
+        asked.append(env["cycle"])
+        return len(asked) >= 4
+
+    mf.check_convergence = enough
+    mf.kernel()
+    # Once in each cycle, once after the last.
+    assert asked == [0, 1, 2, 3, 3]
+    assert mf.cycles == 4
+
+
+@pytest.mark.parametrize(
+    ("settings", "goal"),
+    [
+        ({"conv_tol": 1e-6}, 1e-3),
+        ({"conv_tol": 1e-11}, 10**-5.5),
+        ({"conv_tol_grad": 1e-6}, 1e-6),
+    ],
+)
+def test_the_guess_goes_as_far_as_the_scf(settings, goal):
+    mf = kohn_sham().set(**settings)
+    reference = kohn_sham("minao").set(conv_tol=1e-12).run()
+    mf.kernel()
+    gradients = mf.deqh_report.corrected_gradients
+    assert gradients[-1] < goal
+    assert all(gradient > goal for gradient in gradients[:-1])
+    assert {key: getattr(mf, key) for key in settings} == settings
+    assert mf.e_tot == pytest.approx(reference.e_tot, abs=mf.conv_tol)
+
+
+DIIS = {
+    "none": {"diis": False},
+    "a class": {"DIIS": scf.ADIIS, "diis_space": 5, "diis_start_cycle": 2},
+    "an object": {"diis": scf.EDIIS()},
+    "damping": {"diis_damp": 0.2},
+    "level shift": {"level_shift": 0.3},
+}
+
+
+@pytest.mark.parametrize("case", DIIS)
+def test_diis_and_its_kin_stay(case):
+    expected = kohn_sham("minao").run().e_tot
+    mf = kohn_sham().set(**DIIS[case])
+    names = ("diis", "DIIS", "diis_space", "diis_start_cycle", "diis_damp", "level_shift",
+             "diis_file", "max_cycle", "direct_scf", "verbose", "chkfile", "callback")  # fmt: skip
+    before = {name: getattr(mf, name) for name in names}
+    mf.kernel()
+    assert mf.converged
+    assert mf.e_tot == pytest.approx(expected, abs=1e-8)
+    assert {name: getattr(mf, name) for name in names} == before
+
+
+def test_objects_stay_pyscfs(tmp_path):
+    """No attributes that PySCF would complain of; copies and conversions start from deqh too."""
+    log = tmp_path / "log"
+    mol = make_mol(WATER, verbose=4, output=str(log))
+    mf = dft.RKS(mol, xc="pbe").apply(deqh_guess).run()
+    mf.check_sanity()
+    for other in (mf.copy(), mf.to_uks(), mf.density_fit(), mf.newton(), mf.to_hf()):
+        assert other.init_guess == "deqh"
+        other.deqh_report = None
+        other.kernel()
+        assert other.converged
+    mol.stdout.flush()
+    assert "does not have attributes" not in log.read_text()
+    scanner = mf.as_scanner()
+    assert scanner(make_mol(WATER)) == pytest.approx(mf.e_tot, abs=1e-7)
+    shared = lib.chkfile.load_mol(mf.chkfile)
+    assert np.allclose(shared.atom_coords(), mol.atom_coords())
