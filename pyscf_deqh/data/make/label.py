@@ -35,7 +35,7 @@ from ...process import use_threads
 from ..formats.qh9 import QH9Database, Record
 from ..xyz import Geometry, places
 
-# Orbital gradient (hartree) at which fitted Fock matrices hand over to exact ones.
+# Orbital gradient (hartree) at which fitted Fock matrices hand over to PySCF's.
 _COARSE_GRADIENT = 1e-3
 
 
@@ -61,7 +61,7 @@ def solve(
 ) -> tuple[np.ndarray, float]:
     """Converged AO Fock matrix (nao, nao) and total energy, both in hartree.
 
-    Fitted Fock matrices are converged first; exact ones, unless ``settings.density_fit``, from
+    Fitted Fock matrices are converged first; PySCF's own, unless ``settings.density_fit``, from
     there. ``device`` takes the fitted part.
 
     Raises:
