@@ -4,7 +4,9 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 MOLECULES ?= 4
 
-.PHONY: demo benchmark test test-slow lint types wheel clean
+PYSCF ?= 2.8.0
+
+.PHONY: demo benchmark test test-pyscf test-slow lint types wheel clean
 
 demo: $(VENV)/.core
 	$(BIN)/python -m pyscf_deqh.benchmark --init minao 1e --n $(MOLECULES)
@@ -15,6 +17,15 @@ benchmark: $(VENV)/.core
 # One process with one thread for each core; the tests of a file share what it sets up.
 test: $(VENV)/.dev
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --dist loadscope
+
+# What touches PySCF, on another version of it.
+AGAINST_PYSCF := plugin cycles fitted refine shells reference settings_of_the_user \
+	other_packages faults memory report
+test-pyscf: $(VENV)/.dev
+	$(BIN)/python -m pip install --quiet --no-deps --upgrade --target $(VENV)/pyscf-$(PYSCF) \
+		pyscf==$(PYSCF)
+	PYTHONPATH=$(VENV)/pyscf-$(PYSCF) OMP_NUM_THREADS=1 $(BIN)/python -m pytest \
+		--numprocesses auto --dist loadscope $(AGAINST_PYSCF:%=tests/test_%.py)
 
 test-slow: $(VENV)/.dev
 	$(BIN)/python -m pytest -m slow

@@ -2,14 +2,16 @@
 
 Read and tested in PySCF 2.8 to 2.14:
 
-========================================  ======================================================
-``mf._numint``, ``NumInt._xc_type``       all
-``uhf._break_dm_spin_symm``               all
-``mf._eri``, ``mf._is_mem_enough``        all
-``DF._cderi``                             all
-``mf.check_linear_dependency``            since 2.10; ``mf.eig`` takes its result as ``x``
-``get_init_guess(..., s1e=S)``            the kernel passes the overlap on since 2.10
-========================================  ======================================================
+====================================  ==========================================================
+``mf._numint``, ``NumInt._xc_type``   all
+``uhf._break_dm_spin_symm``           all; ``'mix'`` since 2.14, taken for 2 before
+``mf._eri``, ``mf._is_mem_enough``    all
+``DF._cderi``                         all
+``get_init_guess(..., s1e=S)``        all; the kernel passes the overlap on, ``newton()`` does not
+``mf.check_linear_dependency``        since 2.13; ``mf.eig`` takes its result as ``x``
+``NumInt.eval_xc_eff(..., spin=)``    since 2.10, and not used: all tell it from the shape
+``df.incore.aux_e2(shls_slice=)``     wrong for the last shell in 2.8, and not used
+====================================  ==========================================================
 """
 
 from __future__ import annotations
@@ -17,6 +19,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from pyscf import gto
 from pyscf.lib import logger
 from pyscf.scf import hf, uhf
 
@@ -55,6 +58,18 @@ def solve(mf: hf.SCF, fock: Any, overlap: np.ndarray) -> tuple[Any, Any]:
     if hasattr(mf, "check_linear_dependency"):
         return mf.eig(fock, overlap, x=mf.check_linear_dependency(overlap, logger.new_logger(mf)))
     return mf.eig(fock, overlap)
+
+
+def three_index_integrals(mol: Mole, auxiliary: Mole, shells: tuple[int, int]) -> np.ndarray:
+    """(pairs of orbitals, functions) of some shells of an auxiliary basis set, with the range of
+    the Coulomb operator that is set in ``mol``."""
+    atoms = gto.conc_env(
+        mol._atm, mol._bas, mol._env, auxiliary._atm, auxiliary._bas, auxiliary._env
+    )
+    n = mol.nbas
+    part = (0, n, 0, n, n + shells[0], n + shells[1])
+    name = mol._add_suffix("int3c2e")
+    return gto.moleintor.getints(name, *atoms, aosym="s2ij", shls_slice=part)
 
 
 def make_integrals(mf: hf.SCF) -> None:

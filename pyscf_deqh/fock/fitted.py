@@ -268,7 +268,7 @@ class FittedFock:
         values = self.orbital_values if kind != "LDA" else self.orbital_values[:1]
         density = np.array([_density_on_grid(values, c, kind) for c in spins])
         rho = density if unrestricted else density[0]
-        per_electron, derivative = ni.eval_xc_eff(xc, rho, 1, xctype=kind, spin=len(spins) - 1)[:2]
+        per_electron, derivative = ni.eval_xc_eff(xc, rho, 1, xctype=kind)[:2]
         energy = float(np.dot(per_electron * density[:, 0].sum(0), self.grids.weights))
         weighted = (derivative * self.grids.weights).reshape(len(spins), -1, points)
         return [_potential_matrix(values, self._tensor(weights)) for weights in weighted], energy

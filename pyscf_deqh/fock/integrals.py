@@ -10,6 +10,8 @@ import scipy.linalg
 import torch
 from torch import Tensor
 
+from ..pyscf_api import three_index_integrals
+
 if TYPE_CHECKING:
     from pyscf.gto import Mole
 
@@ -41,8 +43,6 @@ class FittedIntegrals:
         dtype: torch.dtype,
         omega: float = 0.0,
     ):
-        from pyscf import df
-
         self.nao = mol.nao
         n_pairs, n_auxiliary = n_orbital_pairs(mol), auxiliary.nao
         size = dtype.itemsize
@@ -51,10 +51,7 @@ class FittedIntegrals:
             metric = auxiliary.intor("int2c2e")
             first = 0
             for shells in _shell_blocks(auxiliary, max(_BLOCK_BYTES // (8 * n_pairs), 1)):
-                block = df.incore.aux_e2(
-                    mol, auxiliary, aosym="s2ij",
-                    shls_slice=(0, mol.nbas, 0, mol.nbas, *shells),
-                )  # fmt: skip
+                block = three_index_integrals(mol, auxiliary, shells)
                 rows = torch.from_numpy(np.ascontiguousarray(block.T)).to(device)
                 self.packed[first : first + len(rows)] = rows
                 first += len(rows)

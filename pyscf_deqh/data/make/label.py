@@ -152,8 +152,15 @@ def _check_settings(database: QH9Database, settings: LabelSettings) -> None:
 
 
 def _beyond_the_grid(xc: str) -> str | None:
-    """What fitted Fock matrices and their energy do not have of a functional."""
-    xc, nonlocal_part, dispersion = parse_dft(xc)
+    """What fitted Fock matrices and their energy do not have of a functional.
+
+    Raises:
+        ConfigError: PySCF does not know it.
+    """
+    try:
+        xc, nonlocal_part, dispersion = parse_dft(xc)
+    except (ValueError, NotImplementedError) as error:
+        raise ConfigError(f"PySCF cannot read the functional {xc}: {error}") from error
     if nonlocal_part or dft.libxc.is_nlc(xc):
         return "nonlocal correlation"
     return "dispersion correction" if dispersion else None
