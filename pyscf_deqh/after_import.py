@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import warnings
 from collections.abc import Callable, Sequence
 from importlib.machinery import ModuleSpec
 from types import ModuleType
@@ -27,7 +28,13 @@ class AfterImport:
         sys.meta_path.insert(0, self)
         module = sys.modules.get(self.name)
         if module is not None and not getattr(module.__spec__, "_initializing", False):
+            self._call_back(module)
+
+    def _call_back(self, module: ModuleType) -> None:
+        try:
             self.callback(module)
+        except Exception as error:  # the import is the user's, and has succeeded
+            warnings.warn(f"{module.__name__} was left as it is: {error!r}", stacklevel=2)
 
     def find_spec(
         self, fullname: str, path: Sequence[str] | None = None, target: ModuleType | None = None
@@ -37,7 +44,8 @@ class AfterImport:
             return None
         # Only those after this one: no recursion, and no state that threads would share.
         for finder in sys.meta_path[sys.meta_path.index(self) + 1 :]:
-            spec = finder.find_spec(fullname, path, target)
+            find_spec = getattr(finder, "find_spec", None)
+            spec = find_spec and find_spec(fullname, path, target)
             if spec is not None:
                 self._watch(spec)
                 return spec
@@ -50,7 +58,7 @@ class AfterImport:
             vars(loader).pop("exec_module", None)  # as it was before
             loader.exec_module(module)  # type: ignore[union-attr]
             if module.__name__ == self.name:
-                self.callback(module)
+                self._call_back(module)
 
         # A loader that is a class, or has no place for attributes, loads no package from a disk.
         if hasattr(loader, "__dict__") and not isinstance(loader, type):

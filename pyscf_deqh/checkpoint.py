@@ -105,6 +105,20 @@ def resolve_model(name: str | Path) -> Path:
     )
 
 
+def basis_of(model: str | Path) -> tuple[str, OrbitalTemplate]:
+    """A model's basis set, and the elements and orbitals that it knows.
+
+    Raises:
+        CheckpointError: no such model, or a damaged one.
+    """
+    folder = resolve_model(model)
+    config = _read_config(folder)
+    try:
+        return config["basis"], OrbitalTemplate.from_config(config["template"])
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise CheckpointError(f"cannot read the configuration in {folder}: {error}") from error
+
+
 def weights_hash(model: str | Path) -> str:
     """SHA-256 of a model's weights, as its configuration has it.
 

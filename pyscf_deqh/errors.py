@@ -73,7 +73,11 @@ def own_errors() -> Iterator[None]:
     except MemoryError as error:
         raise NotEnoughMemoryError(str(error) or "no memory left") from error
     except RuntimeError as error:
-        # PyTorch says so of a CPU in a plain RuntimeError, and has a subclass of it for GPUs.
-        if type(error).__name__ == "OutOfMemoryError" or "DefaultCPUAllocator" in str(error):
+        # PyTorch has subclasses for linear algebra and the memory of GPUs; of that of a CPU it
+        # says so in a plain RuntimeError.
+        kind = type(error).__name__
+        if kind == "_LinAlgError":
+            raise NumericalError(str(error)) from error
+        if kind == "OutOfMemoryError" or "DefaultCPUAllocator" in str(error):
             raise NotEnoughMemoryError(str(error)) from error
         raise

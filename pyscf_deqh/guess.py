@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -20,7 +20,7 @@ from .report import Report, Seconds
 if TYPE_CHECKING:
     from pyscf.gto import Mole
 
-    from .starts import Start, StartingPoint
+    from .starts import Start
 
 ON_UNSUPPORTED = ("raise", "minao")
 
@@ -29,6 +29,11 @@ def _network() -> Start:
     from .starts.network import NetworkStart
 
     return NetworkStart()
+
+
+def cycles_after(max_cycles: int, full_build: bool) -> CycleSettings | None:
+    """Cycles as a user asks for them: without density-fitted ones there are none at all."""
+    return CycleSettings(max_cycles, full_build) if max_cycles else None
 
 
 @dataclass(frozen=True)
@@ -46,19 +51,19 @@ class Options:
     on_unsupported: str = "raise"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Guess:
     """An initial guess and how it came about.
 
     Attributes:
         density_matrix: in the form that the SCF's class starts from.
-        start: the starting point's Hamiltonian (nao, nao) in its basis set, hartree.
+        start_hamiltonian: (nao, nao) in the start's basis set, hartree.
         solution: where the cycles ended.
         report: what happened.
     """
 
     density_matrix: np.ndarray
-    start: np.ndarray
+    start_hamiltonian: np.ndarray
     solution: Solution
     report: Report
 
@@ -81,15 +86,17 @@ def make_guess(mf: hf.SCF, mol: Mole, options: Options, overlap: np.ndarray | No
     started = time.perf_counter()
     with own_errors():
         problem = Problem.of(mf, mol, overlap)
-        settings = options.cycles
+        own, settings = options.start.place(problem), options.cycles
         prepared = time.perf_counter()
         if settings and settings.full_build and problem.has_fock_matrices:
             make_integrals(mf)
         began = time.perf_counter()
         with one_blas_thread:
-            point = options.start(problem)
+            point = options.start(own)
         reached = time.perf_counter()
-        solution = _after(point, problem, settings)
+        solution = Solution(own, point.hamiltonian)
+        if settings:
+            solution = run_cycles(problem, own, point.hamiltonian, point.fitted, settings)
         ended = time.perf_counter()
         with one_blas_thread:
             if solution.failure:
@@ -97,6 +104,7 @@ def make_guess(mf: hf.SCF, mol: Mole, options: Options, overlap: np.ndarray | No
             else:
                 density = density_of(solution, problem)
     now = time.perf_counter()
+    projected = () if own is problem else (f"made in {own.mol.basis} and projected",)
     report = Report(
         start=options.start.name,
         model=point.model,
@@ -115,27 +123,7 @@ def make_guess(mf: hf.SCF, mol: Mole, options: Options, overlap: np.ndarray | No
             density=now - ended,
             total=now - started,
         ),
-        notes=(*point.notes, *solution.notes),
+        notes=(*point.notes, *projected, *solution.notes),
         fallback=solution.failure,
     )
     return Guess(density, point.hamiltonian, solution, report)
-
-
-def _after(point: StartingPoint, problem: Problem, settings: CycleSettings | None) -> Solution:
-    """The cycles after a start, on the CPU where a GPU has no memory for them."""
-    import torch
-
-    from .fock.fitted import FittedFock
-
-    if settings is None:
-        return Solution(point.problem, point.hamiltonian)
-    fitted = point.fitted
-    try:
-        return run_cycles(problem, point.problem, point.hamiltonian, fitted, settings)
-    except torch.OutOfMemoryError:
-        if fitted.device.type == "cpu":
-            raise
-        note = f"{fitted.device} ran out of memory: cycles on the CPU"
-        fitted = FittedFock(point.problem.mol, "cpu", memory=problem.memory)
-        solution = run_cycles(problem, point.problem, point.hamiltonian, fitted, settings)
-        return replace(solution, notes=(note, *solution.notes))

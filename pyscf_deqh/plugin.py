@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 import sys
+import time
 import traceback
 import warnings
 from collections.abc import Callable, Iterator
@@ -23,9 +24,9 @@ from .after_import import AfterImport
 from .checkpoint import DEFAULT_MODEL, list_models, resolve_model
 from .errors import ConfigError
 from .fock.cycles import CycleSettings
-from .fock.problem import check_class
-from .guess import ON_UNSUPPORTED, Options, make_guess
-from .report import Report
+from .fock.problem import check_method
+from .guess import ON_UNSUPPORTED, Options, cycles_after, make_guess
+from .report import Report, Seconds
 
 if TYPE_CHECKING:
     from pyscf.gto import Mole
@@ -43,8 +44,9 @@ def _options(
 ) -> Options:
     from .starts.network import NetworkStart
 
-    cycles = CycleSettings(max_cycles, full_build) if max_cycles else None
-    return Options(NetworkStart(model, device), cycles, on_unsupported)
+    return Options(
+        NetworkStart(model, device), cycles_after(max_cycles, full_build), on_unsupported
+    )
 
 
 def deqh_guess(
@@ -86,13 +88,13 @@ def deqh_guess(
     if max_cycles < 0:
         raise ConfigError(f"max_cycles must not be negative, it is {max_cycles}")
     if exact_build is not None:
-        warnings.warn("exact_build is now full_build", DeprecationWarning, stacklevel=2)
+        warnings.warn("exact_build is now full_build", FutureWarning, stacklevel=2)
         full_build = exact_build
     folder = resolve_model(model)
     if str(model) not in list_models():
         model = folder  # absolute: the process may change its directory
     if on_unsupported == "raise":
-        check_class(mf)
+        check_method(mf)
     mf.init_guess = KEY
     mf._deqh = _options(model, device, on_unsupported, max_cycles, full_build)
     return mf
@@ -148,16 +150,18 @@ def init_guess_by_deqh(
 def _density(mf: hf.SCF, mol: Mole, overlap: np.ndarray | None, minao: Callable[[], Any]) -> Any:
     """The guess for an SCF object, which gets its report; with words in PySCF's log."""
     # Objects that only name the guess: a screening run must go on past whatever happens in it.
-    options = getattr(mf, "_deqh", None) or _options(DEFAULT_MODEL, "auto", "minao")
-    log = logger.new_logger(mf)
+    options: Options | None = getattr(mf, "_deqh", None)
+    log, started = logger.new_logger(mf), time.perf_counter()
     mf.deqh_report = None
     try:
-        guess = make_guess(mf, mol, options, overlap)
+        guess = make_guess(mf, mol, options or _options(DEFAULT_MODEL, "auto"), overlap)
     except Exception as error:
-        if options.on_unsupported == "raise":
+        if options is not None and options.on_unsupported == "raise":
             raise
         reason = f"{type(error).__name__}: {error}"
-        mf.deqh_report = Report(options.start.name, fallback=reason)
+        start = "network" if options is None else options.start.name
+        seconds = Seconds(total=time.perf_counter() - started)
+        mf.deqh_report = Report(start, seconds=seconds, fallback=reason)
         log.warn("No DEQH guess: %s. The minao guess is used instead.", reason)
         log.debug("%s", traceback.format_exc())
         return minao()

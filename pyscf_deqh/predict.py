@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from .checkpoint import DEFAULT_MODEL, ModelSpec, load_model, resolve_model
+from .checkpoint import DEFAULT_MODEL, ModelSpec, basis_of, load_model, resolve_model
 from .errors import ConfigError, NumericalError, UnsupportedMoleculeError, own_errors
 from .fock.system import System, check_molecule
 from .graph.basis import check_basis
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from .nn.deqh import DEQH
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Prediction:
     """A solved Hamiltonian and how it was reached.
 
@@ -104,8 +104,8 @@ def predict_hamiltonian(
         ConfigError: no such device.
     """
     check_molecule(mol)
-    _, spec = cached_model(model, resolve_device(device))
-    check_basis(mol, spec.basis, spec.template.numbers)
+    basis, template = basis_of(model)
+    check_basis(mol, basis, template.numbers)
     with own_errors():
         return solve_network(System(mol), model, device, mol.max_memory, initial)[0]
 
@@ -131,9 +131,10 @@ def solve_network(
     try:
         return _solve(system, model, device, memory, initial)
     except torch.OutOfMemoryError:
-        prediction, fitted = _solve(system, model, "cpu", memory, initial)
         note = f"{device} ran out of memory: solved on the CPU"
-        return replace(prediction, notes=(note,)), fitted
+    # Not in the handler, whose traceback would keep what the device holds.
+    prediction, fitted = _solve(system, model, "cpu", memory, initial)
+    return replace(prediction, notes=(note,)), fitted
 
 
 def _solve(

@@ -6,7 +6,8 @@ Read and tested in PySCF 2.8 to 2.14:
 ``mf._numint``, ``NumInt._xc_type``   all
 ``uhf._break_dm_spin_symm``           all; ``'mix'`` since 2.14, taken for 2 before
 ``mf._eri``, ``mf._is_mem_enough``    all
-``DF._cderi``                         all
+``DF._cderi``, ``mf.only_dfj``        all
+``mol._atm``, ``_bas``, ``_env``      all, with ``mol._add_suffix``
 ``get_init_guess(..., s1e=S)``        all; the kernel passes the overlap on, ``newton()`` does not
 ``mf.check_linear_dependency``        since 2.13; ``mf.eig`` takes its result as ``x``
 ``NumInt.eval_xc_eff(..., spin=)``    since 2.10, and not used: all tell it from the shape
@@ -19,12 +20,15 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from pyscf import gto
+from pyscf import df, gto
 from pyscf.lib import logger
 from pyscf.scf import hf, uhf
 
 if TYPE_CHECKING:
     from pyscf.gto import Mole
+
+# As PySCF has it: a user may put another one into the class.
+_GET_HCORE = hf.SCF.get_hcore
 
 
 def is_periodic(mol: Mole) -> bool:
@@ -50,7 +54,7 @@ def break_spin_symmetry(mf: hf.SCF, mol: Mole, density: np.ndarray) -> np.ndarra
 def has_plain_hcore(mf: hf.SCF) -> bool:
     """Whether the one-electron Hamiltonian is the molecule's alone: no X2C, no external charges,
     nothing that the user put in."""
-    return getattr(mf.get_hcore, "__func__", None) is hf.SCF.get_hcore
+    return getattr(mf.get_hcore, "__func__", None) is _GET_HCORE
 
 
 def solve(mf: hf.SCF, fock: Any, overlap: np.ndarray) -> tuple[Any, Any]:
@@ -78,12 +82,17 @@ def make_integrals(mf: hf.SCF) -> None:
     PySCF decides by what the process holds at the first Fock build. A guess that had its own
     integrals in memory by then would leave none for PySCF's.
     """
-    own = getattr(mf.get_jk, "__func__", None)
-    if own in (hf.RHF.get_jk, uhf.UHF.get_jk):
-        if mf._eri is None and (mf.mol.incore_anyway or mf._is_mem_enough()):
-            mf._eri = mf.mol.intor("int2e", aosym="s8")
-    elif getattr(getattr(mf, "with_df", None), "_cderi", mf) is None:
-        mf.with_df.build()
+    fitted = getattr(mf, "with_df", None)
+    if isinstance(fitted, df.DF):
+        # Without exact exchange PySCF fits the Coulomb matrix without a tensor.
+        numint = numint_of(mf)
+        exchange = numint is None or numint.libxc.is_hybrid_xc(mf.xc)
+        if fitted._cderi is None and exchange and not mf.only_dfj:
+            fitted.build()
+        return
+    in_core = getattr(mf.get_jk, "__func__", None) in (hf.RHF.get_jk, uhf.UHF.get_jk)
+    if in_core and mf._eri is None and (mf.mol.incore_anyway or mf._is_mem_enough()):
+        mf._eri = mf.mol.intor("int2e", aosym="s8")
 
 
 def bytes_of_integrals(mf: hf.SCF) -> int:

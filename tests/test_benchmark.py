@@ -10,6 +10,7 @@ from pyscf_deqh.benchmark.__main__ import BUNDLED, main
 from pyscf_deqh.benchmark.scf_runs import Method, run_classical
 from pyscf_deqh.data.geometry import read_geometries
 from pyscf_deqh.data.splits import split_of
+from pyscf_deqh.errors import ConfigError
 
 
 def test_bundled_molecules_are_test_molecules():
@@ -96,6 +97,15 @@ def test_interrupt_keeps_the_results(tmp_path, monkeypatch):
         [geometry], Method(xc="hf"), ["minao"], path, progress=False, resume=True
     )
     assert resumed.rows == json.loads(path.read_text())["rows"]
+
+
+def test_files_of_the_first_version_are_refused(tmp_path):
+    path = tmp_path / "old.json"
+    path.write_text(json.dumps({"rows": [{"name": "water", "deqh": {}}], "failures": []}))
+    with pytest.raises(ConfigError, match=r"old\.json was written by version 0\.1\.0"):
+        acceleration.run_benchmark(
+            [acceleration.WATER], Method(xc="hf"), ["minao"], path, progress=False, resume=True
+        )
 
 
 def test_bad_arguments(tmp_path, capsys):

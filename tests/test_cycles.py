@@ -160,6 +160,32 @@ def test_numbers_of_electrons_that_the_user_chose():
     assert mf.kernel(dm0=dm) == pytest.approx(triplet.e_tot, abs=1e-7)
 
 
+def test_electrons_are_those_that_the_scfs_own_rule_fills_in():
+    """A chemical potential, or a core hole by a rule of the user's: 0.1.0 served them too."""
+    smeared = scf.addons.smearing(scf.RHF(make_mol(WATER)), sigma=0.05, mu0=-0.1)
+    expected = smeared.run().e_tot
+    again = scf.addons.smearing(scf.RHF(make_mol(WATER)), sigma=0.05, mu0=-0.1)
+    assert again.apply(deqh_guess).kernel() == pytest.approx(expected, abs=1e-7)
+    hole = scf.UHF(make_mol(WATER, charge=1, spin=1))
+    rule = hole.get_occ
+
+    def of_the_user(*args):
+        occupation = rule(*args)
+        occupation[0][0] = 0
+        return occupation
+
+    hole.get_occ = of_the_user
+    density = hole.apply(deqh_guess).get_init_guess(key="deqh")
+    assert np.einsum("sij,ji->", density, hole.get_ovlp()) == pytest.approx(8, abs=1e-8)
+
+
+def test_a_triplet_from_the_network_alone_in_another_basis_set():
+    mf = scf.UHF(make_mol("O 0 0 0; O 0 0 1.2", basis="def2-tzvp", spin=2))
+    density = mf.apply(deqh_guess, max_cycles=0).get_init_guess(key="deqh")
+    electrons = np.einsum("sij,ji->s", density, mf.get_ovlp())
+    np.testing.assert_allclose(electrons, mf.nelec, atol=1e-8)
+
+
 def test_an_atom_with_one_electron():
     mf = dft.UKS(make_mol("H 0 0 0", spin=1), xc="b3lyp")
     expected = mf.kernel()

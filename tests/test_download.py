@@ -168,6 +168,8 @@ def test_refusals(server, tmp_path):
         (packed("readme.txt", b"x"), "holds 0 databases"),
         (packed("small.db", b"<html>"), "not a database"),
     ],
+    # Names of their own: an archive's bytes hold the second in which it was made.
+    ids=["no archive", "outside the folder", "no database", "a web page"],
 )
 def test_bad_archives(server, tmp_path, archive, message):
     server.files["/small.tgz"] = archive

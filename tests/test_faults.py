@@ -4,14 +4,16 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 from conftest import WATER, make_mol
 from pyscf import dft, scf
 
-from pyscf_deqh import NotEnoughMemoryError, NumericalError, deqh_guess, init_guess_by_deqh
+from pyscf_deqh import NotEnoughMemoryError, NumericalError, deqh_guess, init_guess_by_deqh, plugin
 from pyscf_deqh import guess as guess_module
 from pyscf_deqh.fock import cycles, fitted, integrals, problem
 from pyscf_deqh.graph import build
 from pyscf_deqh.nn.deqh import DEQH
+from pyscf_deqh.starts.network import NetworkStart
 
 # What is called in each stage.
 STAGES = {
@@ -22,10 +24,13 @@ STAGES = {
     "start: grid": (fitted, "coarse_grid"),
     "start: network": (DEQH, "forward"),
     "density-fitted cycles": (cycles, "_density_fitted_cycles"),
-    "full Fock build": (cycles, "full_build"),
+    "full Fock build": (cycles, "_full_build"),
     "corrected cycles": (fitted.FittedFock, "differences"),
     "density": (guess_module, "density_of"),
 }
+# Stages after the start, and which cycles they belong to.
+CYCLES = {"density-fitted cycles": "density-fitted", "full Fock build": "corrected",
+          "corrected cycles": "corrected"}  # fmt: skip
 ERRORS = {
     "linear algebra": (np.linalg.LinAlgError("singular matrix"), NumericalError),
     "memory": (MemoryError("unable to allocate 1 TiB"), NotEnoughMemoryError),
@@ -68,9 +73,16 @@ def test_errors(stage, error, monkeypatch, tmp_path, minao):
     mf, log = run_by_name(tmp_path)
     assert mf.converged
     assert mf.e_tot == pytest.approx(minao[0], abs=1e-8)
-    report = mf.deqh_report
+    report, message = mf.deqh_report, str(raised)
+    if own is NotEnoughMemoryError and stage in CYCLES:
+        # What has been reached by then is a start nevertheless.
+        (note,) = report.notes
+        assert note == f"{CYCLES[stage]} cycles left out: {message}"
+        assert f"DEQH guess: {note}" in log
+        assert report.fallback is None
+        assert dft.RKS(make_mol(WATER), xc="pbe").apply(deqh_guess).kernel() < 0
+        return
     assert report.fallback.startswith(own.__name__)
-    message = str(raised)
     assert message in report.fallback
     assert f"No DEQH guess: {own.__name__}: " in log
     assert "The minao guess is used instead." in log
@@ -91,31 +103,33 @@ def nan_of(original):
             return (result[0] * np.nan, *result[1:])
         if hasattr(result, "hamiltonian"):
             return replace(result, hamiltonian=result.hamiltonian * np.nan)
-        return result * np.nan
+        return result * np.nan  # a matrix
 
     return nan
 
 
-@pytest.mark.parametrize(
-    "stage",
-    ["start: reference", "start: fitted integrals", "start: network", "full Fock build"],
-)
+NAN = {
+    "reference": STAGES["start: reference"],
+    "fitted integrals": STAGES["start: fitted integrals"],
+    "network": STAGES["start: network"],
+    "fitted Fock matrices": (fitted.FittedFock, "__call__"),
+    "full Fock build": (dft.rks.RKS, "get_fock"),
+}
+
+
+@pytest.mark.parametrize("stage", NAN)
 def test_nan(stage, monkeypatch, tmp_path, minao):
-    place, name = STAGES[stage]
+    place, name = NAN[stage]
     monkeypatch.setattr(place, name, nan_of(getattr(place, name)))
+    with pytest.raises(NumericalError, match="NaN"):
+        dft.RKS(make_mol(WATER), xc="pbe").apply(deqh_guess).get_init_guess(key="deqh")
+    if stage == "full Fock build":
+        return  # PySCF's own SCF has no other
     mf, log = run_by_name(tmp_path)
     assert mf.converged
     assert mf.e_tot == pytest.approx(minao[0], abs=1e-8)
-    assert mf.deqh_report.fallback
+    assert mf.deqh_report.fallback.startswith("NumericalError")
     assert "minao guess is used instead" in log
-
-
-def test_nan_in_fitted_fock_matrices(monkeypatch, tmp_path, minao):
-    original = fitted.FittedFock.__call__
-    monkeypatch.setattr(fitted.FittedFock, "__call__", nan_of(original))
-    mf, _ = run_by_name(tmp_path)
-    assert mf.e_tot == pytest.approx(minao[0], abs=1e-8)
-    assert mf.deqh_report.fallback
 
 
 def test_nan_in_the_density(monkeypatch, tmp_path, minao):
@@ -139,6 +153,51 @@ def test_traceback_is_in_the_log_at_debug_level(monkeypatch, tmp_path):
     _, log = run_by_name(tmp_path, verbose=5)
     assert "Traceback (most recent call last)" in log
     assert "ZeroDivisionError: division by zero" in log
+
+
+def test_a_missing_package_stops_no_run(monkeypatch, minao):
+    """PyTorch, say: it is imported by the first guess."""
+    monkeypatch.setattr(plugin, "_options", lambda *args: exec("import no_such_package"))
+    mf = dft.RKS(make_mol(WATER), xc="pbe")
+    mf.init_guess = "deqh"
+    assert mf.kernel() == pytest.approx(minao[0], abs=1e-8)
+    assert mf.deqh_report.fallback.startswith("ModuleNotFoundError")
+
+
+def test_linear_algebra_of_pytorch_fails_alike(monkeypatch):
+    def fail(*args):
+        torch.linalg.cholesky(-torch.eye(2))
+
+    monkeypatch.setattr(DEQH, "forward", fail)
+    with pytest.raises(NumericalError, match="cholesky"):
+        init_guess_by_deqh(make_mol(WATER))
+
+
+@pytest.mark.parametrize("stage", ["_density_fitted_cycles", "_origin"])
+def test_a_gpu_without_memory_for_cycles_hands_over_to_the_cpu(stage, monkeypatch):
+    """Without a GPU: what it would compute says that it is on one."""
+    original, start = getattr(cycles, stage), NetworkStart.__call__
+
+    def on_gpu(self, problem):
+        point = start(self, problem)
+        point.fitted.device = torch.device("cuda")
+        return point
+
+    def full(*args):
+        if any(getattr(arg, "device", None) == torch.device("cuda") for arg in args):
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return original(*args)
+
+    mf = dft.RKS(make_mol(WATER), xc="pbe")
+    expected = guess_module.make_guess(mf, mf.mol, guess_module.Options())
+    monkeypatch.setattr(NetworkStart, "__call__", on_gpu)
+    monkeypatch.setattr(cycles, stage, full)
+    if stage == "_origin":
+        monkeypatch.setattr(fitted.FittedFock, "_tensor", lambda self, x: torch.tensor(x).float())
+    found = guess_module.make_guess(mf, mf.mol, guess_module.Options())
+    assert found.report.notes == ("cuda ran out of memory: cycles on the CPU",)
+    assert found.report.full_builds == expected.report.full_builds == 1
+    np.testing.assert_allclose(found.density_matrix, expected.density_matrix, atol=1e-5)
 
 
 def test_an_interrupt_is_none_of_these(monkeypatch):

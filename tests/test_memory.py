@@ -66,6 +66,20 @@ def make(method, **options):
     }[method]()
 
 
+def test_values_give_way_to_the_integrals_of_long_range():
+    """Without them there would be no exchange; the values can be made anew."""
+    mol = make_mol(FORMAMIDE)
+    c, hcore = some_orbitals(mol), scf.hf.get_hcore(mol)
+    full = FittedFock(mol)
+    expected = full(hcore, c, "wb97x")[0]
+    triangle = full.integrals.packed.nbytes
+    values = 1.5 * full.orbital_values.nbytes
+    small = FittedFock(mol, memory=(1.5 * triangle + values) / 0.75e6)
+    np.testing.assert_allclose(small(hcore, c, "wb97x")[0], expected, atol=1e-4)
+    assert not small._keeps_values
+    assert 2 * triangle <= held(small) <= 0.75e6 * small._memory
+
+
 @pytest.mark.parametrize("method", ["RHF", "UKS", "ROHF", "symmetry", "PCM", "density_fit"])
 def test_integrals_that_pyscf_will_keep_are_made_first(method):
     mf = make(method)
@@ -82,9 +96,14 @@ def test_integrals_that_pyscf_will_not_keep_are_not_made():
     mf.max_memory = 1
     make_integrals(mf)
     assert mf._eri is None
-    mf = make("GHF")
-    make_integrals(mf)
-    assert bytes_of_integrals(mf) == 0
+    pure = dft.RKS(make_mol(WATER), xc="pbe").density_fit()
+    coulomb_only = dft.RKS(make_mol(WATER), xc="b3lyp").density_fit(only_dfj=True)
+    for mf in (make("GHF"), pure, coulomb_only):
+        make_integrals(mf)
+        assert bytes_of_integrals(mf) == 0
+        mf.init_guess = "deqh"
+        mf.kernel()
+    assert pure.with_df._cderi is coulomb_only.with_df._cderi is None
 
 
 def test_the_order_in_a_guess(monkeypatch):
@@ -133,6 +152,8 @@ def test_a_singular_metric_has_a_pseudoinverse():
     vectors = rng.normal(size=(8, 5))
     for metric in (vectors @ vectors.T, vectors.T @ vectors):
         root = _inverse_root(metric)
+        other = _inverse_root(metric, cholesky=False)
+        np.testing.assert_allclose(root.T @ root, other.T @ other, atol=1e-9)
         np.testing.assert_allclose(root.T @ root, np.linalg.pinv(metric, rtol=1e-9), atol=1e-9)
 
 

@@ -43,7 +43,7 @@ def test_report_of_a_guess(tmp_path):
 def test_reports_of_other_ways():
     mol = make_mol(WATER, basis="cc-pvdz")
     _, report = init_guess_by_deqh(mol, xc="hf", return_report=True)
-    assert report.notes == ("predicted in def2-svp and projected",)
+    assert report.notes == ("made in def2-svp and projected",)
     mf = scf.RHF(make_mol(WATER)).apply(deqh_guess, max_cycles=0)
     mf.get_init_guess(key="deqh")
     report = mf.deqh_report
@@ -82,7 +82,7 @@ def test_reports_travel_with_the_object():
 
 def test_the_old_name_of_the_full_build_warns():
     mf = scf.RHF(make_mol(WATER))
-    with pytest.deprecated_call(match="exact_build is now full_build"):
+    with pytest.warns(FutureWarning, match="exact_build is now full_build"):
         mf.apply(deqh_guess, exact_build=False)
     mf.get_init_guess(key="deqh")
     assert mf.deqh_report.full_builds == 0

@@ -21,7 +21,7 @@ from ..checkpoint import DEFAULT_MODEL, weights_hash
 from ..data.geometry import Geometry, read_geometries
 from ..errors import ConfigError, DEQHError
 from ..files import write_json
-from ..fock.cycles import DEFAULT_THRESHOLDS, CycleSettings, Solution, Thresholds
+from ..fock.cycles import CycleSettings, Solution, Thresholds
 from ..fock.fitted import AUXBASIS
 from ..fock.grid import GRID
 from ..guess import Options
@@ -91,7 +91,7 @@ PARTS = {
     ],
     "corrected": [
         Variant(f"{factor:g} of the SCF's threshold",
-                cycles=CycleSettings(thresholds=replace(DEFAULT_THRESHOLDS, corrected=factor)))
+                cycles=CycleSettings(thresholds=Thresholds(corrected=factor)))
         for factor in (1.0, 0.5, 0.25)
     ],
 }  # fmt: skip
@@ -145,7 +145,8 @@ class Results:
             content = json.loads(path.read_text())
             method, rows = content["method"], content["rows"]
             made_with = {key: method[key] for key in self.method}
-            done = {(row["part"], row["variant"], row["molecule"]) for row in rows}
+            keys = ("part", "variant", "molecule", "fitted_builds")
+            done = {tuple(row[key] for key in keys)[:3] for row in rows}
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise ConfigError(f"{path} holds no ablation: {error!r}") from error
         if made_with != self.method:

@@ -13,7 +13,7 @@ from tqdm import tqdm
 
 from ..checkpoint import weights_hash
 from ..data.geometry import Geometry
-from ..errors import UnsupportedMoleculeError
+from ..errors import ConfigError, UnsupportedMoleculeError
 from ..files import write_json
 from ..guess import Guess
 from .environment import environment
@@ -31,7 +31,7 @@ def benchmark_molecule(geometry: Geometry, method: Method, inits: Sequence[str])
     """One row: the DEQH run, all baselines, and the ratios between them."""
     mol = method.molecule(geometry)
     deqh, guess = run_deqh(mol, method)
-    predicted = guess.start
+    predicted = guess.start_hamiltonian
     baselines = {init: run_classical(mol, method, init) for init in inits}
     solution = baselines[inits[0]]
     return {
@@ -59,6 +59,16 @@ def _details(guess: Guess) -> dict:
         "notes": report.notes,
         "fallback": report.fallback,
     }
+
+
+def check_rows(rows: Sequence[dict], path: Path) -> None:
+    """Refuse what another version wrote.
+
+    Raises:
+        ConfigError: these rows cannot be read.
+    """
+    if rows and "full_builds" not in rows[0]["deqh"]:
+        raise ConfigError(f"{path} was written by version 0.1.0: name another file")
 
 
 def _converged(row: dict, init: str) -> bool:
@@ -159,6 +169,7 @@ def run_benchmark(
     if resume and path is not None and path.is_file():
         content = json.loads(path.read_text())
         results.rows, results.failures = content["rows"], content["failures"]
+        check_rows(results.rows, path)
         done = {row["name"] for row in results.rows}
         geometries = [g for g in geometries if g.name not in done]
         if not geometries:

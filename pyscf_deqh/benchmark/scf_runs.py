@@ -13,7 +13,7 @@ from pyscf import dft, gto, scf
 from ..checkpoint import DEFAULT_MODEL
 from ..data.geometry import Geometry
 from ..fock.cycles import CycleSettings
-from ..guess import Guess, Options, make_guess
+from ..guess import Guess, Options, cycles_after, make_guess
 from ..starts import Start
 from ..starts.atoms import AtomsStart
 from ..starts.network import NetworkStart
@@ -57,8 +57,8 @@ class Method:
     def options(self, start: Start | None = None, max_cycles: int | None = None) -> Options:
         """Of the guess, from the network or another start."""
         n = self.max_cycles if max_cycles is None else max_cycles
-        cycles = CycleSettings(n, self.full_build) if n else None
-        return Options(start or NetworkStart(self.model, self.device), cycles)
+        start = start or NetworkStart(self.model, self.device)
+        return Options(start, cycles_after(n, self.full_build))
 
     def molecule(self, geometry: Geometry) -> gto.Mole:
         n_electrons = int(geometry.numbers.sum()) - self.charge

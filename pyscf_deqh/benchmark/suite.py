@@ -18,7 +18,7 @@ from typing import Any
 
 from ..checkpoint import DEFAULT_MODEL, weights_hash
 from ..errors import ConfigError, DEQHError
-from .acceleration import Results, run_benchmark
+from .acceleration import Results, check_rows, run_benchmark
 from .scf_runs import Method
 from .sets import SUITE, SuiteSet
 from .suite_table import failed, suite_table
@@ -57,6 +57,7 @@ def read_results(folder: Path, entry: SuiteSet) -> SetResults | None:
             weights = method["weights"]
             # Files of before a detail existed have its default.
             made_with = Method().details | {k: v for k, v in method.items() if k in details}
+            check_rows(content["rows"], path)
             for row in content["rows"]:
                 rows.setdefault(row["name"], row)
             failures |= {failure["name"]: failure for failure in content["failures"]}

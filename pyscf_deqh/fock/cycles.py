@@ -7,15 +7,17 @@ cycles: those with fitted differences from it. They end where the SCF would.
 from __future__ import annotations
 
 import time
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from pyscf.scf import addons
+import scipy.linalg
+from pyscf import gto
 
-from ..errors import NotEnoughMemoryError
+from ..errors import NotEnoughMemoryError, own_errors
 from ..process import one_blas_thread
-from .orbitals import Orbitals, density_matrix, orthonormal_basis
+from .orbitals import Orbitals, density_matrix, finite, orthonormal_basis
 from .problem import Problem
 from .refine import refine
 from .shells import Kind
@@ -72,7 +74,7 @@ class CycleSettings:
     thresholds: Thresholds = DEFAULT_THRESHOLDS
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Solution:
     """Where the cycles ended.
 
@@ -106,49 +108,57 @@ class Solution:
 
 def run_cycles(
     problem: Problem,
-    start: Problem,
+    own: Problem,
     hamiltonian: np.ndarray,
     fitted: FittedFock,
     settings: CycleSettings,
 ) -> Solution:
     """Density-fitted cycles, then corrected ones where they are possible.
 
+    What memory does not suffice for is left out; a GPU's cycles go on on the CPU.
+
     Args:
         problem: the SCF's.
-        start: the same, perhaps in another basis set.
-        hamiltonian: (nao, nao) in the basis set of ``start``, hartree, whose orbitals are the
-            first.
-        fitted: builds the fitted Fock matrices of ``start``; let go where another basis set takes
+        own: the same in the basis set of the start.
+        hamiltonian: (nao, nao) of the start, hartree, whose orbitals are the first.
+        fitted: builds the fitted Fock matrices of ``own``; let go where another basis set takes
             over.
         settings: which cycles are made.
     """
-    if problem.shells.kind == Kind.UNRESTRICTED:
-        hamiltonian = np.array([hamiltonian] * 2)
-    solution = Solution(start, hamiltonian)
-    full_build = settings.full_build and problem.has_fock_matrices
+    solution = Solution(own, hamiltonian)
+    corrects = settings.full_build and problem.has_fock_matrices
+    stage = "density-fitted"
     try:
-        if settings.max_cycles:
-            solution = _density_fitted_cycles(solution, fitted, settings, full_build)
-        if full_build and not solution.failure:
-            solution = _corrected_cycles(solution, problem, fitted, settings)
+        with own_errors():
+            if settings.max_cycles:
+                solution = _density_fitted_cycles(solution, fitted, settings, corrects)
+            stage = "corrected"
+            if corrects and not solution.failure:
+                origin = _origin(solution, problem, fitted)
+                solution, full = _full_build(solution, origin)
+                solution = _corrected_cycles(solution, origin, full, settings)
+        return solution
     except NotEnoughMemoryError as error:
-        fitted_ones = settings.max_cycles and not solution.fitted_gradients
-        left_out = "density-fitted" if fitted_ones else "corrected"
-        note = f"{left_out} cycles left out: {error}"
-        solution = replace(solution, notes=(*solution.notes, note))
-    return solution
+        note = str(error)
+    # Not in the handler, whose traceback would keep what the cycles held.
+    if fitted.device.type != "cpu" and not solution.full_builds:
+        note = f"{fitted.device} ran out of memory: cycles on the CPU"
+        fitted = fitted.like(own.mol, "cpu", fitted.dtype)
+        solution = run_cycles(problem, own, hamiltonian, fitted, settings)
+        return replace(solution, notes=(note, *solution.notes))
+    return replace(solution, notes=(f"{stage} cycles left out: {note}",))
 
 
-def _failure(problem: Problem, gradients: list[float], above: float) -> str | None:
-    """The verdict on cycles that ended with a gradient above a limit, hartree."""
+def _failure(gradients: Sequence[float], limit: float) -> str | None:
+    """The verdict on cycles that should have ended below a gradient, hartree."""
     last = gradients[-1]
-    if last < above:
+    if last < limit:
         return None
     return f"the orbital gradient is still {last:.1g} hartree after {len(gradients)} cycles"
 
 
 def _density_fitted_cycles(
-    solution: Solution, fitted: FittedFock, settings: CycleSettings, full_build: bool
+    solution: Solution, fitted: FittedFock, settings: CycleSettings, corrects: bool
 ) -> Solution:
     """Cycles in fitted Fock matrices with the SCF's one-electron Hamiltonian and functional.
 
@@ -156,7 +166,7 @@ def _density_fitted_cycles(
         NotEnoughMemoryError: exact exchange does not fit into memory.
     """
     problem, thresholds = solution.problem, settings.thresholds
-    tolerance = thresholds.near if full_build else thresholds.fitted
+    tolerance = thresholds.near if corrects else thresholds.fitted
 
     def build(orbitals: Orbitals) -> np.ndarray:
         return fitted(problem.core_hamiltonian, orbitals, problem.functional)[0]
@@ -166,43 +176,71 @@ def _density_fitted_cycles(
             build, problem.system.overlap, problem.shells, solution.hamiltonian,
             settings.max_cycles, tolerance * problem.gradient_scale,
         )  # fmt: skip
-    gradients = refined.gradients
     return replace(
         solution,
         hamiltonian=refined.hamiltonian,
-        fitted_gradients=tuple(gradients),
-        failure=_failure(problem, gradients, _LOST * problem.gradient_scale),
+        fitted_gradients=tuple(refined.gradients),
+        failure=_failure(refined.gradients, _LOST * problem.gradient_scale),
     )
 
 
-def _corrected_cycles(
-    solution: Solution, problem: Problem, fitted: FittedFock, settings: CycleSettings
-) -> Solution:
-    """A full Fock build at the solution so far, and cycles with fitted differences from it.
+@dataclass(frozen=True, eq=False)
+class _Origin:
+    """The density D0 of a full Fock build, and fitted differences F_fit(D) - F_fit(D0) from it.
 
-    Integration grid and integrals that the SCF object makes here serve its SCF as well.
+    Attributes:
+        problem: the SCF's.
+        density: (nao, nao), or (2, nao, nao) of either spin.
+        difference: from orbitals to the difference, hartree.
+    """
+
+    problem: Problem
+    density: np.ndarray
+    difference: Callable[[Orbitals], np.ndarray]
+
+
+def _origin(solution: Solution, problem: Problem, fitted: FittedFock) -> _Origin:
+    """That of a solution's orbitals, in the SCF's basis set.
 
     Raises:
         NotEnoughMemoryError: exact exchange does not fit into memory.
     """
-    from .fitted import FittedFock
-
-    shells, overlap, start = problem.shells, problem.system.overlap, solution.problem
     with one_blas_thread:
-        if start is problem:
-            spins = shells.occupied(solution.hamiltonian, overlap)
-        else:
-            spins = projected_orbitals(solution, problem)
+        spins = occupied_orbitals(solution, problem)
+        if solution.problem is not problem:
             fitted.free()
-            dtype = _precision(overlap)
-            fitted = FittedFock(problem.mol, fitted.device, dtype, memory=problem.memory)
-        orbitals: Orbitals = np.sqrt(2) * spins[0] if shells.kind == Kind.CLOSED else spins
-        density = density_matrix(orbitals)
-        # Before the full Fock build, because there may be too little memory for it.
+            dtype = _precision(problem.system.overlap)
+            fitted = fitted.like(problem.mol, fitted.device, dtype)
+        closed = problem.shells.kind == Kind.CLOSED
+        orbitals: Orbitals = np.sqrt(2) * spins[0] if closed else spins
         difference = fitted.differences(orbitals, problem.functional)
-    started = time.perf_counter()
-    fock = full_build(problem, density)
+        return _Origin(problem, density_matrix(orbitals), difference)
+
+
+def _full_build(solution: Solution, origin: _Origin) -> tuple[Solution, Any]:
+    """One of the SCF's own Fock matrices, hartree, with its class's tags: a solution by itself.
+
+    Integration grid and integrals that the SCF object makes here serve its SCF as well.
+    """
+    problem, density = origin.problem, origin.density
+    mf, started = problem.mf, time.perf_counter()
+    # As PySCF's kernel calls it: not every object takes the density alone.
+    potential = mf.get_veff(problem.mol, density)
+    fock = mf.get_fock(problem.core_hamiltonian, problem.system.overlap, potential, density)
     seconds = time.perf_counter() - started
+    solution = replace(
+        solution, problem=problem, hamiltonian=finite(fock), full_builds=1,
+        full_build_seconds=seconds,
+    )  # fmt: skip
+    return solution, fock
+
+
+def _corrected_cycles(
+    solution: Solution, origin: _Origin, fock: Any, settings: CycleSettings
+) -> Solution:
+    """Cycles in a full Fock matrix plus fitted differences from it."""
+    problem, density = origin.problem, origin.density
+    shells, scale = problem.shells, problem.gradient_scale
     if shells.kind == Kind.RESTRICTED_OPEN:
         full, density = np.array([fock.focka, fock.fockb]), density.sum(0)
     else:
@@ -210,37 +248,17 @@ def _corrected_cycles(
     goal = settings.thresholds.corrected * problem.gradient_tolerance
     with one_blas_thread:
         refined = refine(
-            lambda displaced: full + difference(displaced), overlap, shells, fock,
-            _MAX_CORRECTED if shells.kind == Kind.CLOSED else _MAX_CORRECTED_OPEN,
-            goal, density,
+            lambda orbitals: full + origin.difference(orbitals), problem.system.overlap, shells,
+            fock, _MAX_CORRECTED if shells.kind == Kind.CLOSED else _MAX_CORRECTED_OPEN, goal,
+            density,
         )  # fmt: skip
-    scale = problem.gradient_scale
+    gradients = (*solution.fitted_gradients, *refined.gradients)
     return replace(
         solution,
-        problem=problem,
         hamiltonian=refined.hamiltonian,
         corrected_gradients=tuple(refined.gradients),
-        full_builds=1,
-        full_build_seconds=seconds,
-        failure=_failure(
-            problem,
-            [*solution.fitted_gradients, *refined.gradients],
-            min(_LOST * scale, max(goal, _STALLED * scale)),
-        ),
+        failure=_failure(gradients, min(_LOST * scale, max(goal, _STALLED * scale))),
     )
-
-
-def full_build(problem: Problem, density: np.ndarray) -> Any:
-    """One of the SCF's own Fock matrices, tagged as its class tags it, hartree.
-
-    Args:
-        problem: the SCF's.
-        density: (nao, nao), or (2, nao, nao) of either spin.
-    """
-    # As PySCF's kernel calls it: not every object takes the density alone.
-    mf = problem.mf
-    potential = mf.get_veff(problem.mol, density)
-    return mf.get_fock(problem.core_hamiltonian, problem.system.overlap, potential, density)
 
 
 def _precision(overlap: np.ndarray) -> torch.dtype:
@@ -250,14 +268,22 @@ def _precision(overlap: np.ndarray) -> torch.dtype:
     return torch.float32 if np.linalg.eigvalsh(overlap)[0] > _DEPENDENT else torch.float64
 
 
-def projected_orbitals(solution: Solution, problem: Problem) -> list[np.ndarray]:
-    """Occupied orbitals (nao, k) of either spin in the basis set of ``problem``, from a solution in
-    another one; orthonormal."""
+def occupied_orbitals(solution: Solution, problem: Problem) -> list[np.ndarray]:
+    """Occupied orbitals (nao, k) of either spin of a solution, orthonormal, in the basis set of
+    ``problem``."""
     start, overlap = solution.problem, problem.system.overlap
-    projected = []
-    for orbitals in problem.shells.occupied(solution.hamiltonian, start.system.overlap):
-        occupied = addons.project_mo_nr2nr(start.mol, orbitals, problem.mol)
+    spins = problem.shells.occupied(solution.hamiltonian, start.system.overlap)
+    if start is problem:
+        return spins
+    mixed = gto.intor_cross("int1e_ovlp", problem.mol, start.mol)
+    mixed = mixed @ np.hstack(spins)
+    try:
+        projected = scipy.linalg.cho_solve(scipy.linalg.cho_factor(overlap), mixed)
+    except np.linalg.LinAlgError:
+        projected = np.linalg.lstsq(overlap, mixed, rcond=None)[0]
+    orthonormal = []
+    for orbitals in np.split(projected, [spins[0].shape[1]], axis=1):
         # A projection shortens orbitals and tilts them towards each other.
-        metric = occupied.T @ overlap @ occupied
-        projected.append(occupied @ orthonormal_basis(metric))
-    return projected
+        metric = orbitals.T @ overlap @ orbitals
+        orthonormal.append(orbitals @ orthonormal_basis(metric))
+    return orthonormal

@@ -8,7 +8,7 @@ from pyscf.scf import ghf, rohf, uhf
 
 from ..errors import NumericalError
 from ..pyscf_api import break_spin_symmetry, solve
-from .cycles import Solution, projected_orbitals
+from .cycles import Solution, occupied_orbitals
 from .problem import Problem
 from .shells import breaks_spin_symmetry
 
@@ -32,30 +32,36 @@ def density_of(solution: Solution, problem: Problem) -> np.ndarray:
     mf, overlap = problem.mf, problem.system.overlap
     if isinstance(mf, ghf.GHF):
         overlap = scipy.linalg.block_diag(overlap, overlap)
-    if solution.problem.system is problem.system:
-        density = _filled(problem, solution.hamiltonian, overlap)
+    if solution.problem is problem:
+        density, wanted = _filled(problem, solution.hamiltonian, overlap)
     else:
-        density = _projected(solution, problem)
+        density, wanted = _projected(solution, problem), sum(problem.shells.electrons)
     total = density.sum(0) if density.ndim == 3 else density
-    found, wanted = np.vdot(total, overlap).real, sum(problem.shells.electrons)
+    found = np.vdot(total, overlap).real
     if not abs(found - wanted) < _ELECTRONS * wanted:
-        raise NumericalError(f"the density matrix holds {found:.6g} instead of {wanted} electrons")
+        raise NumericalError(
+            f"the density matrix holds {found:.6g} instead of {wanted:g} electrons"
+        )
     if breaks_spin_symmetry(mf, problem.mol):
         return break_spin_symmetry(mf, problem.mol, density)
     return density
 
 
-def _filled(problem: Problem, hamiltonian: np.ndarray, overlap: np.ndarray) -> np.ndarray:
+def _filled(
+    problem: Problem, hamiltonian: np.ndarray, overlap: np.ndarray
+) -> tuple[np.ndarray, float]:
+    """Density matrix, and the electrons that the SCF's own rule has filled in."""
     mf = problem.mf
     if isinstance(mf, ghf.GHF):
         hamiltonian = scipy.linalg.block_diag(hamiltonian, hamiltonian)
     same = isinstance(mf, uhf.UHF) and hamiltonian.ndim == 2
     energies, orbitals = solve(mf, (hamiltonian, hamiltonian) if same else hamiltonian, overlap)
-    return mf.make_rdm1(orbitals, mf.get_occ(energies, orbitals))
+    occupation = mf.get_occ(energies, orbitals)
+    return mf.make_rdm1(orbitals, occupation), float(np.sum(occupation))
 
 
 def _projected(solution: Solution, problem: Problem) -> np.ndarray:
-    densities = [c @ c.T for c in projected_orbitals(solution, problem)]
+    densities = [c @ c.T for c in occupied_orbitals(solution, problem)]
     if isinstance(problem.mf, ghf.GHF):
         return scipy.linalg.block_diag(*densities)
     if isinstance(problem.mf, (uhf.UHF, rohf.ROHF)):

@@ -49,8 +49,8 @@ class FittedFock:
         auxbasis, grid: the auxiliary basis set; radial shells and largest angular grid.
         memory: megabytes of which three quarters may be held at once; ``mol.max_memory`` if it is
             None. Where the integrals do not fit, there are Coulomb matrices (by PySCF's objects,
-            on disk), but no exchange. Values on the grid that do not fit are made anew for each
-            matrix.
+            which make them each time), but no exchange. Values on the grid that do not fit are
+            made anew for each matrix.
     """
 
     def __init__(
@@ -65,14 +65,16 @@ class FittedFock:
         self.mol = mol
         self.device, self.dtype = torch.device(device), dtype
         self.auxbasis, self.grid = auxbasis, grid
-        self._limit = self._left = 1e6 * _SHARE * (mol.max_memory if memory is None else memory)
+        self._memory = mol.max_memory if memory is None else memory
+        self._limit = self._left = 1e6 * _SHARE * self._memory
+        if self.device.type == "cuda":
+            on_device = _SHARE * torch.cuda.mem_get_info(self.device)[0]
+            self._limit = self._left = min(self._limit, on_device)
         self._long_range: dict[float, FittedIntegrals] = {}
 
-    def _reserve(self, n_bytes: float) -> bool:
-        """Whether there is room for something that is kept, which it has from then on."""
-        fits = n_bytes <= self._left
-        self._left -= n_bytes if fits else 0
-        return fits
+    def like(self, mol: Mole, device: torch.device | str, dtype: torch.dtype) -> FittedFock:
+        """The same for another molecule, device or precision."""
+        return FittedFock(mol, device, dtype, self.auxbasis, self.grid, self._memory)
 
     @cached_property
     def _auxiliary(self) -> Mole:
@@ -80,27 +82,56 @@ class FittedFock:
 
         return df.addons.make_auxmol(self.mol, self.auxbasis)
 
+    # Bytes of what can be kept, in the order of its worth.
+
     @property
     def _triangle_bytes(self) -> int:
         return self.dtype.itemsize * self._auxiliary.nao * n_orbital_pairs(self.mol)
 
     @property
+    def _values_bytes(self) -> float:
+        values = 4 * len(self.grids.weights) * self.mol.nao * self.dtype.itemsize
+        return _VALUES_AND_PRODUCTS * values
+
+    @property
     def _tensor_bytes(self) -> int:
         return self.dtype.itemsize * self._auxiliary.nao * self.mol.nao**2
 
+    def _reserve(self, n_bytes: float) -> bool:
+        """Whether there is room for something that is kept, which it has from then on."""
+        fits = n_bytes <= self._left
+        self._left -= n_bytes if fits else 0
+        return fits
+
     # Each is asked when it is needed, but the integrals first of all.
+
     @cached_property
     def _keeps_integrals(self) -> bool:
         return self._reserve(self._triangle_bytes)
 
     @cached_property
     def _keeps_values(self) -> bool:
-        values = 4 * len(self.grids.weights) * self.mol.nao * self.dtype.itemsize
-        return self._keeps_integrals and self._reserve(values * _VALUES_AND_PRODUCTS)
+        _ = self._keeps_integrals  # their room comes first
+        return self._reserve(self._values_bytes)
 
     @cached_property
     def _keeps_tensor(self) -> bool:
         return self._keeps_integrals and self._reserve(self._tensor_bytes)
+
+    def _make_room(self, n_bytes: float) -> bool:
+        """Reserve, if need be in the place of what is worth less."""
+        while not self._reserve(n_bytes):
+            if self.__dict__.get("_keeps_tensor"):
+                self.integrals.keep_tensor(False)
+                self._keeps_tensor = False
+                self._left += self._tensor_bytes
+            elif self.__dict__.get("_keeps_values"):
+                self.__dict__.pop("orbital_values", None)
+                self._keeps_values = False
+                self._left += self._values_bytes
+            else:
+                return False
+        return True
 
     def _too_large(self, what: str) -> NotEnoughMemoryError:
         return NotEnoughMemoryError(
@@ -124,21 +155,20 @@ class FittedFock:
 
     def _long_range_integrals(self, omega: float) -> FittedIntegrals:
         if omega not in self._long_range:
-            if not self._reserve(self._triangle_bytes):
-                if self._keeps_tensor:
-                    self._keeps_tensor = self.integrals.keeps_tensor = False
-                    self._left += self._tensor_bytes
-                if not self._reserve(self._triangle_bytes):
-                    raise self._too_large("fitted integrals of both ranges")
-            self._long_range[omega] = self._fit(omega)
+            if not self._make_room(self._triangle_bytes):
+                raise self._too_large("fitted integrals of both ranges")
+            integrals = self._long_range[omega] = self._fit(omega)
+            integrals.keep_tensor(self._reserve(self._tensor_bytes))
         return self._long_range[omega]
 
     @cached_property
-    def _on_disk(self) -> DF:
-        """PySCF's own integrals, which it keeps on disk where memory does not hold them."""
+    def _without_tensor(self) -> DF:
+        """PySCF's own fitted Coulomb matrices, for which it makes the integrals each time."""
         from pyscf import df
 
-        return df.DF(self.mol, self.auxbasis)
+        fitted = df.DF(self.mol, self.auxbasis)
+        fitted.max_memory = self._memory
+        return fitted
 
     @cached_property
     def grids(self) -> Grids:
@@ -150,8 +180,8 @@ class FittedFock:
         return orbital_values(self.mol, self.grids, self.device, self.dtype)
 
     def free(self) -> None:
-        """Let go of all that is kept, to make room for that of another basis set."""
-        for name in ("integrals", "_on_disk", "orbital_values"):
+        """Let go of all that is kept: this object makes no more Fock matrices."""
+        for name in ("integrals", "_without_tensor", "orbital_values"):
             self.__dict__.pop(name, None)
         self._long_range.clear()
 
@@ -235,7 +265,7 @@ class FittedFock:
         # Electrons exchange with those of their own spin: half of a closed shell's density.
         share = 0.5 if len(spins) == 1 else 1.0
         if hybrid:
-            self.integrals.keeps_tensor = self._keeps_tensor
+            self.integrals.keep_tensor(self._keeps_tensor)
         for matrix, c in zip(exchange, spins, strict=True):
             if hybrid:
                 matrix -= share * hybrid * self.integrals.exchange(c)
@@ -248,7 +278,7 @@ class FittedFock:
         try:
             return self.integrals.coulomb(density)
         except NotEnoughMemoryError:
-            coulomb = self._on_disk.get_jk(density.double().cpu().numpy(), with_k=False)[0]
+            coulomb = self._without_tensor.get_jk(density.double().cpu().numpy(), with_k=False)[0]
             return torch.from_numpy(coulomb).to(density)
 
     def _semilocal(self, spins: list[Tensor], functional: Functional) -> tuple[list[Tensor], float]:
@@ -260,10 +290,11 @@ class FittedFock:
         if not self._keeps_values:
             # PySCF recomputes the values block by block, and leaves out what is far away.
             densities = np.array([(c @ c.T).double().cpu().numpy() for c in spins])
-            if unrestricted:
-                _, energy, matrices = ni.nr_uks(self.mol, self.grids, xc, densities)
-            else:
-                _, energy, matrices = ni.nr_rks(self.mol, self.grids, xc, densities[0])
+            integrate = ni.nr_uks if unrestricted else ni.nr_rks
+            _, energy, matrices = integrate(
+                self.mol, self.grids, xc, densities if unrestricted else densities[0],
+                max_memory=self._memory,
+            )  # fmt: skip
             return [self._tensor(matrix) for matrix in by_spin(np.asarray(matrices))], float(energy)
         values = self.orbital_values if kind != "LDA" else self.orbital_values[:1]
         density = np.array([_density_on_grid(values, c, kind) for c in spins])

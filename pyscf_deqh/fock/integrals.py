@@ -32,7 +32,6 @@ class FittedIntegrals:
 
     Attributes:
         packed: (functions, pairs of orbitals), each pair once.
-        keeps_tensor: keep (functions, nao, nao) as well, which makes exchange faster.
     """
 
     def __init__(
@@ -55,7 +54,8 @@ class FittedIntegrals:
                 rows = torch.from_numpy(np.ascontiguousarray(block.T)).to(device)
                 self.packed[first : first + len(rows)] = rows
                 first += len(rows)
-        factor = torch.from_numpy(_inverse_root(metric)).to(device, dtype)
+        # Compact functions cannot be told apart at long range.
+        factor = torch.from_numpy(_inverse_root(metric, cholesky=not omega)).to(device, dtype)
         for columns in self.packed.split(max(_BLOCK_BYTES // (size * n_auxiliary), 1), dim=1):
             columns[: len(factor)] = factor @ columns
         self.packed = self.packed[: len(factor)]
@@ -66,7 +66,13 @@ class FittedIntegrals:
         square[row, column] = square[column, row] = torch.arange(n_pairs, device=device)
         self._square = square.reshape(-1)
         self._tensor: Tensor | None = None
-        self.keeps_tensor = False
+
+    def keep_tensor(self, keep: bool) -> None:
+        """Keep (functions, nao, nao) as well, which makes exchange faster, or let it go."""
+        if not keep:
+            self._tensor = None
+        elif self._tensor is None:
+            self._tensor = self._unpack(self.packed)
 
     def _unpack(self, packed: Tensor) -> Tensor:
         return packed.index_select(1, self._square).view(-1, self.nao, self.nao)
@@ -88,10 +94,6 @@ class FittedIntegrals:
 
     def _blocks(self) -> Iterator[Tensor]:
         """The whole tensor, some auxiliary functions at a time."""
-        if not self.keeps_tensor:
-            self._tensor = None
-        elif self._tensor is None:
-            self._tensor = self._unpack(self.packed)
         n_rows = max(_BLOCK_BYTES // (self.packed.element_size() * self.nao**2), 1)
         if self._tensor is not None:
             yield from self._tensor.split(n_rows)
@@ -104,16 +106,21 @@ def n_orbital_pairs(mol: Mole) -> int:
     return mol.nao * (mol.nao + 1) // 2
 
 
-def _inverse_root(metric: np.ndarray) -> np.ndarray:
+def _inverse_root(metric: np.ndarray, cholesky: bool = True) -> np.ndarray:
     """R (k, n) with R^T R = M^-1 for a positive matrix M (n, n), or its pseudoinverse where
-    functions depend on each other: those of close atoms, compact ones at long range."""
-    try:
-        lower = scipy.linalg.cholesky(metric, lower=True)
-        independent = lower.diagonal().min() ** 2 > _CHOLESKY * metric.diagonal().max()
-    except np.linalg.LinAlgError:
-        independent = False
-    if independent:
-        return np.tril(scipy.linalg.lapack.dtrtri(lower, lower=1)[0])
+    functions depend on each other, as those of close atoms do.
+
+    Args:
+        metric: M.
+        cholesky: try its Cholesky factor first, which is faster.
+    """
+    if cholesky:
+        try:
+            lower = scipy.linalg.cholesky(metric, lower=True)
+        except np.linalg.LinAlgError:
+            return _inverse_root(metric, cholesky=False)
+        if lower.diagonal().min() ** 2 > _CHOLESKY * metric.diagonal().max():
+            return np.tril(scipy.linalg.lapack.dtrtri(lower, lower=1)[0])
     values, vectors = np.linalg.eigh(metric)
     keep = values > _DEPENDENT * values[-1]
     return (vectors[:, keep] / np.sqrt(values[keep])).T

@@ -8,12 +8,25 @@ from typing import TypeAlias
 import numpy as np
 import scipy.linalg
 
+from ..errors import NumericalError
+
 # Occupied orbitals (nao, k), each scaled by the root of its occupation: doubly occupied ones as one
 # array, those of either spin as two.
 Orbitals: TypeAlias = np.ndarray | Sequence[np.ndarray]
 
 # PySCF's own threshold for linear dependency (scf.addons.remove_linear_dep_).
 LINEAR_DEPENDENCY = 1e-8
+
+
+def finite(hamiltonian: np.ndarray) -> np.ndarray:
+    """The same matrix, of one spin or both.
+
+    Raises:
+        NumericalError: it holds NaN or infinity.
+    """
+    if not np.isfinite(hamiltonian).all():
+        raise NumericalError("a Fock matrix holds NaN or infinity")
+    return hamiltonian
 
 
 def by_spin(x: Orbitals) -> list[np.ndarray]:
@@ -41,7 +54,12 @@ def orthonormal_basis(overlap: np.ndarray) -> np.ndarray:
 
 
 def solve_roothaan(hamiltonian: np.ndarray, overlap: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Orbital energies (n,) in hartree, ascending, and orbitals (nao, n) of H C = S C e (Eq. 4)."""
+    """Orbital energies (n,) in hartree, ascending, and orbitals (nao, n) of H C = S C e (Eq. 4).
+
+    Raises:
+        NumericalError: the Hamiltonian holds NaN or infinity.
+    """
+    finite(hamiltonian)
     try:
         return scipy.linalg.eigh(hamiltonian, overlap, driver="gvd")
     except np.linalg.LinAlgError:

@@ -22,8 +22,8 @@ if TYPE_CHECKING:
 _CLASSES = (hf.RHF, uhf.UHF, rohf.ROHF, ghf.GHF)
 
 
-def check_class(mf: hf.SCF) -> None:
-    """Refuse SCF objects that a guess would serve half.
+def check_method(mf: hf.SCF) -> Functional:
+    """Refuse SCF objects that a guess would serve half; the functional of others.
 
     Raises:
         UnsupportedMoleculeError: spinors, classes that are not PySCF's, functionals that PySCF does
@@ -35,7 +35,7 @@ def check_class(mf: hf.SCF) -> None:
         raise UnsupportedMoleculeError(
             f"no guess for {kind}, which is none of PySCF's molecular classes {known}"
         )
-    Functional.of_scf(mf)
+    return Functional.of_scf(mf)
 
 
 @dataclass(frozen=True, eq=False)
@@ -65,14 +65,15 @@ class Problem:
                 made anew.
 
         Raises:
-            UnsupportedMoleculeError: see :func:`check_class` and :func:`check_molecule`.
+            UnsupportedMoleculeError: see :func:`check_method` and :func:`check_molecule`.
         """
-        check_class(mf)
+        functional = check_method(mf)
         check_molecule(mol)
-        if overlap is not None and overlap.shape != (mol.nao, mol.nao):
-            overlap = None
-        system = System(mol, overlap)
-        return cls(mf, system, Shells.of(mf, mol), Functional.of_scf(mf))
+        if overlap is None:
+            overlap = mf.get_ovlp(mol)
+        spatial = overlap.shape == (mol.nao, mol.nao)
+        system = System(mol, overlap if spatial else None)
+        return cls(mf, system, Shells.of(mf, mol), functional)
 
     def in_basis_of(self, mol: Mole) -> Problem:
         """The same for a copy of the molecule in another basis set."""

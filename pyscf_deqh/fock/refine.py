@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from .orbitals import Orbitals, by_spin, density_matrix
+from .orbitals import Orbitals, by_spin, density_matrix, finite
 from .shells import Shells
 
 
@@ -55,13 +55,16 @@ def refine(
         max_builds: limit of Fock matrices, at least one.
         tolerance: stop once the norm of the orbital gradient (hartree) is below this.
         density: if ``hamiltonian`` is the Fock matrix of this, of the same shape: DIIS takes it in.
+
+    Raises:
+        NumericalError: a Fock matrix holds NaN or infinity.
     """
     from pyscf.scf import diis
 
     build = shells.effective(build, overlap)
     extrapolation = diis.CDIIS()
     extrapolation.verbose = 0
-    fock = hamiltonian
+    fock = finite(hamiltonian)
     if density is not None:
         hamiltonian = extrapolation.update(overlap, density, fock)
     gradients: list[float] = []
@@ -70,7 +73,7 @@ def refine(
         pairs = list(zip(coefficients, occupations, strict=True))
         spins = [c[:, o > 0] * np.sqrt(o[o > 0]) for c, o in pairs]
         orbitals: Orbitals = spins if len(spins) == 2 else spins[0]
-        fock = build(orbitals)
+        fock = finite(build(orbitals))
         norms = [_gradient(f, c, o) for f, (c, o) in zip(by_spin(fock), pairs, strict=True)]
         gradients.append(float(np.linalg.norm(norms)))
         hamiltonian = extrapolation.update(overlap, density_matrix(orbitals), fock)

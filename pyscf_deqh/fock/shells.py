@@ -108,13 +108,14 @@ class Shells:
         """Orbitals (nao, n) of a Hamiltonian and their occupation (n,), in a list by spin.
 
         Args:
-            hamiltonian: (nao, nao), or (2, nao, nao) of either spin.
+            hamiltonian: (nao, nao) of both spins, or (2, nao, nao) of either.
             overlap: (nao, nao).
             fock: see :meth:`fill`.
         """
-        energies, coefficients = zip(
-            *(solve_roothaan(h, overlap) for h in by_spin(hamiltonian)), strict=True
-        )
+        solved = [solve_roothaan(h, overlap) for h in by_spin(hamiltonian)]
+        if self.kind == Kind.UNRESTRICTED and len(solved) == 1:
+            solved *= 2
+        energies, coefficients = zip(*solved, strict=True)
         return list(coefficients), self.fill(fock, energies, coefficients)
 
     def occupied(self, hamiltonian: np.ndarray, overlap: np.ndarray) -> list[np.ndarray]:

@@ -11,13 +11,12 @@ from ..fock.fitted import FittedFock
 from ..fock.problem import Problem
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class StartingPoint:
     """What the cycles go on from, and how it came about.
 
     Attributes:
-        problem: the SCF's, in the basis set in which the start was made.
-        hamiltonian: (nao, nao) in that basis set, hartree.
+        hamiltonian: (nao, nao) in the start's basis set, hartree.
         fitted: builds further Fock matrices from the start's integrals.
         model, iterations, residual: of a network; see :class:`~pyscf_deqh.Report`.
         fitted_builds: Fock matrices built so far.
@@ -25,7 +24,6 @@ class StartingPoint:
         notes: what was done differently from what was asked, one sentence each.
     """
 
-    problem: Problem
     hamiltonian: np.ndarray
     fitted: FittedFock
     model: str | None = None
@@ -42,10 +40,19 @@ class Start(Protocol):
     name: str
     """In the report."""
 
-    def __call__(self, problem: Problem) -> StartingPoint:
-        """Begin.
+    def place(self, problem: Problem) -> Problem:
+        """The problem in the basis set in which the start is made; before any integrals.
 
         Raises:
             UnsupportedMoleculeError: not with this molecule.
+        """
+
+    def __call__(self, problem: Problem) -> StartingPoint:
+        """Begin.
+
+        Args:
+            problem: of :meth:`place`.
+
+        Raises:
             NotEnoughMemoryError, NumericalError: it did not succeed.
         """

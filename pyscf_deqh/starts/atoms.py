@@ -27,10 +27,14 @@ class AtomsStart:
     auxbasis: str = AUXBASIS
     grid: tuple[int, int] = GRID
 
+    def place(self, problem: Problem) -> Problem:
+        """The SCF's own basis set."""
+        return problem
+
     def __call__(self, problem: Problem) -> StartingPoint:
         """Raises :class:`~pyscf_deqh.NotEnoughMemoryError` without memory for it."""
         fitted = FittedFock(
             problem.mol, self.device, auxbasis=self.auxbasis, grid=self.grid, memory=problem.memory
         )
         hamiltonian = sad_reference(problem.system, fitted)
-        return StartingPoint(problem, hamiltonian, fitted, fitted_builds=1)
+        return StartingPoint(hamiltonian, fitted, fitted_builds=1)

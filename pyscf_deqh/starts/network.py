@@ -6,11 +6,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..checkpoint import DEFAULT_MODEL
+from ..checkpoint import DEFAULT_MODEL, basis_of
 from ..errors import UnsupportedMoleculeError
 from ..fock.problem import Problem
 from ..graph.basis import check_basis
-from ..predict import cached_model, resolve_device, solve_network
+from ..predict import solve_network
 from . import StartingPoint
 
 if TYPE_CHECKING:
@@ -30,16 +30,15 @@ class NetworkStart:
     model: str | Path = DEFAULT_MODEL
     device: str = "auto"
 
+    def place(self, problem: Problem) -> Problem:
+        """The model's basis set."""
+        basis, template = basis_of(self.model)
+        return problem.in_basis_of(_in_basis(problem.mol, basis, template.numbers))
+
     def __call__(self, problem: Problem) -> StartingPoint:
         """Raises as :func:`~pyscf_deqh.predict_hamiltonian` does."""
-        _, spec = cached_model(self.model, resolve_device(self.device))
-        own = problem.in_basis_of(_in_basis(problem.mol, spec.basis, spec.template.numbers))
-        prediction, fitted = solve_network(own.system, self.model, self.device, problem.memory)
-        notes = list(prediction.notes)
-        if own is not problem:
-            notes.append(f"predicted in {spec.basis} and projected")
+        prediction, fitted = solve_network(problem.system, self.model, self.device, problem.memory)
         return StartingPoint(
-            problem=own,
             hamiltonian=prediction.hamiltonian,
             fitted=fitted,
             model=prediction.model,
@@ -47,7 +46,7 @@ class NetworkStart:
             residual=prediction.residual,
             fitted_builds=prediction.fock_builds,
             network_seconds=prediction.network_seconds,
-            notes=tuple(notes),
+            notes=prediction.notes,
         )
 
 

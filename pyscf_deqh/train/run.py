@@ -22,7 +22,6 @@ from torch import Tensor
 
 from ..checkpoint import ModelSpec, save_model
 from ..errors import CheckpointError, ConfigError
-from ..process import use_threads
 from .config import TrainConfig
 from .module import HamiltonianData, HamiltonianModule, build_model
 
@@ -194,7 +193,7 @@ def train(
     if run.cuda_graphs:
         _check_cuda_graphs(config)
     if run.threads:
-        use_threads(run.threads)
+        torch.set_num_threads(run.threads)
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     L.seed_everything(run.seed, verbose=False)
     run.folder.mkdir(parents=True, exist_ok=True)
