@@ -57,7 +57,9 @@ def last(config, key="state_dict"):
     return torch.load(path, weights_only=True)[key]
 
 
-@pytest.mark.parametrize("gradient", ["implicit", "random-depth"])
+@pytest.mark.parametrize(
+    "gradient", [pytest.param("implicit", marks=pytest.mark.slow), "random-depth"]
+)
 def test_resuming_gives_the_same_run(config, tmp_path, gradient):
     """Two epochs at once, and two with a stop between: same weights, averages and order of data."""
     config.solver = replace(config.solver, gradient=gradient)
@@ -113,8 +115,15 @@ def test_training_learns_and_its_model_starts_an_scf(config, tmp_path):
     assert mf.kernel() == pytest.approx(scf.RHF(mf.mol).kernel(), abs=1e-8)
 
 
-@pytest.mark.parametrize("consistent", [True, False])
-@pytest.mark.parametrize("overlap", [True, False])
+@pytest.mark.parametrize(
+    ("consistent", "overlap"),
+    [
+        (True, True),
+        (False, False),
+        pytest.param(True, False, marks=pytest.mark.slow),
+        pytest.param(False, True, marks=pytest.mark.slow),
+    ],
+)
 def test_qhnet_and_its_ablations_learn(config, tmp_path, consistent, overlap):
     config.backbone = "qhnet"
     config.qhnet = QHNetConfig(
