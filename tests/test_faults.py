@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import WATER, make_mol
-from pyscf import dft, scf
+from pyscf import scf
 
 from pyscf_deqh import NotEnoughMemoryError, NumericalError, deqh_guess, init_guess_by_deqh, plugin
 from pyscf_deqh import guess as guess_module
@@ -46,7 +46,7 @@ ERRORS = {
 @pytest.fixture(scope="module")
 def minao():
     """Energy and density from PySCF's own guess."""
-    mf = dft.RKS(make_mol(WATER), xc="pbe")
+    mf = scf.RHF(make_mol(WATER))
     return mf.kernel(), mf.get_init_guess(key="minao")
 
 
@@ -54,7 +54,7 @@ def run_by_name(tmp_path, verbose=3):
     """An SCF object, after its SCF, and its log."""
     log = tmp_path / "log"
     mol = make_mol(WATER, verbose=verbose, output=str(log))
-    mf = dft.RKS(mol, xc="pbe")
+    mf = scf.RHF(mol)
     mf.init_guess = "deqh"
     mf.kernel()
     mol.stdout.close()
@@ -80,7 +80,7 @@ def test_errors(stage, error, monkeypatch, tmp_path, minao):
         assert note == f"{CYCLES[stage]} cycles left out: {message}"
         assert f"DEQH guess: {note}" in log
         assert report.fallback is None
-        assert dft.RKS(make_mol(WATER), xc="pbe").apply(deqh_guess).kernel() < 0
+        assert scf.RHF(make_mol(WATER)).apply(deqh_guess).kernel() < 0
         return
     assert report.fallback.startswith(own.__name__)
     assert message in report.fallback
@@ -88,7 +88,7 @@ def test_errors(stage, error, monkeypatch, tmp_path, minao):
     assert "The minao guess is used instead." in log
     assert "Traceback" not in log
     with pytest.raises(own) as caught:
-        dft.RKS(make_mol(WATER), xc="pbe").apply(deqh_guess).kernel()
+        scf.RHF(make_mol(WATER)).apply(deqh_guess).kernel()
     assert message in str(caught.value)
     with pytest.raises(own):
         init_guess_by_deqh(make_mol(WATER))
@@ -113,7 +113,7 @@ NAN = {
     "fitted integrals": STAGES["start: fitted integrals"],
     "network": STAGES["start: network"],
     "fitted Fock matrices": (fitted.FittedFock, "__call__"),
-    "full Fock build": (dft.rks.RKS, "get_fock"),
+    "full Fock build": (scf.hf.RHF, "get_fock"),
 }
 
 
@@ -122,7 +122,7 @@ def test_nan(stage, monkeypatch, tmp_path, minao):
     place, name = NAN[stage]
     monkeypatch.setattr(place, name, nan_of(getattr(place, name)))
     with pytest.raises(NumericalError, match="NaN"):
-        dft.RKS(make_mol(WATER), xc="pbe").apply(deqh_guess).get_init_guess(key="deqh")
+        scf.RHF(make_mol(WATER)).apply(deqh_guess).get_init_guess(key="deqh")
     if stage == "full Fock build":
         return  # PySCF's own SCF has no other
     mf, log = run_by_name(tmp_path)
@@ -134,7 +134,7 @@ def test_nan(stage, monkeypatch, tmp_path, minao):
 
 def test_nan_in_the_density(monkeypatch, tmp_path, minao):
     monkeypatch.setattr(scf.hf.SCF, "make_rdm1", nan_of(scf.hf.SCF.make_rdm1))
-    mf = dft.RKS(make_mol(WATER), xc="pbe")
+    mf = scf.RHF(make_mol(WATER))
     with pytest.raises(NumericalError, match="nan instead of 10 electrons"):
         mf.apply(deqh_guess).get_init_guess(key="deqh")
     del mf._deqh
@@ -143,7 +143,7 @@ def test_nan_in_the_density(monkeypatch, tmp_path, minao):
 
 def test_on_unsupported_minao_is_for_all_failures(monkeypatch, minao):
     monkeypatch.setattr(DEQH, "forward", lambda *args: 1 / 0)
-    mf = dft.RKS(make_mol(WATER), xc="pbe").apply(deqh_guess, on_unsupported="minao")
+    mf = scf.RHF(make_mol(WATER)).apply(deqh_guess, on_unsupported="minao")
     assert mf.kernel() == pytest.approx(minao[0], abs=1e-8)
     assert mf.deqh_report.fallback == "ZeroDivisionError: division by zero"
 
@@ -158,7 +158,7 @@ def test_traceback_is_in_the_log_at_debug_level(monkeypatch, tmp_path):
 def test_a_missing_package_stops_no_run(monkeypatch, minao):
     """PyTorch, say: it is imported by the first guess."""
     monkeypatch.setattr(plugin, "_options", lambda *args: exec("import no_such_package"))
-    mf = dft.RKS(make_mol(WATER), xc="pbe")
+    mf = scf.RHF(make_mol(WATER))
     mf.init_guess = "deqh"
     assert mf.kernel() == pytest.approx(minao[0], abs=1e-8)
     assert mf.deqh_report.fallback.startswith("ModuleNotFoundError")
@@ -188,7 +188,7 @@ def test_a_gpu_without_memory_for_cycles_hands_over_to_the_cpu(stage, monkeypatc
             raise torch.OutOfMemoryError("CUDA out of memory")
         return original(*args)
 
-    mf = dft.RKS(make_mol(WATER), xc="pbe")
+    mf = scf.RHF(make_mol(WATER))
     expected = guess_module.make_guess(mf, mf.mol, guess_module.Options())
     monkeypatch.setattr(NetworkStart, "__call__", on_gpu)
     monkeypatch.setattr(cycles, stage, full)
@@ -205,7 +205,7 @@ def test_an_interrupt_is_none_of_these(monkeypatch):
         raise KeyboardInterrupt
 
     monkeypatch.setattr(DEQH, "forward", interrupt)
-    mf = dft.RKS(make_mol(WATER), xc="pbe")
+    mf = scf.RHF(make_mol(WATER))
     with pytest.raises(KeyboardInterrupt):
         mf.get_init_guess(key="deqh")
     monkeypatch.undo()

@@ -8,28 +8,28 @@ from pyscf import dft, lib, scf
 from pyscf_deqh import deqh_guess, plugin
 
 
-def kohn_sham(key="deqh", **options):
-    mf = dft.RKS(make_mol(WATER, **options), xc="pbe")
+def hartree_fock(key="deqh"):
+    mf = scf.RHF(make_mol(WATER))
     mf.init_guess = key
     return mf
 
 
 def test_a_density_of_the_users_own(monkeypatch):
-    mf = kohn_sham("minao").run()
+    mf = hartree_fock("minao").run()
     monkeypatch.setattr(plugin, "make_guess", lambda *args: pytest.fail("a guess was made"))
-    again = kohn_sham()
+    again = hartree_fock()
     assert again.kernel(dm0=mf.make_rdm1()) == pytest.approx(mf.e_tot, abs=1e-9)
     assert again.cycles == 1
     assert again.deqh_report is None
 
 
 def test_restart_from_a_checkpoint_file(monkeypatch, tmp_path):
-    first = kohn_sham()
+    first = hartree_fock()
     first.chkfile = str(tmp_path / "scf.chk")
     energy = first.kernel()
     monkeypatch.setattr(plugin, "make_guess", lambda *args: pytest.fail("a guess was made"))
     for restart in ("init_guess", "dm0"):
-        mf = kohn_sham("chkfile" if restart == "init_guess" else "deqh")
+        mf = hartree_fock("chkfile" if restart == "init_guess" else "deqh")
         mf.chkfile = first.chkfile
         dm = mf.from_chk() if restart == "dm0" else None
         assert mf.kernel(dm0=dm) == pytest.approx(energy, abs=1e-9)
@@ -37,7 +37,7 @@ def test_restart_from_a_checkpoint_file(monkeypatch, tmp_path):
 
 
 def test_callback_sees_pyscfs_cycles_alone():
-    mf, seen = kohn_sham(), []
+    mf, seen = hartree_fock(), []
     mf.callback = lambda env: seen.append((env["cycle"], env["e_tot"]))
     mf.kernel()
     assert [cycle for cycle, _ in seen] == list(range(mf.cycles))
@@ -45,7 +45,7 @@ def test_callback_sees_pyscfs_cycles_alone():
 
 
 def test_check_convergence_decides():
-    mf, asked = kohn_sham(), []
+    mf, asked = hartree_fock(), []
 
     def enough(env):
         asked.append(env["cycle"])
@@ -67,8 +67,8 @@ def test_check_convergence_decides():
     ],
 )
 def test_the_guess_goes_as_far_as_the_scf(settings, goal):
-    mf = kohn_sham().set(**settings)
-    reference = kohn_sham("minao").set(conv_tol=1e-12).run()
+    mf = hartree_fock().set(**settings)
+    reference = hartree_fock("minao").set(conv_tol=1e-12).run()
     mf.kernel()
     gradients = mf.deqh_report.corrected_gradients
     assert gradients[-1] < goal
@@ -88,8 +88,8 @@ DIIS = {
 
 @pytest.mark.parametrize("case", DIIS)
 def test_diis_and_its_kin_stay(case):
-    expected = kohn_sham("minao").run().e_tot
-    mf = kohn_sham().set(**DIIS[case])
+    expected = hartree_fock("minao").run().e_tot
+    mf = hartree_fock().set(**DIIS[case])
     names = ("diis", "DIIS", "diis_space", "diis_start_cycle", "diis_damp", "level_shift",
              "diis_file", "max_cycle", "direct_scf", "verbose", "chkfile", "callback")  # fmt: skip
     before = {name: getattr(mf, name) for name in names}
