@@ -64,7 +64,7 @@ def refine(
     build = shells.effective(build, overlap)
     extrapolation = diis.CDIIS()
     extrapolation.verbose = 0
-    fock = finite(hamiltonian)
+    fock = hamiltonian
     if density is not None:
         hamiltonian = extrapolation.update(overlap, density, fock)
     gradients: list[float] = []
