@@ -14,6 +14,7 @@ from .errors import (
     NumericalError,
     UnsupportedMoleculeError,
 )
+from .fock.diis import CorrectedCycle, corrected_diis
 from .plugin import deqh_guess, init_guess_by_deqh, register
 from .predict import predict_hamiltonian
 from .report import Report
@@ -23,12 +24,14 @@ __version__ = "0.1.0"
 __all__ = [
     "CheckpointError",
     "ConfigError",
+    "CorrectedCycle",
     "DEQHError",
     "DatasetError",
     "NotEnoughMemoryError",
     "NumericalError",
     "Report",
     "UnsupportedMoleculeError",
+    "corrected_diis",
     "deqh_guess",
     "init_guess_by_deqh",
     "list_models",

@@ -10,11 +10,13 @@ import numpy as np
 from pyscf.scf import hf
 
 from .errors import own_errors
-from .fock.cycles import CycleSettings, Solution, run_cycles
+from .fock.cycles import CONVERGED, NEAR, CycleSettings, Solution, run_cycles
 from .fock.density import density_of
+from .fock.diis import CorrectedDIIS, accelerate, hand_over
 from .fock.problem import Problem
+from .fock.shells import breaks_spin_symmetry
 from .process import one_blas_thread
-from .pyscf_api import make_integrals
+from .pyscf_api import fills_by_aufbau, make_integrals
 from .report import Report, Seconds
 
 if TYPE_CHECKING:
@@ -31,9 +33,9 @@ def _network() -> Start:
     return NetworkStart()
 
 
-def cycles_after(max_cycles: int, full_build: bool) -> CycleSettings | None:
-    """Cycles as a user asks for them: without density-fitted ones there are none at all."""
-    return CycleSettings(max_cycles, full_build) if max_cycles else None
+def cycles_after(max_cycles: int, accelerated: bool) -> CycleSettings | None:
+    """Density-fitted cycles as a user asks for them, with corrected ones in the SCF or without."""
+    return CycleSettings(max_cycles, NEAR if accelerated else CONVERGED) if max_cycles else None
 
 
 @dataclass(frozen=True)
@@ -43,11 +45,13 @@ class Options:
     Attributes:
         start: where the cycles begin.
         cycles: which cycles follow; None for the start alone.
+        accelerate: whether the SCF goes on with corrected cycles.
         on_unsupported: what a failure leads to, an error or minao's density.
     """
 
     start: Start = field(default_factory=_network)
     cycles: CycleSettings | None = field(default_factory=CycleSettings)
+    accelerate: bool = True
     on_unsupported: str = "raise"
 
 
@@ -71,11 +75,15 @@ class Guess:
 def make_guess(mf: hf.SCF, mol: Mole, options: Options, overlap: np.ndarray | None = None) -> Guess:
     """A density matrix for an SCF object to start from; minao's where the cycles came to nothing.
 
+    Where another start may lead to another kind of state, the density is PySCF's own: for singlets
+    whose spin symmetry it breaks, and where the user fills the orbitals by a rule of his own.
+
     Args:
         mf: any molecular SCF object of PySCF.
         mol: the molecule that it starts from.
         options: how the guess is made.
-        overlap: of the orbitals, if it is known already.
+        overlap: of the orbitals, if it is known already. Then the SCF is taken to come next: its
+            corrected cycles get the fitted integrals.
 
     Raises:
         UnsupportedMoleculeError: the class, the molecule or its elements are unknown.
@@ -86,18 +94,26 @@ def make_guess(mf: hf.SCF, mol: Mole, options: Options, overlap: np.ndarray | No
     started = time.perf_counter()
     with own_errors():
         problem = Problem.of(mf, mol, overlap)
-        own, settings = options.start.place(problem), options.cycles
+        start, notes = options.start, _accelerate(problem, options)
+        reason = _own_start(problem)
+        if reason is not None:
+            return _left_alone(problem, start, reason, notes, started)
+        own, accelerated = start.place(problem), mf.DIIS is CorrectedDIIS and mol is mf.mol
         prepared = time.perf_counter()
-        if settings and settings.full_build and problem.has_fock_matrices:
+        if accelerated:
             make_integrals(mf)
         began = time.perf_counter()
         with one_blas_thread:
-            point = options.start(own)
+            point = start(own)
         reached = time.perf_counter()
         solution = Solution(own, point.hamiltonian)
-        if settings:
-            solution = run_cycles(problem, own, point.hamiltonian, point.fitted, settings)
+        if options.cycles:
+            solution = run_cycles(own, point.hamiltonian, point.fitted, options.cycles)
         ended = time.perf_counter()
+        if own is not problem:
+            point.fitted.free()
+        elif accelerated and overlap is not None and not solution.notes:
+            hand_over(mf, point.fitted)
         with one_blas_thread:
             if solution.failure:
                 density = mf.get_init_guess(mol, key="minao")
@@ -106,24 +122,49 @@ def make_guess(mf: hf.SCF, mol: Mole, options: Options, overlap: np.ndarray | No
     now = time.perf_counter()
     projected = () if own is problem else (f"made in {own.mol.basis} and projected",)
     report = Report(
-        start=options.start.name,
+        start=start.name,
         model=point.model,
         device=str(point.fitted.device),
         iterations=point.iterations,
         residual=point.residual,
         fitted_gradients=solution.fitted_gradients,
-        corrected_gradients=solution.corrected_gradients,
-        fitted_builds=point.fitted_builds + solution.fitted_builds,
-        full_builds=solution.full_builds,
+        fitted_builds=point.fitted_builds + len(solution.fitted_gradients),
         seconds=Seconds(
             start=reached - began - point.network_seconds + prepared - started,
+            integrals=began - prepared,
             network=point.network_seconds,
-            cycles=ended - reached - solution.full_build_seconds,
-            full_build=solution.full_build_seconds + began - prepared,
+            cycles=ended - reached,
             density=now - ended,
             total=now - started,
         ),
-        notes=(*point.notes, *projected, *solution.notes),
+        notes=(*point.notes, *projected, *solution.notes, *notes),
         fallback=solution.failure,
     )
     return Guess(density, point.hamiltonian, solution, report)
+
+
+def _accelerate(problem: Problem, options: Options) -> tuple[str, ...]:
+    """Corrected cycles for the SCF that follows, or a note why not."""
+    if not options.accelerate or problem.mol is not problem.mf.mol:
+        return ()
+    reason = accelerate(problem.mf)
+    return () if reason is None else (f"no corrected cycles: {reason}",)
+
+
+def _own_start(problem: Problem) -> str | None:
+    """Why an SCF has to start from PySCF's own density."""
+    if not fills_by_aufbau(problem.mf):
+        return "the orbitals are not filled by energy"
+    if breaks_spin_symmetry(problem.mf, problem.mol):
+        return "PySCF breaks the spin symmetry of its own density"
+    return None
+
+
+def _left_alone(
+    problem: Problem, start: Start, reason: str, notes: tuple[str, ...], started: float
+) -> Guess:
+    hamiltonian = problem.core_hamiltonian
+    density = problem.mf.get_init_guess(problem.mol, key="minao")
+    seconds = Seconds(total=time.perf_counter() - started)
+    report = Report(start.name, seconds=seconds, notes=notes, fallback=reason)
+    return Guess(density, hamiltonian, Solution(problem, hamiltonian, failure=reason), report)

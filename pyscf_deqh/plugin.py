@@ -23,6 +23,7 @@ from pyscf.scf import hf
 from .after_import import AfterImport
 from .checkpoint import DEFAULT_MODEL, list_models, resolve_model
 from .errors import ConfigError
+from .fock import diis
 from .fock.cycles import CycleSettings
 from .fock.problem import check_method
 from .guess import ON_UNSUPPORTED, Options, cycles_after, make_guess
@@ -40,13 +41,12 @@ def _options(
     device: str,
     on_unsupported: str = "raise",
     max_cycles: int = MAX_CYCLES,
-    full_build: bool = True,
+    accelerate: bool = True,
 ) -> Options:
     from .starts.network import NetworkStart
 
-    return Options(
-        NetworkStart(model, device), cycles_after(max_cycles, full_build), on_unsupported
-    )
+    cycles = cycles_after(max_cycles, accelerate)
+    return Options(NetworkStart(model, device), cycles, accelerate, on_unsupported)
 
 
 def deqh_guess(
@@ -55,7 +55,7 @@ def deqh_guess(
     device: str = "auto",
     on_unsupported: str = "raise",
     max_cycles: int = MAX_CYCLES,
-    full_build: bool = True,
+    accelerate: bool = True,
     exact_build: bool | None = None,
 ) -> hf.SCF:
     """Make an SCF object start from the DEQH guess: ``scf.RKS(mol).apply(deqh_guess).run()``.
@@ -71,10 +71,10 @@ def deqh_guess(
         max_cycles: limit of density-fitted cycles after the network (fitted integrals, coarse grid,
             the SCF's own functional); they stop as soon as they have no more to give. 0: the
             network alone.
-        full_build: make one full Fock build, of the SCF's own kind, after these cycles, and correct
-            further ones by it; the time of one SCF cycle for several saved. Not for GHF, not for
-            singlets of UHF, whose spin symmetry PySCF breaks, and not where ``irrep_nelec`` is set.
-        exact_build: the name of ``full_build`` in version 0.1.0.
+        accelerate: let the SCF go on with corrected cycles in the place of DIIS, see
+            :func:`~pyscf_deqh.corrected_diis`; not where the user chose a DIIS, damping or a level
+            shift of his own.
+        exact_build: of version 0.1.0; ``accelerate`` has taken its place.
 
     Raises:
         ConfigError: ``on_unsupported`` is neither, or ``max_cycles`` is negative.
@@ -88,15 +88,19 @@ def deqh_guess(
     if max_cycles < 0:
         raise ConfigError(f"max_cycles must not be negative, it is {max_cycles}")
     if exact_build is not None:
-        warnings.warn("exact_build is now full_build", FutureWarning, stacklevel=2)
-        full_build = exact_build
+        warnings.warn("exact_build is now accelerate", FutureWarning, stacklevel=2)
+        accelerate = exact_build
     folder = resolve_model(model)
     if str(model) not in list_models():
         model = folder  # absolute: the process may change its directory
     if on_unsupported == "raise":
         check_method(mf)
     mf.init_guess = KEY
-    mf._deqh = _options(model, device, on_unsupported, max_cycles, full_build)
+    mf._deqh = _options(model, device, on_unsupported, max_cycles, accelerate)
+    if not accelerate:
+        diis.plain_diis(mf)
+    elif isinstance(mf, hf.SCF):
+        diis.accelerate(mf)  # an SCF from a user's own density gains as well
     return mf
 
 
@@ -124,8 +128,7 @@ def init_guess_by_deqh(
     """Density matrix (nao, nao) of both spins; tagged with orbitals for a closed shell.
 
     The plain function beside ``pyscf.scf.hf.init_guess_by_minao``; ``xc`` is the functional of the
-    cycles after the network, or ``hf``. One full Fock build of PySCF's is made, for restricted
-    orbitals, see :func:`deqh_guess`.
+    cycles after the network, or ``hf``.
 
     Args:
         mol: a built molecule.
@@ -141,7 +144,7 @@ def init_guess_by_deqh(
 
     mf = scf.RHF(mol) if xc.lower() == "hf" else dft.RKS(mol, xc=xc)
     mf.verbose = 0
-    guess = make_guess(mf, mol, _options(model, device))
+    guess = make_guess(mf, mol, _options(model, device, accelerate=False))
     dm = guess.density_matrix
     total = dm if dm.ndim == 2 else dm[0] + dm[1]
     return (total, guess.report) if return_report else total
@@ -176,8 +179,8 @@ def _density(mf: hf.SCF, mol: Mole, overlap: np.ndarray | None, minao: Callable[
 
 def _know_deqh(scf_class: Any) -> None:
     """Make an SCF class and all that take their guess from it know the key ``'deqh'``."""
-    scf_class.deqh_report = None
-    scf_class._keys = scf_class._keys | {"deqh_report"}
+    scf_class.deqh_report, scf_class.deqh_cycles = None, ()
+    scf_class._keys = scf_class._keys | {"deqh_report", "deqh_cycles"}
     original = scf_class.get_init_guess
     if original.__module__ == __name__:
         return

@@ -4,12 +4,12 @@ Read and tested in PySCF 2.8 to 2.14:
 
 ====================================  ==========================================================
 ``mf._numint``, ``NumInt._xc_type``   all
-``uhf._break_dm_spin_symm``           all; ``'mix'`` since 2.14, taken for 2 before
 ``mf._eri``, ``mf._is_mem_enough``    all
 ``DF._cderi``, ``mf.only_dfj``        all
 ``mol._atm``, ``_bas``, ``_env``      all, with ``mol._add_suffix``
 ``get_init_guess(..., s1e=S)``        all; the kernel passes the overlap on, ``newton()`` does not
 ``mf.check_linear_dependency``        since 2.13; ``mf.eig`` takes its result as ``x``
+``mf.DIIS(mf, file)``, ``.Corth``      all; ``Corth`` is ``check_linear_dependency``'s since 2.13
 ``NumInt.eval_xc_eff(..., spin=)``    since 2.10, and not used: all tell it from the shape
 ``df.incore.aux_e2(shls_slice=)``     wrong for the last shell in 2.8, and not used
 ====================================  ==========================================================
@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 
 # As PySCF has it: a user may put another one into the class.
 _GET_HCORE = hf.SCF.get_hcore
+_AUFBAU = {f"pyscf.scf.{name}" for name in ("hf", "uhf", "rohf", "ghf")}
+_AUFBAU |= {f"{name}_symm" for name in _AUFBAU - {"pyscf.scf.rohf"}}
 
 
 def is_periodic(mol: Mole) -> bool:
@@ -46,22 +48,35 @@ def functional_kind(numint: Any, xc: str) -> str:
     return numint._xc_type(xc)
 
 
-def break_spin_symmetry(mf: hf.SCF, mol: Mole, density: np.ndarray) -> np.ndarray:
-    """Density matrices (2, nao, nao) as UHF makes them of a singlet's guess."""
-    return np.asarray(uhf._break_dm_spin_symm(mol, density, mf.init_guess_breaksym))
-
-
 def has_plain_hcore(mf: hf.SCF) -> bool:
     """Whether the one-electron Hamiltonian is the molecule's alone: no X2C, no external charges,
     nothing that the user put in."""
     return getattr(mf.get_hcore, "__func__", None) is _GET_HCORE
 
 
-def solve(mf: hf.SCF, fock: Any, overlap: np.ndarray) -> tuple[Any, Any]:
-    """``mf``'s own orbital energies and orbitals, with its treatment of linear dependencies."""
-    if hasattr(mf, "check_linear_dependency"):
-        return mf.eig(fock, overlap, x=mf.check_linear_dependency(overlap, logger.new_logger(mf)))
-    return mf.eig(fock, overlap)
+def solve(
+    mf: hf.SCF, fock: Any, overlap: np.ndarray, basis: np.ndarray | None = None
+) -> tuple[Any, Any]:
+    """``mf``'s own orbital energies and orbitals, with its treatment of linear dependencies.
+
+    Args:
+        mf: an SCF object.
+        fock, overlap: in the form of its class.
+        basis: orthonormal, as PySCF's kernel makes it and hands it to its DIIS; made anew if it is
+            not known.
+    """
+    if not hasattr(mf, "check_linear_dependency"):
+        return mf.eig(fock, overlap)
+    if basis is None:
+        basis = mf.check_linear_dependency(overlap, logger.new_logger(mf))
+    return mf.eig(fock, overlap, x=basis)
+
+
+def fills_by_aufbau(mf: hf.SCF) -> bool:
+    """Whether the orbitals are filled as the SCF's class does it, in symmetry-adapted classes by
+    irreducible representation: not fractional, dynamic, smeared or by maximum overlap."""
+    fill = getattr(mf.get_occ, "__func__", mf.get_occ)
+    return getattr(fill, "__module__", "") in _AUFBAU and getattr(fill, "__name__", "") == "get_occ"
 
 
 def three_index_integrals(mol: Mole, auxiliary: Mole, shells: tuple[int, int]) -> np.ndarray:

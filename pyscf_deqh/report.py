@@ -11,17 +11,17 @@ class Seconds:
 
     Attributes:
         start: overlap, fitted integrals and reference; without a network all of the start.
+        integrals: PySCF's own, made first so that there is room for them in its SCF.
         network: its fixed point.
-        cycles: density-fitted and corrected ones, their fitted integrals in another basis set too.
-        full_build: the full Fock build, with integrals and grid that the SCF goes on with.
+        cycles: density-fitted ones.
         density: diagonalization and density matrix.
         total: all of the guess.
     """
 
     start: float = 0.0
+    integrals: float = 0.0
     network: float = 0.0
     cycles: float = 0.0
-    full_build: float = 0.0
     density: float = 0.0
     total: float = 0.0
 
@@ -36,10 +36,7 @@ class Report:
         device: where network and fitted Fock matrices were computed.
         iterations, residual: of the network's fixed point; the residual is relative.
         fitted_gradients: norm of the orbital gradient (hartree) in each density-fitted cycle.
-        corrected_gradients: the same in each corrected cycle.
         fitted_builds: fitted Fock matrices, that of the start included.
-        full_builds: Fock matrices of the SCF's own, each of which costs as much as one of its
-            cycles.
         seconds: by stage.
         notes: what was done differently from what was asked, one sentence each.
         fallback: why minao's density was used instead; None where it was not.
@@ -51,9 +48,7 @@ class Report:
     iterations: int = 0
     residual: float = float("nan")
     fitted_gradients: tuple[float, ...] = ()
-    corrected_gradients: tuple[float, ...] = ()
     fitted_builds: int = 0
-    full_builds: int = 0
     seconds: Seconds = field(default_factory=Seconds)
     notes: tuple[str, ...] = ()
     fallback: str | None = None
@@ -66,13 +61,11 @@ class Report:
             origin = (
                 f"model {self.model}: iterations {self.iterations}, residual {self.residual:.1e}"
             )
-        builds = f"{self.full_builds} full Fock build{'s' * (self.full_builds != 1)}"
         text = (
-            f"{origin}; {len(self.fitted_gradients)} density-fitted cycles, {builds}, "
-            f"{len(self.corrected_gradients)} corrected cycles on {self.device}; "
-            f"{seconds.total:.2f} s (overlap and reference {seconds.start:.2f}, network "
-            f"{seconds.network:.2f}, cycles {seconds.cycles:.2f}, full Fock build "
-            f"{seconds.full_build:.2f}, density {seconds.density:.2f})"
+            f"{origin}; {len(self.fitted_gradients)} density-fitted cycles on {self.device}; "
+            f"{seconds.total:.2f} s (overlap and reference {seconds.start:.2f}, PySCF's "
+            f"integrals {seconds.integrals:.2f}, network {seconds.network:.2f}, cycles "
+            f"{seconds.cycles:.2f}, density {seconds.density:.2f})"
         )
         if self.fallback is not None:
             text = f"minao's density, because {self.fallback}; {text}"

@@ -10,7 +10,7 @@ from pyscf import scf
 
 from pyscf_deqh import NotEnoughMemoryError, NumericalError, deqh_guess, init_guess_by_deqh, plugin
 from pyscf_deqh import guess as guess_module
-from pyscf_deqh.fock import cycles, fitted, integrals, problem
+from pyscf_deqh.fock import cycles, diis, fitted, integrals, problem
 from pyscf_deqh.graph import build
 from pyscf_deqh.nn.deqh import DEQH
 from pyscf_deqh.starts.network import NetworkStart
@@ -24,13 +24,8 @@ STAGES = {
     "start: grid": (fitted, "coarse_grid"),
     "start: network": (DEQH, "forward"),
     "density-fitted cycles": (cycles, "_density_fitted_cycles"),
-    "full Fock build": (cycles, "_full_build"),
-    "corrected cycles": (fitted.FittedFock, "differences"),
     "density": (guess_module, "density_of"),
 }
-# Stages after the start, and which cycles they belong to.
-CYCLES = {"density-fitted cycles": "density-fitted", "full Fock build": "corrected",
-          "corrected cycles": "corrected"}  # fmt: skip
 ERRORS = {
     "linear algebra": (np.linalg.LinAlgError("singular matrix"), NumericalError),
     "memory": (MemoryError("unable to allocate 1 TiB"), NotEnoughMemoryError),
@@ -74,10 +69,10 @@ def test_errors(stage, error, monkeypatch, tmp_path, minao):
     assert mf.converged
     assert mf.e_tot == pytest.approx(minao[0], abs=1e-8)
     report, message = mf.deqh_report, str(raised)
-    if own is NotEnoughMemoryError and stage in CYCLES:
+    if own is NotEnoughMemoryError and stage == "density-fitted cycles":
         # What has been reached by then is a start nevertheless.
         (note,) = report.notes
-        assert note == f"{CYCLES[stage]} cycles left out: {message}"
+        assert note == f"density-fitted cycles left out: {message}"
         assert f"DEQH guess: {note}" in log
         assert report.fallback is None
         assert scf.RHF(make_mol(WATER)).apply(deqh_guess).kernel() < 0
@@ -90,8 +85,25 @@ def test_errors(stage, error, monkeypatch, tmp_path, minao):
     with pytest.raises(own) as caught:
         scf.RHF(make_mol(WATER)).apply(deqh_guess).kernel()
     assert message in str(caught.value)
-    with pytest.raises(own):
-        init_guess_by_deqh(make_mol(WATER))
+    if stage != "PySCF's integrals":  # there is no SCF that would hold them
+        with pytest.raises(own):
+            init_guess_by_deqh(make_mol(WATER))
+
+
+@pytest.mark.parametrize("error", ERRORS)
+@pytest.mark.parametrize("place", [(fitted.FittedFock, "differences"), (diis, "refine")])
+def test_errors_in_corrected_cycles_leave_pyscfs_own(place, error, monkeypatch, tmp_path, minao):
+    def fail(*args, **kwargs):
+        raise ERRORS[error][0]
+
+    monkeypatch.setattr(*place, fail)
+    mf, log = run_by_name(tmp_path)
+    assert mf.converged
+    assert mf.e_tot == pytest.approx(minao[0], abs=1e-8)
+    assert mf.deqh_report.fallback is None
+    assert f"No corrected cycles: {ERRORS[error][1].__name__}: " in log
+    assert log.count("PySCF's DIIS goes on") == 1
+    assert "Traceback" not in log
 
 
 def nan_of(original):
@@ -113,7 +125,6 @@ NAN = {
     "fitted integrals": STAGES["start: fitted integrals"],
     "network": STAGES["start: network"],
     "fitted Fock matrices": (fitted.FittedFock, "__call__"),
-    "full Fock build": (scf.hf.RHF, "get_fock"),
 }
 
 
@@ -123,8 +134,6 @@ def test_nan(stage, monkeypatch, tmp_path, minao):
     monkeypatch.setattr(place, name, nan_of(getattr(place, name)))
     with pytest.raises(NumericalError, match="NaN"):
         scf.RHF(make_mol(WATER)).apply(deqh_guess).get_init_guess(key="deqh")
-    if stage == "full Fock build":
-        return  # PySCF's own SCF has no other
     mf, log = run_by_name(tmp_path)
     assert mf.converged
     assert mf.e_tot == pytest.approx(minao[0], abs=1e-8)
@@ -173,10 +182,9 @@ def test_linear_algebra_of_pytorch_fails_alike(monkeypatch):
         init_guess_by_deqh(make_mol(WATER))
 
 
-@pytest.mark.parametrize("stage", ["_density_fitted_cycles", "_origin"])
-def test_a_gpu_without_memory_for_cycles_hands_over_to_the_cpu(stage, monkeypatch):
+def test_a_gpu_without_memory_for_cycles_hands_over_to_the_cpu(monkeypatch):
     """Without a GPU: what it would compute says that it is on one."""
-    original, start = getattr(cycles, stage), NetworkStart.__call__
+    original, start = cycles._density_fitted_cycles, NetworkStart.__call__
 
     def on_gpu(self, problem):
         point = start(self, problem)
@@ -191,12 +199,9 @@ def test_a_gpu_without_memory_for_cycles_hands_over_to_the_cpu(stage, monkeypatc
     mf = scf.RHF(make_mol(WATER))
     expected = guess_module.make_guess(mf, mf.mol, guess_module.Options())
     monkeypatch.setattr(NetworkStart, "__call__", on_gpu)
-    monkeypatch.setattr(cycles, stage, full)
-    if stage == "_origin":
-        monkeypatch.setattr(fitted.FittedFock, "_tensor", lambda self, x: torch.tensor(x).float())
+    monkeypatch.setattr(cycles, "_density_fitted_cycles", full)
     found = guess_module.make_guess(mf, mf.mol, guess_module.Options())
     assert found.report.notes == ("cuda ran out of memory: cycles on the CPU",)
-    assert found.report.full_builds == expected.report.full_builds == 1
     np.testing.assert_allclose(found.density_matrix, expected.density_matrix, atol=1e-5)
 
 

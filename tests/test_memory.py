@@ -1,5 +1,8 @@
 """What is held at once is summed, and PySCF's own integrals come first."""
 
+import gc
+import weakref
+
 import numpy as np
 import pytest
 import torch
@@ -114,10 +117,10 @@ def test_the_order_in_a_guess(monkeypatch):
         return original(self, problem)
 
     monkeypatch.setattr(NetworkStart, "__call__", start)
-    for options in ({}, {"full_build": False}, {"max_cycles": 0}):
+    for options in ({}, {"accelerate": False}, {"max_cycles": 0}):
         scf.RHF(make_mol(WATER)).apply(deqh_guess, **options).get_init_guess(key="deqh")
-    # Where the guess builds none of the SCF's Fock matrices, there is nothing to make room for.
-    assert seen == [True, False, False]
+    # A guess whose integrals are gone when the SCF begins has nothing to make room for.
+    assert seen == [True, False, True]
 
 
 def test_the_scfs_own_limit_counts():
@@ -133,18 +136,38 @@ def test_the_scfs_own_limit_counts():
 
 def test_another_basis_set_takes_the_place_of_the_first(monkeypatch):
     """Their integrals are never held side by side."""
-    held_at_build = []
+    made, held_later = [], []
     original = guess_module.run_cycles
 
-    def watched(problem, start, hamiltonian, fitted, settings):
-        solution = original(problem, start, hamiltonian, fitted, settings)
-        held_at_build.append(held(fitted))
-        return solution
+    def watched(problem, hamiltonian, fitted, settings):
+        made.append(fitted)
+        return original(problem, hamiltonian, fitted, settings)
 
     monkeypatch.setattr(guess_module, "run_cycles", watched)
-    mf = dft.RKS(make_mol(WATER, basis="cc-pvdz"), xc="b3lyp")
-    assert make_guess(mf, mf.mol, Options()).report.full_builds == 1
-    assert held_at_build == [0]
+    mf = dft.RKS(make_mol(WATER, basis="cc-pvdz"), xc="b3lyp").apply(deqh_guess)
+    mf.callback = lambda envs: held_later.append(held(made[0]))
+    mf.kernel()
+    assert set(held_later) == {0}
+
+
+def test_fitted_integrals_serve_the_scf_and_go_with_it(monkeypatch):
+    made, original = [], FittedFock.__init__
+
+    def watched(self, *args, **kwargs):
+        made.append(weakref.ref(self))
+        original(self, *args, **kwargs)
+
+    monkeypatch.setattr(FittedFock, "__init__", watched)
+    mf = scf.RHF(make_mol(WATER)).apply(deqh_guess)
+    mf.get_init_guess(key="deqh")
+    gc.collect()
+    assert [fitted() for fitted in made] == [None]  # no SCF followed
+    made.clear()
+    mf.kernel()
+    assert len(made) == 1
+    assert mf.deqh_cycles[0].accepted
+    gc.collect()
+    assert made[0]() is None
 
 
 def test_a_singular_metric_has_a_pseudoinverse():

@@ -263,7 +263,7 @@ def test_network_is_in_single_precision_whatever_the_default():
 def test_a_model_folder_is_found_from_another_directory(tmp_path, monkeypatch):
     shutil.copytree(resolve_model(DEFAULT_MODEL), tmp_path / "mine")
     monkeypatch.chdir(tmp_path)
-    mf = scf.RHF(make_mol(WATER)).apply(deqh_guess, model="mine", full_build=False)
+    mf = scf.RHF(make_mol(WATER)).apply(deqh_guess, model="mine")
     monkeypatch.chdir("/")
     assert mf.get_init_guess(key="deqh").shape == (24, 24)
 
@@ -300,7 +300,7 @@ def test_cheap_cycles_follow_a_functional_that_the_user_has_changed(change):
     s, exact = mf.get_ovlp(), mf.make_rdm1()
 
     def error(mf):
-        dm = deqh_guess(mf, full_build=False).get_init_guess(key="deqh")
+        dm = deqh_guess(mf, accelerate=False).get_init_guess(key="deqh")
         return np.trace((dm - exact) @ s @ (dm - exact) @ s)
 
     assert error(kohn_sham()) < 0.1 * error(kohn_sham(changed=False))

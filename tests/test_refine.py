@@ -113,7 +113,7 @@ def test_restricted_open_shells_converge_to_pyscfs_solution():
 
     result = run(60, 1e-6)
     assert result.gradients[-1] < 1e-6
-    np.testing.assert_allclose(density_matrix(result.orbitals), mf.make_rdm1().sum(0), atol=1e-4)
+    np.testing.assert_allclose(density_matrix(result.orbitals), mf.make_rdm1(), atol=1e-4)
     np.testing.assert_allclose(result.fock, mf.get_fock(), atol=1e-4)
     mo_energy, c = mf.eig(start, overlap)
     occupation = mf.get_occ(mo_energy, c)

@@ -47,9 +47,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--model", default=DEFAULT_MODEL, help="bundled model or exported folder")
     parser.add_argument("--max-cycles", type=int, default=Method.max_cycles,
                         help="limit of DEQH's density-fitted cycles; "
-                        "0: the network alone")  # fmt: skip
-    parser.add_argument("--no-full-build", action="store_true",
-                        help="leave out DEQH's one full Fock build")  # fmt: skip
+                        "0: none")  # fmt: skip
+    parser.add_argument("--no-accelerate", action="store_true",
+                        help="SCFs from DEQH go on with PySCF's DIIS")  # fmt: skip
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda …")
     parser.add_argument("--json", type=Path, metavar="OUT", help="write rows and summary here")
     parser.add_argument("--plot", type=Path, metavar="OUT.png", help="gradient norm per cycle")
@@ -72,7 +72,7 @@ def main(argv: list[str] | None = None) -> int:
             geometries = random.Random(args.seed).sample(geometries, args.n)
         method = Method(
             args.xc, args.basis, args.model, args.device, args.max_cycles,
-            not args.no_full_build, args.charge, args.spin, args.density_fit,
+            not args.no_accelerate, args.charge, args.spin, args.density_fit,
         )  # fmt: skip
         results = run_benchmark(geometries, method, args.init, args.json)
         print(table(results))

@@ -21,10 +21,11 @@ from ..checkpoint import DEFAULT_MODEL, weights_hash
 from ..data.geometry import Geometry, read_geometries
 from ..errors import ConfigError, DEQHError
 from ..files import write_json
-from ..fock.cycles import CycleSettings, Solution, Thresholds
+from ..fock.cycles import CONVERGED, CycleSettings
 from ..fock.fitted import AUXBASIS
 from ..fock.grid import GRID
-from ..guess import Options
+from ..guess import Guess, Options
+from ..starts import Start
 from ..starts.atoms import AtomsStart
 from ..starts.network import NetworkStart
 from .environment import environment
@@ -35,7 +36,7 @@ from .sets import BUNDLED, in_random_order
 
 _ENOUGH_CYCLES = 30
 # What single precision allows.
-_CONVERGED = Thresholds(fitted=2e-5)
+_TIGHT = 2e-5
 
 
 @dataclass(frozen=True)
@@ -45,34 +46,36 @@ class Variant:
     Attributes:
         title: in the table.
         network: whether the cycles start from the network's Hamiltonian, or from superposed atoms.
-        cycles: which cycles follow; None for the network alone.
+        cycles: which density-fitted cycles follow; None for the start alone.
+        accelerate: whether the SCF goes on with corrected cycles.
         auxbasis, grid: of the fitted Fock matrices, where there is no network.
     """
 
     title: str
     network: bool = True
     cycles: CycleSettings | None = field(default_factory=CycleSettings)
+    accelerate: bool = True
     auxbasis: str = AUXBASIS
     grid: tuple[int, int] = GRID
 
     def options(self, method: Method) -> Options:
         """Of the guess."""
         if self.network:
-            return Options(NetworkStart(method.model, method.device), self.cycles)
-        return Options(AtomsStart(auxbasis=self.auxbasis, grid=self.grid), self.cycles)
+            start: Start = NetworkStart(method.model, method.device)
+        else:
+            start = AtomsStart(auxbasis=self.auxbasis, grid=self.grid)
+        return Options(start, self.cycles, self.accelerate)
 
 
 def _tolerance(value: float) -> Variant:
-    cycles = CycleSettings(full_build=False, thresholds=Thresholds(fitted=value))
-    return Variant(f"{value:.1e} hartree", cycles=cycles)
+    return Variant(f"{value:.1e} hartree", cycles=CycleSettings(tolerance=value), accelerate=False)
 
 
 def _fitting(auxbasis: str, grid: tuple[int, int]) -> Variant:
-    cycles = CycleSettings(_ENOUGH_CYCLES, full_build=False, thresholds=_CONVERGED)
-    return Variant(f"{auxbasis}, {grid}", False, cycles, auxbasis, grid)
+    cycles = CycleSettings(_ENOUGH_CYCLES, _TIGHT)
+    return Variant(f"{auxbasis}, {grid}", False, cycles, False, auxbasis, grid)
 
 
-_NO_FITTED_CYCLES = CycleSettings(max_cycles=0)
 PARTS = {
     "fitting": [
         _fitting(auxbasis, grid)
@@ -80,27 +83,20 @@ PARTS = {
         for grid in ((30, 110), (35, 146), (40, 194))
     ],
     "tolerance": [
-        Variant("no density-fitted cycles", cycles=None),
-        *(_tolerance(value) for value in (1e-3, 4e-4, 1.5e-4, 5e-5)),
+        Variant("no density-fitted cycles", cycles=None, accelerate=False),
+        *(_tolerance(value) for value in (1e-3, CONVERGED, 1.5e-4, 5e-5)),
     ],
-    "full": [
-        Variant("atoms, no density-fitted cycles", False, _NO_FITTED_CYCLES),
+    "start": [
+        Variant("atoms, no density-fitted cycles", False, None),
         Variant("atoms, density-fitted cycles", False),
-        Variant("network, no density-fitted cycles", cycles=_NO_FITTED_CYCLES),
+        Variant("network, no density-fitted cycles", cycles=None),
         Variant("network, density-fitted cycles"),
-    ],
-    "corrected": [
-        Variant(f"{factor:g} of the SCF's threshold",
-                cycles=CycleSettings(thresholds=Thresholds(corrected=factor)))
-        for factor in (1.0, 0.5, 0.25)
     ],
 }  # fmt: skip
 _MEANING = {
-    "fitting": "converged density-fitted cycles in other auxiliary basis sets and grids, no full "
-    "Fock build",
-    "tolerance": "where density-fitted cycles stop, no full Fock build",
-    "full": "whose orbitals the full Fock build is made of",
-    "corrected": "where corrected cycles stop",
+    "fitting": "converged density-fitted cycles in other auxiliary basis sets and grids, then DIIS",
+    "tolerance": "where density-fitted cycles stop, then DIIS",
+    "start": "where the SCF with corrected cycles starts",
 }
 _COLUMNS = ("fitted Fock matrices", "MAE of H of the guess / micro-Eh", "cycles that PySCF prints",
             "largest error of the energy / Eh", "n")  # fmt: skip
@@ -112,11 +108,12 @@ def _solution(mol: gto.Mole, method: Method) -> SCFRun:
     return run_guess(mol, tight, "deqh", method.options())[0]
 
 
-def _row(run: SCFRun, solution: Solution, converged: SCFRun) -> dict[str, Any]:
+def _row(run: SCFRun, guess: Guess, converged: SCFRun) -> dict[str, Any]:
+    hamiltonian = guess.solution.hamiltonian
     return {
-        "fitted_builds": solution.fitted_builds,
-        "full_builds": solution.full_builds,
-        "hamiltonian_mae": float(np.abs(solution.hamiltonian - converged.hamiltonian).mean()),
+        "fitted_builds": len(guess.report.fitted_gradients) + sum(run.corrected),
+        "full_builds": run.full_builds,
+        "hamiltonian_mae": float(np.abs(hamiltonian - converged.hamiltonian).mean()),
         "cycles": run.cycles,
         "converged": run.converged,
         "energy_error": run.energy - converged.energy,
@@ -199,7 +196,7 @@ def run_ablation(
             for part, variant in variants:
                 bar.set_postfix_str(f"{geometry.name}, {variant.title}")
                 run, guess = run_guess(mol, method, "deqh", variant.options(method))
-                row = _row(run, guess.solution, converged)
+                row = _row(run, guess, converged)
                 results.add({"part": part, "variant": variant.title,
                              "molecule": geometry.name} | row)  # fmt: skip
                 bar.update()

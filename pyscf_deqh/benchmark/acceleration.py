@@ -55,7 +55,6 @@ def _details(guess: Guess) -> dict:
         "residual": report.residual,
         "seconds": asdict(report.seconds),
         "fitted_gradients": report.fitted_gradients,
-        "corrected_gradients": report.corrected_gradients,
         "notes": report.notes,
         "fallback": report.fallback,
     }
@@ -67,8 +66,8 @@ def check_rows(rows: Sequence[dict], path: Path) -> None:
     Raises:
         ConfigError: these rows cannot be read.
     """
-    if rows and "full_builds" not in rows[0]["deqh"]:
-        raise ConfigError(f"{path} was written by version 0.1.0: name another file")
+    if rows and "corrected" not in rows[0]["deqh"]:
+        raise ConfigError(f"{path} was written by an earlier version: name another file")
 
 
 def _converged(row: dict, init: str) -> bool:
@@ -93,7 +92,7 @@ def summarize(rows: Sequence[dict], init: str, model: str) -> dict:
         "hamiltonian_mae": distribution(r["hamiltonian_mae"] for r in good),
         "refined_mae": distribution(r["refined_mae"] for r in good),
         "guess_cycles": distribution(
-            len(r["deqh"]["fitted_gradients"]) + len(r["deqh"]["corrected_gradients"]) for r in good
+            len(r["deqh"]["fitted_gradients"]) + sum(r["deqh"]["corrected"]) for r in good
         ),
         "max_energy_difference": max(
             (abs(r["energy_difference"][init]) for r in good), default=float("nan")
@@ -135,7 +134,7 @@ class Results:
             "method": {
                 **self.method.details,
                 "max_cycles": self.method.max_cycles,
-                "full_build": self.method.full_build,
+                "accelerate": self.method.accelerate,
                 "model": str(self.method.model),
                 "weights": weights_hash(self.method.model),
                 "device": self.method.device,

@@ -41,7 +41,7 @@ class Method:
     model: str | Path = DEFAULT_MODEL
     device: str = "auto"
     max_cycles: int = CycleSettings.max_cycles
-    full_build: bool = True
+    accelerate: bool = True
     charge: int = 0
     spin: int | None = None
     density_fit: bool = False
@@ -58,7 +58,7 @@ class Method:
         """Of the guess, from the network or another start."""
         n = self.max_cycles if max_cycles is None else max_cycles
         start = start or NetworkStart(self.model, self.device)
-        return Options(start, cycles_after(n, self.full_build))
+        return Options(start, cycles_after(n, self.accelerate), self.accelerate)
 
     def molecule(self, geometry: Geometry) -> gto.Mole:
         n_electrons = int(geometry.numbers.sum()) - self.charge
@@ -82,10 +82,10 @@ class SCFRun:
 
     Attributes:
         cycles: that PySCF prints.
-        full_builds: Fock matrices of the SCF's own kind: all of the SCF's (the first one and the
-            check after convergence included), and those in the guess.
-        guess_full_builds: the latter.
+        full_builds: Fock matrices of the SCF's own kind, the first one and the check after
+            convergence included.
         guess_fitted_builds: cheaper ones in the guess (fitted integrals, coarse grid).
+        corrected: fitted ones of the corrected cycles, for each of the SCF's cycles.
         guess_seconds, scf_seconds: wall-clock time.
         gradient: norm of the orbital gradient in each cycle, hartree.
         focks: Fock matrix of each cycle, without extrapolation.
@@ -97,8 +97,8 @@ class SCFRun:
     energy: float
     cycles: int
     full_builds: int
-    guess_full_builds: int
     guess_fitted_builds: int
+    corrected: list[int]
     guess_seconds: float
     scf_seconds: float
     gradient: list[float]
@@ -110,15 +110,13 @@ class SCFRun:
         return self.guess_seconds + self.scf_seconds
 
     def to_row(self) -> dict:
-        names = ("converged", "energy", "cycles", "full_builds", "guess_full_builds",
-                 "guess_fitted_builds", "guess_seconds", "scf_seconds", "gradient")  # fmt: skip
+        names = ("converged", "energy", "cycles", "full_builds", "guess_fitted_builds",
+                 "corrected", "guess_seconds", "scf_seconds", "gradient")  # fmt: skip
         return {name: getattr(self, name) for name in names}
 
 
-def run_scf(
-    mf: scf.hf.SCF, init: str, dm: np.ndarray, guess_seconds: float, full: int, fitted: int
-) -> SCFRun:
-    """An SCF from ``dm``, for which full and fitted Fock matrices were built; recorded."""
+def run_scf(mf: scf.hf.SCF, init: str, dm: np.ndarray, guess_seconds: float, fitted: int) -> SCFRun:
+    """An SCF from ``dm``, for which fitted Fock matrices were built; recorded."""
     gradient: list[float] = []
     focks: list[np.ndarray] = []
 
@@ -135,9 +133,9 @@ def run_scf(
         converged=bool(mf.converged),
         energy=float(mf.e_tot),
         cycles=len(gradient),
-        full_builds=full + len(gradient) + 1 + bool(mf.converged and mf.conv_check),
-        guess_full_builds=full,
+        full_builds=len(gradient) + 1 + bool(mf.converged and mf.conv_check),
         guess_fitted_builds=fitted,
+        corrected=[len(cycle.fitted_gradients) for cycle in mf.deqh_cycles],
         guess_seconds=guess_seconds,
         scf_seconds=seconds,
         gradient=gradient,
@@ -161,7 +159,7 @@ def run_classical(mol: gto.Mole, method: Method, init: str) -> SCFRun:
         dm, fitted = _cheap_scf(mol, method)
     else:
         dm = mf.get_init_guess(mol, init)
-    return run_scf(mf, init, dm, time.perf_counter() - started, 0, fitted)
+    return run_scf(mf, init, dm, time.perf_counter() - started, fitted)
 
 
 def _cheap_scf(mol: gto.Mole, method: Method) -> tuple[np.ndarray, int]:
@@ -178,10 +176,10 @@ def _cheap_scf(mol: gto.Mole, method: Method) -> tuple[np.ndarray, int]:
 def run_guess(mol: gto.Mole, method: Method, init: str, options: Options) -> tuple[SCFRun, Guess]:
     """SCF from a guess of this package, and the guess."""
     mf = method.scf(mol)
-    guess = make_guess(mf, mol, options)
-    report = guess.report
-    run = run_scf(mf, init, guess.density_matrix, report.seconds.total,
-                  report.full_builds, report.fitted_builds)  # fmt: skip
+    started = time.perf_counter()
+    guess = make_guess(mf, mol, options, mf.get_ovlp())
+    seconds = time.perf_counter() - started
+    run = run_scf(mf, init, guess.density_matrix, seconds, guess.report.fitted_builds)
     return run, guess
 
 

@@ -30,11 +30,10 @@ _COLUMNS = (
 
 _EXPLANATION = (
     "Mean ± standard deviation (median) over the molecules where both runs converged. wall: "
-    "seconds, DEQH over the classical guess, guesses included; full Fock builds: those of the SCF "
-    "(the first one, one in each cycle, the check at the end) and the one in the guess; cycles "
-    "that PySCF prints: without the guess's own. MAE of H: against the converged Fock matrix, of "
-    "the network's prediction and of the guess after its cycles; density-fitted and corrected "
-    "cycles: those in fitted Fock matrices, before and after the full Fock build."
+    "seconds, DEQH over the classical guess, guesses included; full Fock builds: the first one, "
+    "one in each of PySCF's cycles, the check at the end. MAE of H: against the converged Fock "
+    "matrix, of the network's prediction and of the guess after its cycles; density-fitted and "
+    "corrected cycles: those in fitted Fock matrices, in the guess and in the SCF."
 )
 
 

@@ -7,10 +7,9 @@ import scipy.linalg
 from pyscf.scf import ghf, rohf, uhf
 
 from ..errors import NumericalError
-from ..pyscf_api import break_spin_symmetry, solve
+from ..pyscf_api import solve
 from .cycles import Solution, occupied_orbitals
 from .problem import Problem
-from .shells import breaks_spin_symmetry
 
 _ELECTRONS = 1e-6  # error of their number that is no rounding
 
@@ -42,8 +41,6 @@ def density_of(solution: Solution, problem: Problem) -> np.ndarray:
         raise NumericalError(
             f"the density matrix holds {found:.6g} instead of {wanted:g} electrons"
         )
-    if breaks_spin_symmetry(mf, problem.mol):
-        return break_spin_symmetry(mf, problem.mol, density)
     return density
 
 

@@ -10,7 +10,7 @@ micro-hartree on average.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, TypeVar
 
@@ -209,45 +209,9 @@ class FittedFock:
             focks.append(hcore + potential + v.double().cpu().numpy())
         return _like(orbitals, focks), energy
 
-    def differences(
-        self, orbitals: Orbitals, xc: str | Functional
-    ) -> Callable[[Orbitals], np.ndarray]:
-        """Differences F(D) - F(D0) of Fock matrices, for all densities D near one D0.
-
-        Added to a better Fock matrix of D0 they give a good approximation of that of D: the error
-        of fitting and grid hardly changes between similar densities (the defect correction of
-        multigrid methods; Brandt, Math. Comput. 31, 333, 1977). Single precision serves down to
-        gradients of 1e-5 hartree, because the Coulomb matrix, by far the largest part, is made of
-        the difference of the densities.
-
-        Args:
-            orbitals: those of D0, (nao, k) each scaled by the root of its occupation, or two such
-                arrays, of either spin.
-            xc: functional, or its name in PySCF's notation, or ``hf``.
-
-        Returns:
-            A function from the orbitals of D, in the same form, to F(D) - F(D0), float64, in
-            hartree: (nao, nao), or (2, nao, nao) of either spin.
-
-        Raises:
-            NotEnoughMemoryError: exact exchange is asked for and does not fit into memory.
-        """
-        origin, functional = _total_density(by_spin(orbitals)), Functional.of(xc)
-        exchange, semilocal, _ = self._exchange_correlation(self._tensors(orbitals), functional)
-        known = [k.double() + v.double() for k, v in zip(exchange, semilocal, strict=True)]
-
-        def difference(displaced: Orbitals) -> np.ndarray:
-            total = _total_density(by_spin(displaced))
-            coulomb = self._coulomb(self._tensor(total - origin)).double()
-            spins = self._tensors(displaced)
-            exchange, semilocal, _ = self._exchange_correlation(spins, functional)
-            changes = [
-                (coulomb + k.double() + v.double() - before).cpu().numpy()
-                for k, v, before in zip(exchange, semilocal, known, strict=True)
-            ]
-            return _like(displaced, changes)
-
-        return difference
+    def differences(self, orbitals: Orbitals, xc: str | Functional) -> FittedDifferences:
+        """Differences from the Fock matrix of a density; arguments as of a call, and its errors."""
+        return FittedDifferences(self, orbitals, Functional.of(xc))
 
     def _tensor(self, array: np.ndarray) -> Tensor:
         return torch.from_numpy(np.ascontiguousarray(array)).to(self.device, self.dtype)
@@ -303,6 +267,59 @@ class FittedFock:
         energy = float(np.dot(per_electron * density[:, 0].sum(0), self.grids.weights))
         weighted = (derivative * self.grids.weights).reshape(len(spins), -1, points)
         return [_potential_matrix(values, self._tensor(weights)) for weights in weighted], energy
+
+
+class FittedDifferences:
+    """Differences F(D) - F(D0) of fitted Fock matrices, for all densities D near one D0.
+
+    Added to a better Fock matrix of D0 they give a good approximation of that of D: the error of
+    fitting and grid hardly changes between similar densities (the defect correction of multigrid
+    methods; Brandt, Math. Comput. 31, 333, 1977). Single precision serves down to gradients of
+    1e-5 hartree, because the Coulomb matrix, by far the largest part, is made of the difference of
+    the densities.
+
+    Args:
+        fitted: makes the matrices.
+        orbitals: those of D0, (nao, k) each scaled by the root of its occupation, or two such
+            arrays, of either spin.
+        functional: of the matrices.
+
+    Raises:
+        NotEnoughMemoryError: exact exchange is asked for and does not fit into memory.
+    """
+
+    def __init__(self, fitted: FittedFock, orbitals: Orbitals, functional: Functional):
+        self._fitted, self._functional = fitted, functional
+        self._density, self._known = self._parts(orbitals)
+
+    def _parts(self, orbitals: Orbitals) -> tuple[np.ndarray, list[Tensor]]:
+        """Density of all electrons, and what is not Coulomb's in the matrices, by spin."""
+        spins = self._fitted._tensors(orbitals)
+        exchange, semilocal, _ = self._fitted._exchange_correlation(spins, self._functional)
+        known = [k.double() + v.double() for k, v in zip(exchange, semilocal, strict=True)]
+        return _total_density(by_spin(orbitals)), known
+
+    def _minus(
+        self, density: np.ndarray, known: list[Tensor], origin: FittedDifferences
+    ) -> list[np.ndarray]:
+        change = self._fitted._tensor(density - origin._density)
+        coulomb = self._fitted._coulomb(change).double()
+        return [
+            (coulomb + after - before).cpu().numpy()
+            for after, before in zip(known, origin._known, strict=True)
+        ]
+
+    def __call__(self, orbitals: Orbitals) -> np.ndarray:
+        """F(D) - F(D0), float64, hartree: (nao, nao), or (2, nao, nao) of either spin.
+
+        Args:
+            orbitals: those of D, in the form of those of D0.
+        """
+        return _like(orbitals, self._minus(*self._parts(orbitals), self))
+
+    def since(self, earlier: FittedDifferences) -> np.ndarray:
+        """F(D0) - F(D) of an earlier origin D of the same form, (1 or 2, nao, nao), hartree."""
+        return np.array(self._minus(self._density, self._known, earlier))
 
 
 def _density_on_grid(values: Tensor, orbitals: Tensor, kind: str) -> np.ndarray:

@@ -12,7 +12,7 @@ from pyscf.scf import ghf, hf, rohf, uhf
 from ..errors import UnsupportedMoleculeError
 from ..pyscf_api import bytes_of_integrals, has_plain_hcore
 from .functional import Functional
-from .shells import Kind, Shells
+from .shells import Shells
 from .system import System, check_molecule
 
 if TYPE_CHECKING:
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 # With their subclasses all molecular ones but those of spinors.
 _CLASSES = (hf.RHF, uhf.UHF, rohf.ROHF, ghf.GHF)
+_DEPENDENT = 1e-4  # eigenvalue of the overlap
 
 
 def check_method(mf: hf.SCF) -> Functional:
@@ -93,10 +94,11 @@ class Problem:
         spatial = own.shape == self.system.overlap.shape and not np.iscomplexobj(own)
         return own if spatial else self.system.core_hamiltonian
 
-    @property
-    def has_fock_matrices(self) -> bool:
-        """Whether Fock matrices of ``mf``'s own say what the cycles need."""
-        return self.mol is self.mf.mol and self.shells.kind != Kind.AVERAGED
+    @cached_property
+    def nearly_dependent(self) -> bool:
+        """Whether basis functions are so nearly dependent, as diffuse ones are, that they amplify
+        the rounding of single precision to gradients of 1e-4 hartree."""
+        return bool(np.linalg.eigvalsh(self.system.overlap)[0] < _DEPENDENT)
 
     @property
     def gradient_tolerance(self) -> float:

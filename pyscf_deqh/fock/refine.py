@@ -61,7 +61,6 @@ def refine(
     """
     from pyscf.scf import diis
 
-    build = shells.effective(build, overlap)
     extrapolation = diis.CDIIS()
     extrapolation.verbose = 0
     fock = hamiltonian
@@ -70,12 +69,13 @@ def refine(
     gradients: list[float] = []
     while True:
         coefficients, occupations = shells.orbitals(hamiltonian, overlap, fock)
-        pairs = list(zip(coefficients, occupations, strict=True))
-        spins = [c[:, o > 0] * np.sqrt(o[o > 0]) for c, o in pairs]
-        orbitals: Orbitals = spins if len(spins) == 2 else spins[0]
-        fock = finite(build(orbitals))
-        norms = [_gradient(f, c, o) for f, (c, o) in zip(by_spin(fock), pairs, strict=True)]
-        gradients.append(float(np.linalg.norm(norms)))
-        hamiltonian = extrapolation.update(overlap, density_matrix(orbitals), fock)
+        orbitals = shells.filled(coefficients, occupations)
+        fock = finite(shells.effective(build(orbitals), orbitals, overlap))
+        pairs = zip(by_spin(fock), coefficients, occupations, strict=True)
+        gradients.append(float(np.linalg.norm([_gradient(*pair) for pair in pairs])))
+        density = density_matrix(orbitals)
+        if density.ndim > fock.ndim:  # Roothaan's matrix is one for both spins
+            density = density.sum(0)
+        hamiltonian = extrapolation.update(overlap, density, fock)
         if gradients[-1] < tolerance or len(gradients) >= max_builds:
             return Refined(shells.tagged(hamiltonian, fock), orbitals, fock, gradients)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import Enum, auto
 from typing import TYPE_CHECKING, Any
@@ -42,15 +42,10 @@ def breaks_spin_symmetry(mf: hf.SCF, mol: Mole) -> bool:
 
 
 def _kind(mf: hf.SCF, mol: Mole) -> Kind:
-    up, down = _electrons(mf, mol)
     # Irreducible representations that the user filled may be no aufbau state.
-    if getattr(mf, "irrep_nelec", None) or breaks_spin_symmetry(mf, mol):
+    if getattr(mf, "irrep_nelec", None):
         return Kind.AVERAGED
-    if isinstance(mf, uhf.UHF):
-        return Kind.UNRESTRICTED
-    if isinstance(mf, rohf.ROHF):
-        return Kind.RESTRICTED_OPEN if up >= down else Kind.AVERAGED
-    return Kind.CLOSED if isinstance(mf, hf.RHF) and up == down else Kind.AVERAGED
+    return Shells.kind_of(mf, mol)
 
 
 @dataclass(frozen=True)
@@ -69,6 +64,16 @@ class Shells:
     def of(cls, mf: hf.SCF, mol: Mole) -> Shells:
         """Those of ``mf``, or of ``mf``'s class for another molecule."""
         return cls(_electrons(mf, mol), _kind(mf, mol))
+
+    @staticmethod
+    def kind_of(mf: hf.SCF, mol: Mole) -> Kind:
+        """What ``mf``'s class allows the two spins, whatever its guess may know of them."""
+        up, down = _electrons(mf, mol)
+        if isinstance(mf, uhf.UHF):
+            return Kind.UNRESTRICTED
+        if isinstance(mf, rohf.ROHF):
+            return Kind.RESTRICTED_OPEN if up >= down else Kind.AVERAGED
+        return Kind.CLOSED if isinstance(mf, hf.RHF) and up == down else Kind.AVERAGED
 
     @classmethod
     def closed(cls, n_electrons: int) -> Shells:
@@ -118,8 +123,23 @@ class Shells:
         energies, coefficients = zip(*solved, strict=True)
         return list(coefficients), self.fill(fock, energies, coefficients)
 
+    def filled(
+        self, coefficients: Sequence[np.ndarray], occupations: Sequence[np.ndarray]
+    ) -> Orbitals:
+        """Occupied orbitals that a Fock matrix is built of; arguments as :meth:`orbitals` returns.
+
+        For restricted open shells those of either spin, whose fuller one comes first.
+        """
+        pairs = list(zip(coefficients, occupations, strict=True))
+        if self.kind == Kind.RESTRICTED_OPEN:
+            ((c, o),) = pairs
+            return [c[:, o > 0], c[:, o > 1]]
+        spins = [c[:, o > 0] * np.sqrt(o[o > 0]) for c, o in pairs]
+        return spins if len(spins) == 2 else spins[0]
+
     def occupied(self, hamiltonian: np.ndarray, overlap: np.ndarray) -> list[np.ndarray]:
-        """Occupied orbitals (nao, k) of either spin, orthonormal; arguments as above."""
+        """Occupied orbitals (nao, k) of either spin, orthonormal; arguments as of
+        :meth:`orbitals`."""
         coefficients, occupations = self.orbitals(hamiltonian, overlap, hamiltonian)
         if self.kind == Kind.UNRESTRICTED:
             return [c[:, o > 0] for c, o in zip(coefficients, occupations, strict=True)]
@@ -127,30 +147,20 @@ class Shells:
         spins = [c[:, o > 0], c[:, o > 1]]
         return spins if self.electrons[0] >= self.electrons[1] else spins[::-1]
 
-    def effective(
-        self, build: Callable[[Orbitals], np.ndarray], overlap: np.ndarray
-    ) -> Callable[[Orbitals], np.ndarray]:
+    def effective(self, fock: np.ndarray, orbitals: Orbitals, overlap: np.ndarray) -> np.ndarray:
         """The Fock matrix that determines the orbitals.
 
         For restricted open shells that is Roothaan's (Rev. Mod. Phys. 32, 179, 1960) of those of
         either spin, in PySCF's form and with its tags ``focka`` and ``fockb``.
 
         Args:
-            build: Fock matrix of occupied orbitals.
+            fock: that of ``orbitals``.
+            orbitals: of :meth:`filled`.
             overlap: (nao, nao).
         """
         if self.kind != Kind.RESTRICTED_OPEN:
-            return build
-        down = self.electrons[1]
-
-        def roothaan(orbitals: Orbitals) -> np.ndarray:
-            # Doubly occupied ones come first.
-            (scaled,) = by_spin(orbitals)
-            filled = np.hstack((scaled[:, :down] / np.sqrt(2), scaled[:, down:]))
-            spins = [filled, filled[:, :down]]
-            return rohf.get_roothaan_fock(build(spins), density_matrix(spins), overlap)
-
-        return roothaan
+            return fock
+        return rohf.get_roothaan_fock(fock, density_matrix(orbitals), overlap)
 
     def tagged(self, hamiltonian: np.ndarray, fock: Any) -> np.ndarray:
         """The Hamiltonian, for restricted open shells with the tags of ``fock``, which PySCF needs

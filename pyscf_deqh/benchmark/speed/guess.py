@@ -13,7 +13,7 @@ from pyscf import gto
 
 from ...checkpoint import load_model
 from ...data.geometry import Geometry
-from ...fock.cycles import CycleSettings, Solution
+from ...fock.cycles import CONVERGED, CycleSettings, Solution
 from ...fock.density import density_of
 from ...fock.fitted import FittedFock
 from ...fock.orbitals import solve_roothaan
@@ -65,19 +65,15 @@ def _molecule(settings: Settings, report: Report, geometry: Geometry, peaks: Pea
     cycle = _cycle(report, mol, method, label)
     for name, cycles in (
         ("whole guess, network alone", None),
-        ("whole guess without the full Fock build", CycleSettings(full_build=False)),
+        ("whole guess without corrected cycles after it", CycleSettings(tolerance=CONVERGED)),
         ("whole guess", CycleSettings()),
     ):
-        options = Options(NetworkStart(settings.model, "cpu"), cycles)
+        options = Options(NetworkStart(settings.model, "cpu"), cycles, accelerate=False)
         whole = partial(make_guess, mf, mol, options)
         first = whole()
         report_of = first.report
         guess = measure(whole, settings.repeats)
-        note = (
-            f"{len(report_of.fitted_gradients)} density-fitted and "
-            f"{len(report_of.corrected_gradients)} corrected cycles, {report_of.full_builds} full "
-            "Fock builds"
-        )
+        note = f"{len(report_of.fitted_gradients)} density-fitted cycles"
         _milliseconds(report, f"{label}: {name}", guess, note)
         report.add(f"{label}: {name} / one SCF cycle", guess.scaled(1 / cycle))
 

@@ -1,0 +1,402 @@
+"""Corrected cycles inside PySCF's own loop: an object that it uses as its DIIS.
+
+In each of its cycles PySCF hands the full Fock matrix F(D_k) to its DIIS and diagonalizes what
+comes back. This one solves
+
+    F(D) = F_fit(D) + E(D),    E(D_i) = F(D_i) - F_fit(D_i)
+
+to self-consistency, in fitted Fock matrices: the defect E is known exactly at the densities that
+PySCF has been at, and between them it is taken for linear. With one density that is a defect
+correction (Brandt, Math. Comput. 31, 333, 1977); with several it is the multisecant condition of
+quasi-Newton methods (Eyert, J. Comput. Phys. 124, 271, 1996; Fang and Saad, Numer. Linear Algebra
+Appl. 16, 197, 2009), on what the fitted matrices leave. PySCF's own Fock matrices stay its own, so
+that the result is the one that it would find.
+"""
+
+from __future__ import annotations
+
+import time
+import traceback
+import weakref
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from pyscf import lib
+from pyscf.lib import logger
+from pyscf.scf import diis, ghf, hf
+
+from ..errors import ConfigError, NumericalError, own_errors
+from ..process import one_blas_thread
+from ..pyscf_api import fills_by_aufbau, solve
+from .cycles import LOST
+from .orbitals import Orbitals, by_spin, density_matrix, orthonormal_basis
+from .problem import Problem
+from .refine import refine
+from .shells import Kind, Shells
+
+if TYPE_CHECKING:
+    from .fitted import FittedDifferences, FittedFock
+
+_MAX_FITTED = 20
+# Part of its goal at which a cycle of fitted ones ends: of PySCF's threshold, and of the gradient
+# that the step is expected to leave.
+_GOAL, _STOP = 0.3, 0.1
+# What a step leaves of the gradient: before the first one, and the least that is believed.
+_LEAVES, _LEAVES_AT_LEAST = 1e-2, 1e-4
+# A step that leaves more of the gradient than this has failed, and so have fitted cycles that end
+# above the other. After two failures PySCF's DIIS takes over for good.
+_FAILED, _FITTED_FAILED, _PATIENCE = 0.5, 0.3, 2
+# Cycles of PySCF's alone after which corrected ones from a far density are tried again.
+_MAX_WAITS = 12
+# Densities between which the defect is linear, and the relative eigenvalue below which a
+# combination of their differences is rounding.
+_SECANTS, _DEPENDENT = 8, 1e-10
+# Natural occupations of an open shell's orbitals lie between these.
+_OPEN = (0.5, 1.5)
+# Threshold of PySCF (norm of the gradient, hartree) below which single precision is too little.
+_SINGLE = 1e-5
+
+
+@dataclass(frozen=True)
+class CorrectedCycle:
+    """One cycle of PySCF's as this object has made it; on the SCF object as ``mf.deqh_cycles``.
+
+    Attributes:
+        gradient: norm of the orbital gradient in the full Fock matrix, hartree.
+        fitted_gradients: the same in each of the fitted cycles that followed.
+        seconds: of these.
+        accepted: whether PySCF went on with their result; with its DIIS's otherwise.
+    """
+
+    gradient: float
+    fitted_gradients: tuple[float, ...] = ()
+    seconds: float = 0.0
+    accepted: bool = False
+
+
+def corrected_diis(mf: hf.SCF) -> hf.SCF:
+    """Make an SCF object use corrected cycles: ``scf.RKS(mol).apply(corrected_diis).run()``.
+
+    From whatever density its SCF starts, fewer full Fock builds are left: four or five. Alone it
+    needs no network and serves every element. :func:`~pyscf_deqh.deqh_guess` does this as well.
+
+    Args:
+        mf: a molecular SCF object of PySCF; it is changed and returned.
+
+    Raises:
+        ConfigError: a DIIS or its start has been chosen before.
+    """
+    reason = _chosen(mf)
+    if reason:
+        raise ConfigError(f"corrected cycles take the place of DIIS, but {reason}")
+    mf.DIIS, mf.diis_start_cycle = CorrectedDIIS, 0
+    return mf
+
+
+def plain_diis(mf: hf.SCF) -> None:
+    """Undo :func:`corrected_diis`."""
+    if mf.DIIS is CorrectedDIIS:
+        mf.DIIS, mf.diis_start_cycle = diis.SCF_DIIS, hf.SCF.diis_start_cycle
+
+
+def accelerate(mf: hf.SCF) -> str | None:
+    """The same where nothing speaks against it, else why not."""
+    if mf.DIIS is CorrectedDIIS:
+        return None
+    reason = _chosen(mf) or _unsuitable(mf)
+    if reason is None:
+        corrected_diis(mf)
+    return reason
+
+
+def _chosen(mf: hf.SCF) -> str | None:
+    """What the user has chosen himself."""
+    if mf.diis is not True:
+        return f"mf.diis is {mf.diis!r}"
+    if mf.DIIS is not diis.SCF_DIIS and mf.DIIS is not CorrectedDIIS:
+        return f"mf.DIIS is {mf.DIIS.__name__}"
+    if mf.diis_start_cycle not in (0, hf.SCF.diis_start_cycle):
+        return f"mf.diis_start_cycle is {mf.diis_start_cycle}"
+    for name in ("diis_file", "diis_damp", "damp", "level_shift"):
+        if np.any(getattr(mf, name, None)):
+            return f"mf.{name} is set"
+    return None
+
+
+def _unsuitable(mf: hf.SCF) -> str | None:
+    """Why corrected cycles do not serve an SCF object."""
+    if not fills_by_aufbau(mf):
+        return "the orbitals are not filled by energy"
+    if isinstance(mf, ghf.GHF):
+        return "the orbitals are generalized"
+    return None
+
+
+_FITTED: weakref.WeakKeyDictionary[hf.SCF, FittedFock] = weakref.WeakKeyDictionary()
+
+
+def hand_over(mf: hf.SCF, fitted: FittedFock) -> None:
+    """Leave fitted integrals of ``mf``'s molecule for the corrected cycles of its next SCF."""
+    _FITTED[mf] = fitted
+
+
+class CorrectedDIIS(lib.diis.DIIS):
+    """See :func:`corrected_diis`; PySCF makes one for each of its SCFs.
+
+    It hands on to PySCF's commutator DIIS where corrected cycles are not possible or do not help:
+    in methods that they do not serve, for single cycles, after two failures for good. Where those
+    from a far start come to nothing it is not clear which state the SCF leads to: then the way
+    into its neighbourhood is PySCF's, to the last digit.
+    """
+
+    def __init__(self, mf: Any = None, filename: str | None = None):
+        super().__init__(mf, filename)
+        self.rollback, self.damp, self.Corth = 0, 0.0, None  # set by PySCF's kernel
+        self._plain: Any = diis.CDIIS(mf, filename)
+        self._method: _Method | None = None
+        self._cycles: list[CorrectedCycle] = []
+        self._failures = self._waits = 0
+        self._leaves = _LEAVES
+
+    def update(self, s: np.ndarray, d: Any, f: Any, mf: Any = None, *args: Any, **kwargs: Any):
+        """The Hamiltonian of PySCF's next cycle.
+
+        Args:
+            s: overlap.
+            d: density matrix.
+            f: the full Fock matrix of ``d``, hartree.
+            mf: PySCF's SCF object.
+        """
+        hamiltonian, first = None, not self._cycles
+        try:
+            with own_errors(), one_blas_thread:
+                if first:
+                    self._begin(s, mf)
+                hamiltonian = self._step(d, f)
+        except Exception as error:  # whatever it is, it may not stop PySCF's SCF
+            self._stop(f"{type(error).__name__}: {error}")
+            logger.debug(self, "%s", traceback.format_exc())
+        mf.deqh_cycles = tuple(self._cycles)
+        if first and hamiltonian is None and mf.diis_start_cycle == 0:
+            return f  # PySCF's DIIS begins one cycle later
+        extrapolated = self._plain.update(s, np.asarray(d), np.asarray(f), mf, *args, **kwargs)
+        return extrapolated if hamiltonian is None else hamiltonian
+
+    def _begin(self, s: np.ndarray, mf: Any) -> None:
+        for name in ("space", "rollback", "damp", "Corth"):
+            setattr(self._plain, name, getattr(self, name))
+        reason = _chosen(mf) or _unsuitable(mf)
+        if reason is None:
+            self._method = _Method(mf, s, self.Corth)
+        else:
+            self._stop(reason)
+
+    def _stop(self, reason: str) -> None:
+        self._method = None
+        logger.note(self, "No corrected cycles: %s. PySCF's DIIS goes on.", reason)
+
+    def _step(self, d: Any, f: Any) -> np.ndarray | None:
+        """The solution of the corrected cycles; None where there is none."""
+        method, started = self._method, time.perf_counter()
+        if method is None:
+            self._cycles.append(CorrectedCycle(np.nan))
+            return None
+        gradient = method.gradient(d, f)
+        before = self._cycles[-1] if self._cycles else None
+        self._cycles.append(CorrectedCycle(gradient))
+        far = gradient > method.lost
+        if before is not None and before.accepted:
+            leaves = gradient / before.gradient
+            self._leaves = min(max(leaves, _LEAVES_AT_LEAST), 1.0)
+            if leaves > _FAILED:
+                self._failures += 1
+                if self._failures >= _PATIENCE:
+                    self._stop("they did not lower the gradient twice")
+                return None
+        goal = _GOAL * method.tolerance
+        if gradient < goal or (far and 0 < self._waits < _MAX_WAITS):
+            self._waits += far
+            return None
+        tolerance = max(goal, _STOP * self._leaves * gradient)
+        hamiltonian, gradients = method.solve(d, f, tolerance)
+        accepted = gradients[-1] < _FITTED_FAILED * gradient
+        self._waits = int(far and not accepted)
+        seconds = time.perf_counter() - started
+        self._cycles[-1] = CorrectedCycle(gradient, tuple(gradients), seconds, accepted)
+        logger.info(self, "corrected by %d fitted cycles: gradient %.2g -> %.2g, %.2f s%s",
+                    len(gradients), gradient, gradients[-1], seconds,
+                    "" if accepted else ", not used")  # fmt: skip
+        return hamiltonian if accepted else None
+
+
+class _Method:
+    """What stays the same in all cycles of one SCF.
+
+    Args:
+        mf: PySCF's SCF object.
+        overlap: of its orbitals.
+        basis: orthonormal, of PySCF's kernel; of either spin in PySCF before 2.13.
+
+    Attributes:
+        tolerance: norm of the orbital gradient below which ``mf`` is converged, hartree.
+        lost: above this it is far from its solution.
+    """
+
+    def __init__(self, mf: Any, overlap: np.ndarray, basis: Any):
+        import torch
+
+        from .fitted import FittedFock
+
+        problem = Problem.of(mf, mf.mol, overlap)
+        self.tolerance = problem.gradient_tolerance
+        self.lost = LOST * problem.gradient_scale
+        self._mf, self._overlap = mf, problem.system.overlap
+        kind = Shells.kind_of(mf, mf.mol)
+        self._shells = _OwnShells(problem.shells.electrons, kind, mf, basis)
+        if not isinstance(basis, np.ndarray) or basis.ndim != 2:
+            basis = orthonormal_basis(self._overlap)
+        self._basis, self._root = basis, self._overlap @ basis
+        double = problem.nearly_dependent or self.tolerance < _SINGLE
+        dtype = torch.float64 if double else torch.float32
+        fitted = _FITTED.pop(mf, None)
+        if fitted is None:
+            fitted = FittedFock(mf.mol, dtype=dtype, memory=problem.memory)
+        elif fitted.dtype != dtype:
+            fitted.free()
+            fitted = fitted.like(mf.mol, fitted.device, dtype)
+        self._model = _FockNearby(fitted, problem.functional, self._root)
+
+    def gradient(self, d: Any, f: Any) -> float:
+        """Norm of the orbital gradient, hartree: of the commutator's half."""
+        norms = []
+        for density, fock in zip(by_spin(d), by_spin(f), strict=True):
+            product = self._basis.T @ fock @ density @ self._root
+            norms.append(np.linalg.norm(product - product.T))
+        return float(np.linalg.norm(norms) / np.sqrt(2))
+
+    def solve(self, d: Any, f: Any, tolerance: float) -> tuple[np.ndarray, list[float]]:
+        """Hamiltonian of the corrected cycles from a full Fock matrix, and their gradients."""
+        kind = self._shells.kind
+        orbitals = _orbitals_of(kind, d, f, self._basis, self._root)
+        full = np.array([f.focka, f.fockb]) if kind == Kind.RESTRICTED_OPEN else np.asarray(f)
+        self._model.know(orbitals, full)
+        refined = refine(
+            self._model, self._overlap, self._shells, f, _MAX_FITTED, tolerance, np.asarray(d)
+        )
+        if kind == Kind.RESTRICTED_OPEN:
+            # PySCF tags what it gets with these two arrays, and fills the orbitals by them.
+            tagged: Any = refined.hamiltonian
+            f.focka[...], f.fockb[...] = tagged.focka, tagged.fockb
+        return np.asarray(refined.hamiltonian), refined.gradients
+
+
+@dataclass(frozen=True, eq=False)
+class _OwnShells(Shells):
+    """Electrons that fill the orbitals of an SCF object by its own rule, symmetry included.
+
+    Attributes:
+        mf: PySCF's SCF object.
+        basis: orthonormal, of its kernel.
+    """
+
+    mf: Any
+    basis: Any
+
+    def orbitals(
+        self, hamiltonian: np.ndarray, overlap: np.ndarray, fock: np.ndarray
+    ) -> tuple[list[np.ndarray], list[np.ndarray]]:
+        with lib.temporary_env(self.mf, verbose=0):
+            hamiltonian = self.tagged(hamiltonian, fock)
+            energies, coefficients = solve(self.mf, hamiltonian, overlap, self.basis)
+            occupations = self.mf.get_occ(energies, coefficients)
+        if self.kind == Kind.UNRESTRICTED:
+            return list(coefficients), list(occupations)
+        return [np.asarray(coefficients)], [occupations]
+
+
+class _FockNearby:
+    """Fock matrices near densities at which they are known.
+
+    Args:
+        fitted: makes the fitted ones.
+        functional: of all of them.
+        root: (nao, n) S X of an orthonormal basis X, in which densities are compared.
+    """
+
+    def __init__(self, fitted: FittedFock, functional: Any, root: np.ndarray):
+        self._fitted, self._functional, self._root = fitted, functional, root
+        self._origin: FittedDifferences | None = None
+        self._fock = self._density = np.empty(0)
+        # Earlier densities, and their defects less that of the origin.
+        self._secants: list[tuple[np.ndarray, np.ndarray]] = []
+
+    def know(self, orbitals: Orbitals, fock: np.ndarray) -> None:
+        """A new origin.
+
+        Args:
+            orbitals: of its density.
+            fock: its full Fock matrix, (nao, nao) or (2, nao, nao), hartree.
+        """
+        origin = self._fitted.differences(orbitals, self._functional)
+        density = np.array(by_spin(density_matrix(orbitals)))
+        if self._origin is not None:
+            change = np.array(by_spin(fock - self._fock)) - origin.since(self._origin)
+            self._secants.append((self._density, np.zeros_like(change)))
+            self._secants = [(d, e - change) for d, e in self._secants[-_SECANTS:]]
+        self._origin, self._fock, self._density = origin, fock, density
+        if self._secants:
+            self._directions = np.array([self._vector(d - density) for d, _ in self._secants])
+            gram = self._directions @ self._directions.T
+            self._inverse = np.linalg.pinv(gram, rcond=_DEPENDENT, hermitian=True)
+
+    def _vector(self, change: np.ndarray) -> np.ndarray:
+        return np.concatenate([(self._root.T @ d @ self._root).ravel() for d in change])
+
+    def __call__(self, orbitals: Orbitals) -> np.ndarray:
+        """Fock matrix of orbitals' density, hartree."""
+        assert self._origin is not None
+        fock = self._fock + self._origin(orbitals)
+        if not self._secants:
+            return fock
+        change = np.array(by_spin(density_matrix(orbitals))) - self._density
+        weights = self._inverse @ (self._directions @ self._vector(change))
+        defect = sum(w * e for w, (_, e) in zip(weights, self._secants, strict=True))
+        return fock + np.reshape(defect, fock.shape)
+
+
+def _orbitals_of(kind: Kind, d: Any, f: Any, basis: np.ndarray, root: np.ndarray) -> Orbitals:
+    """Orbitals of PySCF's density, each scaled by the root of its occupation.
+
+    Args:
+        kind: of the SCF's class.
+        d: density matrix (nao, nao), for unrestricted orbitals that of either spin.
+        f: its Fock matrix, for restricted open shells tagged with ``focka`` and ``fockb``.
+        basis, root: orthonormal X and S X.
+
+    Raises:
+        NumericalError: it is no density of electrons: negative in places.
+    """
+    if kind != Kind.RESTRICTED_OPEN:
+        spins = [_factor(x, basis, root) for x in by_spin(np.asarray(d))]
+        return spins if kind == Kind.UNRESTRICTED else spins[0]
+    # PySCF hands on the sum of both spins' densities alone.
+    occupation, natural = np.linalg.eigh(root.T @ d @ root)
+    natural = basis @ natural
+    open_shell = (occupation > _OPEN[0]) & (occupation < _OPEN[1])
+    if np.allclose(f.focka, f.fockb, rtol=0, atol=1e-9):
+        open_shell[:] = False  # a superposition of atoms: both spins are the same
+    alpha = np.where(open_shell, occupation, occupation / 2)
+    return [_scaled(natural, o) for o in (alpha, occupation - alpha)]
+
+
+def _factor(density: np.ndarray, basis: np.ndarray, root: np.ndarray) -> np.ndarray:
+    occupation, natural = np.linalg.eigh(root.T @ density @ root)
+    return _scaled(basis @ natural, occupation)
+
+
+def _scaled(natural: np.ndarray, occupation: np.ndarray) -> np.ndarray:
+    if occupation.min() < -1e-6:
+        raise NumericalError(f"a natural orbital holds {occupation.min():.2g} electrons")
+    filled = occupation > 1e-12
+    return natural[:, filled] * np.sqrt(occupation[filled])
