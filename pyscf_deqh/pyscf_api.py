@@ -7,6 +7,7 @@ Read and tested in PySCF 2.8 to 2.14:
 ``mf._eri``, ``mf._is_mem_enough``    all
 ``DF._cderi``, ``mf.only_dfj``        all
 ``mol._atm``, ``_bas``, ``_env``      all, with ``mol._add_suffix``
+``PCM._intermediates``                all: ``K``, ``R``, ``f_epsilon``
 ``get_init_guess(..., s1e=S)``        all; the kernel passes the overlap on, ``newton()`` does not
 ``mf.check_linear_dependency``        since 2.13; ``mf.eig`` takes its result as ``x``
 ``mf.DIIS(mf, file)``, ``.Corth``      all; ``Corth`` is ``check_linear_dependency``'s since 2.13
@@ -17,6 +18,7 @@ Read and tested in PySCF 2.8 to 2.14:
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -52,6 +54,38 @@ def has_plain_hcore(mf: hf.SCF) -> bool:
     """Whether the one-electron Hamiltonian is the molecule's alone: no X2C, no external charges,
     nothing that the user put in."""
     return getattr(mf.get_hcore, "__func__", None) is _GET_HCORE
+
+
+@dataclass(frozen=True, eq=False)
+class Cavity:
+    """The surface of a solute in a polarizable continuum: its charges q solve K q = R v for the
+    electrostatic potential v on it.
+
+    Attributes:
+        charges: Gaussian ones on the surface, of unit charge, as a molecule of one function each.
+        k, r: (charges, charges), of the model; see Lange and Herbert, J. Chem. Phys. 133, 244111
+            (2010).
+    """
+
+    charges: Mole
+    k: np.ndarray
+    r: np.ndarray
+
+
+def cavity_of(mf: hf.SCF) -> Cavity | None:
+    """That of PySCF's PCM and SMD, after their first Fock matrix; None without one, or where the
+    solvent does not respond. ddCOSMO and ddPCM have none of this kind."""
+    from pyscf.solvent import pcm
+
+    solvent = getattr(mf, "with_solvent", None)
+    if not isinstance(solvent, pcm.PCM) or solvent.frozen or not solvent._intermediates:
+        return None
+    surface, matrices = solvent.surface, solvent._intermediates
+    if not 0 <= matrices["f_epsilon"] <= 1:  # of a dielectric; SMD without a solvent has another
+        return None
+    exponents = surface["charge_exp"] ** 2
+    charges = gto.fakemol_for_charges(surface["grid_coords"], expnt=exponents)
+    return Cavity(charges, matrices["K"], matrices["R"])
 
 
 def solve(

@@ -12,6 +12,7 @@ from pyscf_deqh.fock.fitted import AUXBASIS, FittedFock
 from pyscf_deqh.fock.functional import Functional
 from pyscf_deqh.fock.orbitals import orthonormal_basis
 from pyscf_deqh.fock.shells import Kind
+from pyscf_deqh.pyscf_api import cavity_of
 
 CATION = {"charge": 1, "spin": 1}
 METHODS = {
@@ -69,18 +70,56 @@ def test_a_larger_molecule_in_another_basis_set():
     assert guess.e_tot == pytest.approx(plain.e_tot, abs=5e-9)
 
 
-@pytest.mark.parametrize("solvent", ["PCM", "ddCOSMO", "SMD"])
-def test_a_solvent_is_learnt_from_its_own_fock_matrices(solvent):
-    """The fitted ones know none; the defect of the densities so far does."""
-    make = {
-        "PCM": lambda: scf.RHF(make_mol(WATER)).PCM(),
-        "ddCOSMO": lambda: scf.RHF(make_mol(WATER)).ddCOSMO(),
-        "SMD": lambda: scf.RHF(make_mol(WATER)).SMD(),
-    }[solvent]
-    plain, n_plain = run(make())
-    guess, n_guess = run(make().apply(deqh_guess))
-    assert n_guess < n_plain
+def in_solvent(name, mol):
+    mf = scf.RHF(mol)
+    if name == "ddCOSMO":
+        return mf.ddCOSMO()
+    mf = mf.SMD() if name.startswith("SMD") else mf.PCM()
+    if name == "SMD in water":
+        mf.with_solvent.solvent = "water"
+    elif name == "IEF-PCM":
+        mf.with_solvent.method = name
+    return mf
+
+
+# Fock matrices from the network. PySCF's SMD without a named solvent has no dielectric constant.
+SOLVENTS = {"C-PCM": 5, "IEF-PCM": 5, "SMD in water": 5, "ddCOSMO": 6, "SMD": None}
+
+
+@pytest.mark.parametrize("name", SOLVENTS)
+def test_solvents(name):
+    """Their response is in the fitted matrices, or learnt from the full ones."""
+    plain, n_plain = run(in_solvent(name, make_mol(WATER)))
+    guess, n_guess = run(in_solvent(name, make_mol(WATER)).apply(deqh_guess))
+    assert n_guess <= (SOLVENTS[name] or n_plain)
     assert guess.e_tot == pytest.approx(plain.e_tot, abs=5e-9)
+
+
+@pytest.mark.parametrize("name", ["C-PCM", "IEF-PCM", "SMD in water"])
+def test_the_response_of_a_solvent_is_pyscfs(name):
+    mol, _, _, spins = some_densities(5, 5, 2)
+    mf = in_solvent(name, mol)
+    first, second = (np.sqrt(2) * s[0] for s in spins)
+    potentials = [mf.with_solvent.kernel(c @ c.T)[1] for c in (first, second)]
+    expected = potentials[1] - potentials[0]
+    assert np.linalg.norm(expected) > 0.01
+    # The tails of the density, where the surface is, need large auxiliary basis sets.
+    for auxbasis, error in ((AUXBASIS, 0.12), ("def2-universal-jkfit", 0.04), ("cc-pvqz-ri", 0.01)):
+        fitted = FittedFock(mol, dtype=torch.float64, auxbasis=auxbasis)
+        without = fitted.differences(first, "hf")(second)
+        fitted.put_into(cavity_of(mf))
+        found = fitted.differences(first, "hf")(second) - without
+        assert np.linalg.norm(found - expected) < error * np.linalg.norm(expected)
+
+
+def test_solvents_without_a_response():
+    mol = make_mol(WATER)
+    assert cavity_of(scf.RHF(mol)) is None
+    assert cavity_of(in_solvent("C-PCM", mol)) is None  # not built yet
+    for name in ("SMD", "ddCOSMO", "C-PCM"):
+        mf = in_solvent(name, mol).run(max_cycle=0)
+        mf.with_solvent.frozen = name == "C-PCM"
+        assert cavity_of(mf) is None
 
 
 @pytest.mark.parametrize("method", [scf.RHF, scf.UHF, scf.ROHF])

@@ -1,7 +1,7 @@
 """``python -m pyscf_deqh.benchmark --init 1e minao``: what the DEQH guess saves, measured.
 
 ``python -m pyscf_deqh.benchmark speed`` measures how fast the guess and training are, ``ablation``
-what the choices in the guess are worth.
+what the choices in the guess are worth, ``robustness`` how many Fock builds random SCFs take.
 """
 
 from __future__ import annotations
@@ -19,7 +19,12 @@ from .scf_runs import INITS, Method
 from .sets import BUNDLED
 
 # First words of the command line, and the modules that they stand for.
-_COMMANDS = {"speed": ".speed.command", "suite": ".suite", "ablation": ".ablation"}
+_COMMANDS = {
+    "speed": ".speed.command",
+    "suite": ".suite",
+    "ablation": ".ablation",
+    "robustness": ".robustness",
+}
 
 
 def _parser() -> argparse.ArgumentParser:

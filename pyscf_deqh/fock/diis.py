@@ -28,7 +28,7 @@ from pyscf.scf import diis, ghf, hf
 
 from ..errors import ConfigError, NumericalError, own_errors
 from ..process import one_blas_thread
-from ..pyscf_api import fills_by_aufbau, solve
+from ..pyscf_api import cavity_of, fills_by_aufbau, solve
 from .cycles import LOST
 from .orbitals import Orbitals, by_spin, density_matrix, orthonormal_basis
 from .problem import Problem
@@ -265,6 +265,7 @@ class _Method:
         elif fitted.dtype != dtype:
             fitted.free()
             fitted = fitted.like(mf.mol, fitted.device, dtype)
+        fitted.put_into(cavity_of(mf))
         self._model = _FockNearby(fitted, problem.functional, self._root)
 
     def gradient(self, d: Any, f: Any) -> float:

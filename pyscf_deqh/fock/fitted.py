@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from ..errors import NotEnoughMemoryError
+from ..pyscf_api import Cavity
 from .functional import Functional
 from .grid import GRID, coarse_grid, orbital_values
 from .integrals import FittedIntegrals, n_orbital_pairs
@@ -71,6 +72,7 @@ class FittedFock:
             on_device = _SHARE * torch.cuda.mem_get_info(self.device)[0]
             self._limit = self._left = min(self._limit, on_device)
         self._long_range: dict[float, FittedIntegrals] = {}
+        self._cavity: Cavity | None = None
 
     def like(self, mol: Mole, device: torch.device | str, dtype: torch.dtype) -> FittedFock:
         """The same for another molecule, device or precision."""
@@ -151,7 +153,19 @@ class FittedFock:
         """
         if not self._keeps_integrals:
             raise self._too_large("fitted integrals")
-        return self._fit()
+        integrals = self._fit()
+        if self._cavity is not None:
+            integrals.put_into(self._cavity)
+        return integrals
+
+    def put_into(self, cavity: Cavity | None) -> None:
+        """Let Fock matrices hold the response of a solvent, where the integrals are kept.
+
+        Differences of them do: its potential of a neutral solute, nuclei and all, is no part.
+        """
+        self._cavity = cavity
+        if cavity is not None and "integrals" in self.__dict__:
+            self.integrals.put_into(cavity)
 
     def _long_range_integrals(self, omega: float) -> FittedIntegrals:
         if omega not in self._long_range:

@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 import scipy.linalg
 import torch
+from pyscf import gto
 from torch import Tensor
 
-from ..pyscf_api import three_index_integrals
+from ..pyscf_api import Cavity, three_index_integrals
 
 if TYPE_CHECKING:
     from pyscf.gto import Mole
@@ -66,6 +67,23 @@ class FittedIntegrals:
         square[row, column] = square[column, row] = torch.arange(n_pairs, device=device)
         self._square = square.reshape(-1)
         self._tensor: Tensor | None = None
+        self._factor, self._auxiliary = factor, auxiliary
+        self._solvent: Tensor | None = None
+
+    def put_into(self, cavity: Cavity) -> None:
+        """Let Coulomb matrices hold the response of a polarizable continuum as well.
+
+        The potential on its surface is that of the fitted density, and so is the way back: a matrix
+        between fitting functions, which costs nothing in a Fock matrix.
+
+        Args:
+            cavity: of the continuum.
+        """
+        potentials = gto.intor_cross("int2c2e", self._auxiliary, cavity.charges)
+        fitted = self._factor.double().cpu().numpy() @ potentials
+        response = fitted @ np.linalg.solve(cavity.k, cavity.r @ fitted.T)
+        symmetric = (response + response.T) / 2
+        self._solvent = torch.from_numpy(symmetric).to(self.packed)
 
     def keep_tensor(self, keep: bool) -> None:
         """Keep (functions, nao, nao) as well, which makes exchange faster, or let it go."""
@@ -81,6 +99,8 @@ class FittedIntegrals:
         """Coulomb matrix (nao, nao) of a symmetric density matrix (nao, nao)."""
         weights = torch.where(self._diagonal, 1.0, 2.0).to(density.dtype)
         fitted = self.packed @ (density[self._row, self._column] * weights)
+        if self._solvent is not None:
+            fitted = fitted + self._solvent @ fitted
         return (fitted @ self.packed)[self._square].view(self.nao, self.nao)
 
     def exchange(self, orbitals: Tensor) -> Tensor:
