@@ -340,7 +340,36 @@ def test_the_log_says_what_was_done(tmp_path):
     assert lines[0].startswith(f"corrected by {fitted} fitted cycles: gradient ")
 
 
-def test_generalized_orbitals_keep_pyscfs_diis():
-    mf = scf.GHF(make_mol(WATER)).apply(deqh_guess)
-    assert mf.kernel() == pytest.approx(scf.RHF(make_mol(WATER)).kernel(), abs=1e-7)
-    assert mf.deqh_report.notes[-1] == "no corrected cycles: the orbitals are generalized"
+GENERALIZED = {"GHF": (scf.GHF, scf.UHF, np.pi / 5), "GKS": (dft.GKS, dft.UKS, 0.0)}
+
+
+@pytest.mark.parametrize("case", GENERALIZED)
+def test_generalized_orbitals(case):
+    """Of a triplet whose spin is turned out of the axis, so that the spins are mixed.
+
+    A collinear functional knows no other axis; the density is negative in places.
+    """
+    make, unrestricted, angle = GENERALIZED[case]
+    mol = make_mol(WATER, spin=2)
+    up, down = unrestricted(mol).run().make_rdm1()
+    cos, sin = np.cos(angle), np.sin(angle)
+    turn = np.kron([[cos, -sin], [sin, cos]], np.eye(mol.nao))
+    start = turn @ np.block([[up, 0 * up], [0 * up, down]]) @ turn.T
+    start = 0.9 * start + 0.1 * np.asarray(make(mol).get_init_guess(key="minao"))
+    plain, n_plain = run(make(mol), start)
+    found, n_found = run(make(mol).apply(corrected_diis), start)
+    assert found.e_tot == pytest.approx(plain.e_tot, abs=1e-7)
+    assert n_found <= 5 < n_plain
+
+
+def test_the_deqh_guess_of_generalized_orbitals():
+    mf, builds = run(scf.GHF(make_mol(WATER)).apply(deqh_guess))
+    assert mf.e_tot == pytest.approx(scf.RHF(make_mol(WATER)).kernel(), abs=1e-7)
+    assert builds <= 5
+
+
+def test_functionals_of_turned_spins_keep_pyscfs_diis():
+    mf = dft.GKS(make_mol(WATER), xc="lda,vwn")
+    mf.collinear = "ncol"
+    mf.apply(deqh_guess)
+    assert mf.DIIS is not diis.CorrectedDIIS

@@ -1,9 +1,9 @@
 """``python -m pyscf_deqh.benchmark robustness``: random SCFs, with corrected cycles and without.
 
 Molecules of up to seven atoms of the G2 set (ASE; Curtiss et al., J. Chem. Phys. 106, 1063, 1997),
-as they are, charged or with all distances stretched; methods, basis sets and starts at random. Fock builds and energies
-are counted, no seconds: other work on the machine does no harm. Rows are written after every case;
-the same command goes on where it stopped.
+as they are, charged or with all distances stretched; methods, basis sets and starts at random. Fock
+builds and energies are counted, no seconds: other work on the machine does no harm. Rows are
+written after every case; the same command goes on where it stopped.
 """
 
 from __future__ import annotations

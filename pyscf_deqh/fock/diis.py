@@ -24,11 +24,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from pyscf import lib
 from pyscf.lib import logger
-from pyscf.scf import diis, ghf, hf
+from pyscf.scf import diis, hf
 
-from ..errors import ConfigError, NumericalError, own_errors
+from ..errors import ConfigError, own_errors
 from ..process import one_blas_thread
-from ..pyscf_api import cavity_of, fills_by_aufbau, solve
+from ..pyscf_api import cavity_of, fills_by_aufbau, numint_of, solve
 from .cycles import LOST
 from .orbitals import Orbitals, by_spin, density_matrix, orthonormal_basis
 from .problem import Problem
@@ -128,8 +128,8 @@ def _unsuitable(mf: hf.SCF) -> str | None:
     """Why corrected cycles do not serve an SCF object."""
     if not fills_by_aufbau(mf):
         return "the orbitals are not filled by energy"
-    if isinstance(mf, ghf.GHF):
-        return "the orbitals are generalized"
+    if getattr(numint_of(mf), "collinear", "col") != "col":
+        return "the functional is not collinear"
     return None
 
 
@@ -251,7 +251,7 @@ class _Method:
         problem = Problem.of(mf, mf.mol, overlap)
         self.tolerance = problem.gradient_tolerance
         self.lost = LOST * problem.gradient_scale
-        self._mf, self._overlap = mf, problem.system.overlap
+        self._mf, self._overlap = mf, overlap
         kind = Shells.kind_of(mf, mf.mol)
         self._shells = _OwnShells(problem.shells.electrons, kind, mf, basis)
         if not isinstance(basis, np.ndarray) or basis.ndim != 2:
@@ -374,9 +374,6 @@ def _orbitals_of(kind: Kind, d: Any, f: Any, basis: np.ndarray, root: np.ndarray
         d: density matrix (nao, nao), for unrestricted orbitals that of either spin.
         f: its Fock matrix, for restricted open shells tagged with ``focka`` and ``fockb``.
         basis, root: orthonormal X and S X.
-
-    Raises:
-        NumericalError: it is no density of electrons: negative in places.
     """
     if kind != Kind.RESTRICTED_OPEN:
         spins = [_factor(x, basis, root) for x in by_spin(np.asarray(d))]
@@ -397,7 +394,6 @@ def _factor(density: np.ndarray, basis: np.ndarray, root: np.ndarray) -> np.ndar
 
 
 def _scaled(natural: np.ndarray, occupation: np.ndarray) -> np.ndarray:
-    if occupation.min() < -1e-6:
-        raise NumericalError(f"a natural orbital holds {occupation.min():.2g} electrons")
+    # A start of the user's may be negative in places: what is left out counts as a defect.
     filled = occupation > 1e-12
     return natural[:, filled] * np.sqrt(occupation[filled])

@@ -237,20 +237,22 @@ class FittedFock:
         self, spins: list[Tensor], functional: Functional
     ) -> tuple[list[Tensor], list[Tensor], float]:
         """Exact exchange and semilocal matrices (nao, nao) by spin, and the semilocal energy."""
-        exchange = [c.new_zeros(len(c), len(c)) for c in spins]
         semilocal, energy = self._semilocal(spins, functional)
-        omega, long_range, hybrid = functional.exchange
         # Electrons exchange with those of their own spin: half of a closed shell's density.
         share = 0.5 if len(spins) == 1 else 1.0
+        return [share * self._exchange(functional, c) for c in spins], semilocal, energy
+
+    def _exchange(self, functional: Functional, c: Tensor, d: Tensor | None = None) -> Tensor:
+        """What of the functional is exact exchange, of the density C D^T or C C^T."""
+        matrix = c.new_zeros(len(c), len(c))
+        omega, long_range, hybrid = functional.exchange
         if hybrid:
             self.integrals.keep_tensor(self._keeps_tensor)
-        for matrix, c in zip(exchange, spins, strict=True):
-            if hybrid:
-                matrix -= share * hybrid * self.integrals.exchange(c)
-            if omega and long_range != hybrid:
-                screened = self._long_range_integrals(omega).exchange(c)
-                matrix -= share * (long_range - hybrid) * screened
-        return exchange, semilocal, energy
+            matrix -= hybrid * self.integrals.exchange(c, d)
+        if omega and long_range != hybrid:
+            screened = self._long_range_integrals(omega).exchange(c, d)
+            matrix -= (long_range - hybrid) * screened
+        return matrix
 
     def _coulomb(self, density: Tensor) -> Tensor:
         try:
@@ -294,8 +296,8 @@ class FittedDifferences:
 
     Args:
         fitted: makes the matrices.
-        orbitals: those of D0, (nao, k) each scaled by the root of its occupation, or two such
-            arrays, of either spin.
+        orbitals: those of D0, (nao, k) each scaled by the root of its occupation; two such arrays,
+            of either spin; or generalized ones, (2 nao, k).
         functional: of the matrices.
 
     Raises:
@@ -308,23 +310,34 @@ class FittedDifferences:
 
     def _parts(self, orbitals: Orbitals) -> tuple[np.ndarray, list[Tensor]]:
         """Density of all electrons, and what is not Coulomb's in the matrices, by spin."""
-        spins = self._fitted._tensors(orbitals)
-        exchange, semilocal, _ = self._fitted._exchange_correlation(spins, self._functional)
+        fitted, nao = self._fitted, self._fitted.mol.nao
+        halves = by_spin(orbitals)
+        generalized = len(halves[0]) == 2 * nao
+        if generalized:
+            halves = [halves[0][:nao], halves[0][nao:]]
+        spins = fitted._tensors(halves)
+        exchange, semilocal, _ = fitted._exchange_correlation(spins, self._functional)
         known = [k.double() + v.double() for k, v in zip(exchange, semilocal, strict=True)]
-        return _total_density(by_spin(orbitals)), known
+        if generalized:
+            mixed = fitted._exchange(self._functional, *spins).double()
+            above, below = (known[0], mixed), (mixed.T, known[1])
+            known = [torch.cat([torch.cat(above, 1), torch.cat(below, 1)])]
+        return _total_density(halves), known
 
     def _minus(
         self, density: np.ndarray, known: list[Tensor], origin: FittedDifferences
     ) -> list[np.ndarray]:
         change = self._fitted._tensor(density - origin._density)
         coulomb = self._fitted._coulomb(change).double()
+        if len(known[0]) == 2 * len(coulomb):
+            coulomb = torch.block_diag(coulomb, coulomb)
         return [
             (coulomb + after - before).cpu().numpy()
             for after, before in zip(known, origin._known, strict=True)
         ]
 
     def __call__(self, orbitals: Orbitals) -> np.ndarray:
-        """F(D) - F(D0), float64, hartree: (nao, nao), or (2, nao, nao) of either spin.
+        """F(D) - F(D0), float64, hartree: (nao, nao), (2, nao, nao), or (2 nao, 2 nao).
 
         Args:
             orbitals: those of D, in the form of those of D0.

@@ -103,14 +103,22 @@ class FittedIntegrals:
             fitted = fitted + self._solvent @ fitted
         return (fitted @ self.packed)[self._square].view(self.nao, self.nao)
 
-    def exchange(self, orbitals: Tensor) -> Tensor:
-        """Exchange matrix (nao, nao) of the density C C^T of orbitals C (nao, k)."""
-        total, n_orbitals = orbitals.new_zeros(self.nao, self.nao), orbitals.shape[1]
+    def exchange(self, orbitals: Tensor, others: Tensor | None = None) -> Tensor:
+        """Exchange matrix (nao, nao) of the density C D^T of orbitals C and D (nao, k).
+
+        Args:
+            orbitals: C.
+            others: D; the same if it is None.
+        """
+        total = orbitals.new_zeros(self.nao, self.nao)
         for block in self._blocks():
-            half = (block.reshape(-1, self.nao) @ orbitals).view(len(block), self.nao, n_orbitals)
-            half = half.transpose(0, 1).reshape(self.nao, len(block) * n_orbitals)
-            total += half @ half.T
+            half = self._half(block, orbitals)
+            total += half @ (half if others is None else self._half(block, others)).T
         return total
+
+    def _half(self, block: Tensor, orbitals: Tensor) -> Tensor:
+        half = (block.reshape(-1, self.nao) @ orbitals).view(len(block), self.nao, -1)
+        return half.transpose(0, 1).reshape(self.nao, -1)
 
     def _blocks(self) -> Iterator[Tensor]:
         """The whole tensor, some auxiliary functions at a time."""

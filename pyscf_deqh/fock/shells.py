@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from pyscf import lib
-from pyscf.scf import hf, rohf, uhf
+from pyscf.scf import ghf, hf, rohf, uhf
 
 from .orbitals import Orbitals, by_spin, density_matrix, solve_roothaan
 
@@ -26,6 +26,7 @@ class Kind(Enum):
     CLOSED = auto()
     UNRESTRICTED = auto()
     RESTRICTED_OPEN = auto()
+    GENERALIZED = auto()
     AVERAGED = auto()
 
 
@@ -43,7 +44,8 @@ def breaks_spin_symmetry(mf: hf.SCF, mol: Mole) -> bool:
 
 def _kind(mf: hf.SCF, mol: Mole) -> Kind:
     # Irreducible representations that the user filled may be no aufbau state.
-    if getattr(mf, "irrep_nelec", None):
+    # A generalized guess has the orbitals of both spins alike.
+    if getattr(mf, "irrep_nelec", None) or isinstance(mf, ghf.GHF):
         return Kind.AVERAGED
     return Shells.kind_of(mf, mol)
 
@@ -68,6 +70,8 @@ class Shells:
     @staticmethod
     def kind_of(mf: hf.SCF, mol: Mole) -> Kind:
         """What ``mf``'s class allows the two spins, whatever its guess may know of them."""
+        if isinstance(mf, ghf.GHF):
+            return Kind.GENERALIZED
         up, down = _electrons(mf, mol)
         if isinstance(mf, uhf.UHF):
             return Kind.UNRESTRICTED
