@@ -1,5 +1,8 @@
 """Corrected cycles inside PySCF's loop: fewer of its Fock matrices, and its own solution."""
 
+import sys
+import types
+
 import numpy as np
 import pytest
 import torch
@@ -318,6 +321,17 @@ def test_objects_stay_pyscfs():
     mf.kernel(dm0=mf.make_rdm1())
     assert len(mf.deqh_cycles) < len(first)
     assert issubclass(mf.DIIS, lib.diis.DIIS)
+
+
+def test_gpu4pyscf_gets_its_own_diis(monkeypatch):
+    """PySCF's to_gpu hands on attributes, and each that knows how is asked for its like."""
+    module = types.ModuleType("gpu4pyscf.scf.diis")
+    module.SCF_DIIS = object()
+    for name in ("gpu4pyscf", "gpu4pyscf.scf"):
+        monkeypatch.setitem(sys.modules, name, types.ModuleType(name))
+    monkeypatch.setitem(sys.modules, "gpu4pyscf.scf.diis", module)
+    mf = scf.RHF(make_mol(WATER)).apply(corrected_diis)
+    assert mf.DIIS.to_gpu() is module.SCF_DIIS
 
 
 def test_scanners_go_on_from_the_last_density():

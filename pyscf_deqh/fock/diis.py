@@ -15,6 +15,7 @@ that the result is the one that it would find.
 
 from __future__ import annotations
 
+import importlib
 import time
 import traceback
 import weakref
@@ -158,6 +159,11 @@ class CorrectedDIIS(lib.diis.DIIS):
         self._cycles: list[CorrectedCycle] = []
         self._failures = self._waits = 0
         self._leaves = _LEAVES
+
+    @classmethod
+    def to_gpu(cls) -> Any:
+        """gpu4pyscf's own DIIS, which PySCF's ``mf.to_gpu()`` asks for: it takes no other."""
+        return importlib.import_module("gpu4pyscf.scf.diis").SCF_DIIS
 
     def update(self, s: np.ndarray, d: Any, f: Any, mf: Any = None, *args: Any, **kwargs: Any):
         """The Hamiltonian of PySCF's next cycle.
