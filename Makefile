@@ -19,7 +19,7 @@ test: $(VENV)/.dev
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --dist loadscope
 
 # What touches PySCF, on another version of it.
-AGAINST_PYSCF := plugin cycles fitted refine shells reference settings_of_the_user \
+AGAINST_PYSCF := plugin cycles diis fitted refine shells reference settings_of_the_user \
 	other_packages faults memory report
 test-pyscf: $(VENV)/.dev
 	$(BIN)/python -m pip install --quiet --no-deps --upgrade --target $(VENV)/pyscf-$(PYSCF) \

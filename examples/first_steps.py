@@ -1,4 +1,8 @@
-"""Ethanol at B3LYP/def2-SVP from PySCF's default guess and from DEQH: same energy, fewer cycles."""
+"""Ethanol at B3LYP/def2-SVP from PySCF's default guess and from DEQH: same energy, fewer cycles.
+
+DEQH is a start by a network and corrected cycles in the place of DIIS. Corrected cycles alone, for
+any element: ``.apply(corrected_diis)`` in the place of ``.apply(deqh_guess)``.
+"""
 
 from pyscf import gto, scf
 

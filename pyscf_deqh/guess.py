@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -106,9 +106,11 @@ def make_guess(mf: hf.SCF, mol: Mole, options: Options, overlap: np.ndarray | No
         with one_blas_thread:
             point = start(own)
         reached = time.perf_counter()
-        solution = Solution(own, point.hamiltonian)
-        if options.cycles:
-            solution = run_cycles(own, point.hamiltonian, point.fitted, options.cycles)
+        solution, settings = Solution(own, point.hamiltonian), options.cycles
+        if settings and options.accelerate and not accelerated:
+            settings = replace(settings, tolerance=min(settings.tolerance, CONVERGED))
+        if settings:
+            solution = run_cycles(own, point.hamiltonian, point.fitted, settings)
         ended = time.perf_counter()
         if own is not problem:
             point.fitted.free()

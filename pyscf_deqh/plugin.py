@@ -70,7 +70,7 @@ def deqh_guess(
             cannot describe: ``'raise'`` the error, or warn and use ``'minao'``.
         max_cycles: limit of density-fitted cycles after the network (fitted integrals, coarse grid,
             the SCF's own functional); they stop as soon as they have no more to give. 0: the
-            network alone.
+            network alone is the start.
         accelerate: let the SCF go on with corrected cycles in the place of DIIS, see
             :func:`~pyscf_deqh.corrected_diis`; not where the user chose a DIIS, damping or a level
             shift of his own.

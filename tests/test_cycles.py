@@ -143,3 +143,14 @@ def test_without_memory_for_exchange_the_network_stands_alone():
     mol.max_memory = 0.1
     small = dft.RKS(mol, xc="b3lyp").apply(deqh_guess).get_init_guess(key="deqh")
     np.testing.assert_allclose(small, alone, atol=1e-3)
+
+
+def test_without_corrected_cycles_the_fitted_ones_go_on():
+    """By choice, or because the user's own DIIS leaves them no place."""
+    ends = []
+    for settings, options in (({}, {}), ({}, {"accelerate": False}), ({"level_shift": 0.1}, {})):
+        mf = scf.RHF(make_mol()).set(**settings).apply(deqh_guess, **options)
+        mf.get_init_guess(key="deqh")
+        ends.append(mf.deqh_report.fitted_gradients[-1])
+    assert 2 * ends[1] < ends[0]
+    assert ends[2] == pytest.approx(ends[1], rel=1e-3)

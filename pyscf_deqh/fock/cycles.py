@@ -1,6 +1,6 @@
 """Density-fitted cycles between a start and the SCF, in the SCF's own functional.
 
-They bring a start into the neighbourhood of the solution, at a twelfth of the price of PySCF's
+They bring a start into the neighbourhood of the solution, at a fraction of the price of PySCF's
 cycles; the corrected cycles of :mod:`~pyscf_deqh.fock.diis` take it from there.
 """
 

@@ -64,7 +64,8 @@ class CorrectedCycle:
     """One cycle of PySCF's as this object has made it; on the SCF object as ``mf.deqh_cycles``.
 
     Attributes:
-        gradient: norm of the orbital gradient in the full Fock matrix, hartree.
+        gradient: norm of the orbital gradient in the full Fock matrix, hartree; NaN where PySCF's
+            DIIS has taken over.
         fitted_gradients: the same in each of the fitted cycles that followed.
         seconds: of these.
         accepted: whether PySCF went on with their result; with its DIIS's otherwise.
@@ -79,8 +80,9 @@ class CorrectedCycle:
 def corrected_diis(mf: hf.SCF) -> hf.SCF:
     """Make an SCF object use corrected cycles: ``scf.RKS(mol).apply(corrected_diis).run()``.
 
-    From whatever density its SCF starts, fewer full Fock builds are left: four or five. Alone it
-    needs no network and serves every element. :func:`~pyscf_deqh.deqh_guess` does this as well.
+    From whatever density its SCF starts, fewer full Fock builds are left: mostly five. Alone it
+    needs no network and serves every element of its auxiliary basis set (def2-universal-jfit).
+    :func:`~pyscf_deqh.deqh_guess` does this as well.
 
     Args:
         mf: a molecular SCF object of PySCF; it is changed and returned.

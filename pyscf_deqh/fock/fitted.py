@@ -3,9 +3,8 @@
 The orbital products are fitted to an auxiliary basis (density fitting, Whitten, J. Chem. Phys. 58,
 4496, 1973) and the functional is integrated on a grid that is coarser than an SCF's. The fitted
 three-index tensor and the orbitals' values on the grid are made once, so that each Fock matrix is
-a few dense matrix products, in single precision and on a GPU where there is one: about a twelfth of
-an SCF cycle of PySCF's defaults. Converged, such Fock matrices differ from PySCF's by some
-micro-hartree on average.
+a few dense matrix products, in single precision and on a GPU where there is one. Converged, such
+Fock matrices differ from PySCF's by some micro-hartree on average.
 """
 
 from __future__ import annotations
