@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from multiprocessing import get_context
+
 import numpy as np
 import pytest
 import torch
@@ -50,6 +52,28 @@ def rotation() -> np.ndarray:
     q, r = np.linalg.qr(np.random.default_rng(3).normal(size=(3, 3)))
     q = q * np.sign(np.diag(r))
     return q * np.sign(np.linalg.det(q))
+
+
+@pytest.fixture(scope="module")
+def quick_workers():
+    """Label and graph workers start as forks of a process that has imported what they need.
+
+    They still get and give all by pickling, but a start takes no seconds of imports.
+    """
+    modules = ["pyscf_deqh.data.dataset", "pyscf_deqh.data.make.label"]
+    context = get_context("forkserver")
+    context.set_forkserver_preload(modules)
+    with pytest.MonkeyPatch.context() as patch:
+        for module in modules:
+            patch.setattr(f"{module}.get_context", lambda method: context)
+        yield
+
+
+@pytest.fixture
+def spawned_workers(monkeypatch):
+    """Among tests with quick workers, one whose workers start as a user's."""
+    for module in ("pyscf_deqh.data.dataset", "pyscf_deqh.data.make.label"):
+        monkeypatch.setattr(f"{module}.get_context", get_context)
 
 
 def small_model(template, reference="none", seed=0, **solver) -> DEQH:

@@ -9,8 +9,9 @@ from conftest import WATER, make_mol
 from pyscf_deqh.benchmark.__main__ import main
 from pyscf_deqh.benchmark.ablation import PARTS, Variant, ablation_table
 from pyscf_deqh.benchmark.scf_runs import Method, run_deqh, run_guess
-from pyscf_deqh.fock.cycles import CycleSettings, Thresholds
+from pyscf_deqh.fock.cycles import CycleSettings
 from pyscf_deqh.predict import predict_hamiltonian
+from pyscf_deqh.starts.atoms import AtomsStart
 
 METHOD = Method(xc="pbe", device="cpu")
 
@@ -25,12 +26,12 @@ def test_the_unchanged_variant_is_the_guess():
     run, other = run_variant(mol, Variant("default"))
     solution = other.solution
     assert solution.fitted_gradients == pytest.approx(guess.report.fitted_gradients, rel=1e-4)
-    assert len(solution.corrected_gradients) == len(guess.report.corrected_gradients)
+    assert run.corrected == expected.corrected
     assert run.cycles == expected.cycles
     assert run.full_builds == expected.full_builds
     assert run.guess_fitted_builds == expected.guess_fitted_builds
     # The reference's Fock matrix is the network's input and no cycle.
-    assert solution.fitted_builds == run.guess_fitted_builds - 1
+    assert len(solution.fitted_gradients) == run.guess_fitted_builds - 1
     assert run.energy == pytest.approx(expected.energy, abs=1e-9)
 
 
@@ -41,31 +42,46 @@ def test_variants_do_what_they_are_called():
         run, guess = run_variant(mol, Variant("changed", cycles=cycles, **changes))
         return run, guess.solution
 
-    alone, solution = of(None)
     predicted = predict_hamiltonian(mol).hamiltonian
+    alone, solution = of(None, accelerate=False)
     np.testing.assert_allclose(solution.hamiltonian, predicted, atol=1e-5)
-    assert solution.fitted_builds == alone.guess_full_builds == 0
-    full, solution = of(CycleSettings(max_cycles=0))
-    assert not solution.fitted_gradients
-    assert solution.full_builds == 1
-    assert full.cycles < alone.cycles
-    tight = of(CycleSettings(thresholds=Thresholds(corrected=0.1)))[1].corrected_gradients
-    assert tight[-1] < 0.1 * 1e-9**0.5
-    no_full_build = CycleSettings(full_build=False, thresholds=Thresholds(fitted=1e-1))
-    fitted = of(no_full_build)[1].fitted_gradients
-    assert len(fitted) == 1
-    no_full_build = CycleSettings(full_build=False)
-    other = of(no_full_build, network=False, auxbasis="def2-universal-jkfit", grid=(20, 50))[1]
-    assert other.fitted_gradients[0] > fitted[0]
+    assert solution.fitted_gradients == ()
+    assert alone.corrected == []
+    accelerated, solution = of(None)
+    np.testing.assert_allclose(solution.hamiltonian, predicted, atol=1e-5)
+    assert solution.fitted_gradients == ()
+    assert len(accelerated.corrected) == accelerated.cycles < alone.cycles
+    assert any(accelerated.corrected)
+    loose, solution = of(CycleSettings(tolerance=1e-1), accelerate=False)
+    (first,) = solution.fitted_gradients
+    tight, solution = of(CycleSettings(30, 2e-5), accelerate=False)
+    # Per root of water's five pairs.
+    assert solution.fitted_gradients[-1] < 2e-5 * 5**0.5 < solution.fitted_gradients[-2]
+    assert tight.cycles < loose.cycles
+    fitting = {"auxbasis": "def2-universal-jkfit", "grid": (20, 50)}
+    assert Variant("changed", False, **fitting).options(METHOD).start == AtomsStart(**fitting)
+    other = of(CycleSettings(), network=False, accelerate=False, **fitting)[1]
+    assert other.fitted_gradients[0] > first
+
+
+def test_parts_change_one_thing():
+    """Each figure of the two parts before DIIS is the fitted cycles' own."""
+    for part in ("fitting", "tolerance"):
+        assert not any(variant.accelerate for variant in PARTS[part])
+    assert not any(variant.network for variant in PARTS["fitting"])
+    assert {v.cycles for v in PARTS["fitting"]} == {CycleSettings(30, 2e-5)}
+    assert all(variant.accelerate for variant in PARTS["start"])
+    starts = [(variant.network, variant.cycles) for variant in PARTS["start"]]
+    assert starts == [(n, c) for n in (False, True) for c in (None, CycleSettings())]
 
 
 @pytest.fixture
 def two_variants(monkeypatch, tmp_path):
-    monkeypatch.setitem(PARTS, "full", PARTS["full"][2:])
+    monkeypatch.setitem(PARTS, "start", PARTS["start"][2:])
     xyz = tmp_path / "water.xyz"
     xyz.write_text("3\nname=water\n" + "".join(f"{s} {x} {y} {z}\n" for s, (x, y, z) in WATER))
     out = tmp_path / "out.json"
-    return ["ablation", "--parts", "full", "--molecules", str(xyz), "--json", str(out)], out
+    return ["ablation", "--parts", "start", "--molecules", str(xyz), "--json", str(out)], out
 
 
 def test_command_goes_on_where_it_was_interrupted(two_variants, monkeypatch, capsys):
@@ -82,14 +98,18 @@ def test_command_goes_on_where_it_was_interrupted(two_variants, monkeypatch, cap
     assert main(arguments) == 130
     assert len(json.loads(out.read_text())["rows"]) == 1
     assert main(arguments) == 0
-    first, second = (variant.title for variant in PARTS["full"])
+    first, second = (variant.title for variant in PARTS["start"])
     assert calls == [first, second, second]
     rows = json.loads(out.read_text())["rows"]
     assert [row["variant"] for row in rows] == [first, second]
     for row in rows:
         assert row["converged"]
         assert abs(row["energy_error"]) < 1e-9
-        assert row["hamiltonian_mae"] < 1e-6
+        # The first one, one in each cycle, the check at the end.
+        assert row["full_builds"] == row["cycles"] + 2 < 6
+        assert row["fitted_builds"] > 0
+    # The Hamiltonian is the guess's: the network's, then what density-fitted cycles make of it.
+    assert rows[1]["hamiltonian_mae"] < 1e-4 < rows[0]["hamiltonian_mae"] < 1e-2
     assert f"| {second} |" in capsys.readouterr().out
     assert main(arguments) == 0
     assert len(calls) == 3
@@ -110,7 +130,7 @@ def test_rows_of_something_else_are_refused(two_variants, capsys):
 
 
 def test_table():
-    row = {"part": "full", "variant": PARTS["full"][3].title, "full_builds": 1,
+    row = {"part": "start", "variant": PARTS["start"][3].title, "full_builds": 4,
            "converged": True}  # fmt: skip
     rows = [
         row | {"molecule": "a", "fitted_builds": 4, "hamiltonian_mae": 1e-6, "cycles": 0,
@@ -121,5 +141,8 @@ def test_table():
     lines = ablation_table(rows).splitlines()
     assert lines[2] == (
         "| network, density-fitted cycles | 5.0 ± 1.0 | 2.00 ± 1.00 | 0.5 ± 0.5 | 3e-09 | 2 |"
+    )
+    assert lines[0].startswith(
+        "| where the SCF with corrected cycles starts | fitted Fock matrices |"
     )
     assert len(lines) == 3

@@ -7,10 +7,11 @@ from pyscf import dft
 
 from pyscf_deqh.benchmark import acceleration
 from pyscf_deqh.benchmark.__main__ import BUNDLED, main
-from pyscf_deqh.benchmark.scf_runs import Method, run_classical
+from pyscf_deqh.benchmark.scf_runs import Method, run_classical, run_deqh
 from pyscf_deqh.data.geometry import read_geometries
 from pyscf_deqh.data.splits import split_of
 from pyscf_deqh.errors import ConfigError
+from pyscf_deqh.fock.fitted import FittedDifferences, FittedFock
 
 
 def test_bundled_molecules_are_test_molecules():
@@ -26,11 +27,9 @@ def test_cycles_and_builds_are_pyscfs(monkeypatch):
     """Cycles are counted as PySCF counts them; builds are get_veff's calls."""
     mol = make_mol(WATER)
     calls = []
-    original = dft.rks.RKS.get_veff
-    monkeypatch.setattr(
-        dft.rks.RKS, "get_veff", lambda self, *a, **k: calls.append(1) or original(self, *a, **k)
-    )
+    monkeypatch.setattr(dft.rks.RKS, "get_veff", counted(dft.rks.RKS.get_veff, calls))
     run = run_classical(mol, Method(), "minao")
+    assert run.corrected == []
     mf = dft.RKS(make_mol(WATER), xc="b3lyp").run()
     assert run.cycles == mf.cycles == len(run.focks)
     assert run.energy == pytest.approx(mf.e_tot, abs=1e-9)
@@ -39,12 +38,37 @@ def test_cycles_and_builds_are_pyscfs(monkeypatch):
     assert len(calls) == (run.full_builds + 1) + (mf.cycles + 2) + 1
 
 
+@pytest.mark.parametrize("accelerate", [True, False])
+def test_builds_of_a_guess_and_its_scf(monkeypatch, accelerate):
+    """Full ones are the SCF's alone; fitted ones are counted in each of its cycles."""
+    full, fitted, corrected = [], [], []
+    for cls, name, calls in (
+        (dft.rks.RKS, "get_veff", full),
+        (FittedFock, "__call__", fitted),
+        (FittedDifferences, "__call__", corrected),
+    ):
+        monkeypatch.setattr(cls, name, counted(getattr(cls, name), calls))
+    run, guess = run_deqh(make_mol(WATER), Method(xc="pbe", accelerate=accelerate))
+    assert run.converged
+    # The run's last Fock matrix is asked for once more, after the clock has stopped.
+    assert len(full) == run.full_builds + 1 == run.cycles + 3
+    assert len(fitted) == run.guess_fitted_builds == 1 + len(guess.report.fitted_gradients)
+    assert len(corrected) == sum(run.corrected)
+    assert len(run.corrected) == len(run.gradient) * accelerate
+    assert any(run.corrected) == accelerate
+
+
+def counted(original, calls):
+    return lambda *args, **options: calls.append(1) or original(*args, **options)
+
+
 @pytest.mark.parametrize("init", ["1e", "atom", "huckel", "sap", "vsap", "cheap-scf", "no-network"])
 def test_every_baseline_runs(init):
     run = run_classical(make_mol(WATER), Method(xc="pbe"), init)
     assert run.converged
     assert (run.guess_fitted_builds > 0) == (init in ("cheap-scf", "no-network"))
-    assert run.guess_full_builds == (init == "no-network")
+    assert len(run.corrected) == (run.cycles if init == "no-network" else 0)
+    assert any(run.corrected) == (init == "no-network")
 
 
 def test_command_prints_a_table_and_writes_everything(tmp_path, capsys):
@@ -72,7 +96,25 @@ def test_command_prints_a_table_and_writes_everything(tmp_path, capsys):
     ratios = row["ratios"]["1e"]
     assert ratios["achieved_ratio"] == pytest.approx((cycles[0] - 1) / (cycles[1] - 1))
     assert ratios["full_builds_ratio"] == pytest.approx(builds[0] / builds[1])
+    for row in data["rows"]:
+        assert len(row["deqh"]["corrected"]) == row["deqh"]["cycles"]
+        assert any(row["deqh"]["corrected"])
+        assert all(run["corrected"] == [] for run in row["baselines"].values())
     assert image.read_bytes()[:4] == b"\x89PNG"
+
+
+def test_command_without_corrected_cycles(tmp_path):
+    """The network alone, and PySCF's DIIS after it."""
+    xyz, out = tmp_path / "water.xyz", tmp_path / "out.json"
+    xyz.write_text("3\n\n" + "".join(f"{s} {x} {y} {z}\n" for s, (x, y, z) in WATER))
+    assert main(["--molecules", str(xyz), "--xc", "hf", "--max-cycles", "0", "--no-accelerate",
+                 "--json", str(out)]) == 0  # fmt: skip
+    data = json.loads(out.read_text())
+    assert (data["method"]["max_cycles"], data["method"]["accelerate"]) == (0, False)
+    deqh = data["rows"][0]["deqh"]
+    assert deqh["converged"]
+    assert deqh["fitted_gradients"] == deqh["corrected"] == []
+    assert data["rows"][0]["hamiltonian_mae"] == data["rows"][0]["refined_mae"]
 
 
 def test_interrupt_keeps_the_results(tmp_path, monkeypatch):
@@ -99,10 +141,10 @@ def test_interrupt_keeps_the_results(tmp_path, monkeypatch):
     assert resumed.rows == json.loads(path.read_text())["rows"]
 
 
-def test_files_of_the_first_version_are_refused(tmp_path):
+def test_files_of_earlier_versions_are_refused(tmp_path):
     path = tmp_path / "old.json"
     path.write_text(json.dumps({"rows": [{"name": "water", "deqh": {}}], "failures": []}))
-    with pytest.raises(ConfigError, match=r"old\.json was written by version 0\.1\.0"):
+    with pytest.raises(ConfigError, match=r"old\.json was written by an earlier version"):
         acceleration.run_benchmark(
             [acceleration.WATER], Method(xc="hf"), ["minao"], path, progress=False, resume=True
         )

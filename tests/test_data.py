@@ -16,6 +16,8 @@ from pyscf_deqh.data.geometry import Geometry, read_geometries
 from pyscf_deqh.data.make.label import LabelSettings, label
 from pyscf_deqh.data.splits import split_of
 
+pytestmark = pytest.mark.usefixtures("quick_workers")
+
 FAST = LabelSettings(xc="hf", conv_tol=1e-8)
 
 
@@ -185,7 +187,7 @@ def labelled(tmp_path):
     return tmp_path / "a.db"
 
 
-def test_dataset_keeps_graphs_on_disk(tmp_path, labelled):
+def test_dataset_keeps_graphs_on_disk(tmp_path, labelled, spawned_workers):
     store = GraphStore(tmp_path / "cache", "sad", "def2-svp")
     train = HamiltonianDataset([labelled], "train", store, workers=1, progress=False)
     assert len(train) == 2

@@ -201,7 +201,7 @@ def test_command_line(tmp_path, capsys):
     assert "engine xtb has no option --xc" in capsys.readouterr().err
 
 
-def test_labels_of_trajectories(tmp_path):
+def test_labels_of_trajectories(tmp_path, quick_workers):
     """Ids differ; frames of a QM9 molecule are in one split, others are split one by one."""
     frames = []
     for name, start in (("qm9", hydrogen(qm9_id="7")), ("other", hydrogen())):

@@ -12,16 +12,19 @@ import pytest
 from conftest import WATER, make_mol
 from pyscf import dft
 from test_data import FAST, helium, hydrogen, write_xyz
+from worker_functions import die_on_two, made_up
 
 from pyscf_deqh import ConfigError, DatasetError
 from pyscf_deqh.data.__main__ import main
-from pyscf_deqh.data.formats.qh9 import QH9Database, Record
+from pyscf_deqh.data.formats.qh9 import QH9Database
 from pyscf_deqh.data.geometry import Geometry, read_geometries
 from pyscf_deqh.data.make import label as label_module
 from pyscf_deqh.data.make.label import LabelSettings, label
 
+pytestmark = pytest.mark.usefixtures("quick_workers")
 
-def test_labels_equal_pyscf(tmp_path):
+
+def test_labels_equal_pyscf(tmp_path, spawned_workers):
     geometry = Geometry(
         np.array([8, 1, 1], np.int32), np.array([r for _, r in WATER]), {"qm9_id": "3"}
     )
@@ -126,11 +129,11 @@ def test_two_processes_that_write_the_same_rows(tmp_path, monkeypatch):
 def test_labelling_survives_a_kill(tmp_path):
     """SIGKILL to the whole group at some moment; the same command then completes the database."""
     xyz, out = write_xyz(tmp_path / "a.xyz", 40), tmp_path / "a.db"
-    command = [sys.executable, "-m", "pyscf_deqh.data", "label", str(xyz), "--out", str(out),
-               "--xc", "hf", "--workers", "1"]  # fmt: skip
+    command = ["label", str(xyz), "--out", str(out), "--xc", "hf", "--workers", "1"]
     process = subprocess.Popen(
-        command, start_new_session=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-    )
+        [sys.executable, "-m", "pyscf_deqh.data", *command],
+        start_new_session=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+    )  # fmt: skip
     deadline = time.monotonic() + 60
     while time.monotonic() < deadline:
         if out.exists() and (n := _count(out)) >= 2:
@@ -139,7 +142,7 @@ def test_labelling_survives_a_kill(tmp_path):
     os.killpg(process.pid, signal.SIGKILL)
     process.wait()
     assert 2 <= (n := _count(out)) < 40
-    assert subprocess.run(command, capture_output=True, check=True).returncode == 0
+    assert main(command) == 0
     with QH9Database(out) as database:
         assert len(database) == 40 > n
         assert all(np.isfinite(r.hamiltonian).all() for r in database)
@@ -155,7 +158,7 @@ def _count(path):
 
 def test_a_dying_worker_fails_its_molecule_alone(tmp_path, monkeypatch):
     """The pool breaks with its worker; every other molecule is labelled all the same."""
-    monkeypatch.setattr(label_module, "_work", _die_on_two)
+    monkeypatch.setattr(label_module, "_work", die_on_two)
     geometries = [hydrogen(0.7 + 0.01 * i, id=str(i)) for i in range(5)]
     written, failures = label(geometries, tmp_path / "a.db", FAST, 2, progress=False)
     assert written == 4
@@ -173,21 +176,11 @@ def test_a_pool_that_breaks_before_a_molecule_is_sent_loses_none(tmp_path, monke
                 raise BrokenProcessPool
             return super().submit(work, row_id, *args)
 
-    monkeypatch.setattr(label_module, "_work", _made_up)
+    monkeypatch.setattr(label_module, "_work", made_up)
     monkeypatch.setattr(label_module, "ProcessPoolExecutor", Pool)
     geometries = [hydrogen(0.7 + 0.01 * i, id=str(i)) for i in range(5)]
     assert label(geometries, tmp_path / "a.db", FAST, 1, progress=False) == (5, {})
     assert broken
-
-
-def _made_up(row_id, geometry, settings, device):
-    return Record(row_id, geometry.numbers, geometry.positions, np.eye(2), {})
-
-
-def _die_on_two(row_id, geometry, settings, device):
-    if row_id == 2:
-        os.kill(os.getpid(), signal.SIGKILL)
-    return _made_up(row_id, geometry, settings, device)
 
 
 def test_full_disk_keeps_what_is_written(tmp_path, monkeypatch):

@@ -110,7 +110,7 @@ def test_other_names_of_arrays(tmp_path):
         np.testing.assert_allclose(file[0].hamiltonian, matrices[0], atol=1e-12)
 
 
-def test_datasets(tmp_path):
+def test_datasets(tmp_path, quick_workers):
     arrays, matrices = example(5)
     np.savez(tmp_path / "water.npz", **arrays)
     store = GraphStore(tmp_path / "cache", "none", "def2-svp")

@@ -119,19 +119,19 @@ def test_loss_of_the_label_itself_is_zero(template):
     assert shifted["rotation"].item() < 1e-5 < shifted["elements"].item()
 
 
-def run(cycles, errors, builds, guess_builds, seconds, energy=-1.0):
-    full, fitted = guess_builds
+def run(cycles, errors, builds, corrected, seconds, energy=-1.0):
     return SCFRun(
         init="", converged=True, energy=energy, cycles=cycles, full_builds=builds,
-        guess_full_builds=full, guess_fitted_builds=fitted, guess_seconds=1.0,
+        guess_fitted_builds=2, corrected=corrected, guess_seconds=1.0,
         scf_seconds=seconds - 1.0, gradient=[],
         focks=[np.full((2, 2), e) for e in errors], hamiltonian=np.zeros((2, 2)),
     )  # fmt: skip
 
 
 def test_ratios_by_hand():
-    baseline = run(9, [1.0, 0.5, 0.2, 0.05, 0.01, 0, 0, 0, 0], 11, (0, 0), 20.0)
-    deqh = run(5, [], 8, (1, 2), 12.0)
+    baseline = run(9, [1.0, 0.5, 0.2, 0.05, 0.01, 0, 0, 0, 0], 11, [], 20.0)
+    # Fitted Fock matrices, in the guess and in the SCF, are no full builds.
+    deqh = run(5, [], 8, [6, 5, 3, 0, 0], 12.0)
     result = ratios(deqh, baseline, np.full((2, 2), 0.1))
     assert result == pytest.approx(
         {

@@ -82,7 +82,7 @@ def test_both_widths_of_integers(tmp_path, molecule, dtype):
         assert file[1].numbers.tolist() == [1, 1]
 
 
-def test_unconverged_rows_are_never_used(small, tmp_path, capsys):
+def test_unconverged_rows_are_never_used(small, tmp_path, capsys, quick_workers):
     with open_labels(small) as file:
         with pytest.raises(DatasetError, match=r"dynamic\.db, row 4: .*did not converge"):
             file[4]
@@ -155,7 +155,7 @@ def test_bad_rows_are_named(tmp_path, change, message):
     assert "bad.db, row 1" in str(caught.value)
 
 
-def test_matrix_of_another_basis(tmp_path):
+def test_matrix_of_another_basis(tmp_path, quick_workers):
     path = write(tmp_path / "bad.db", [row(10, 0, hydrogen(1.4)[0], np.eye(4))])
     store = GraphStore(tmp_path, "none", "def2-svp")
     with pytest.raises(DatasetError, match=r"bad\.db, row 1: .*\(4, 4\) does not fit 10"):

@@ -218,10 +218,17 @@ def test_guess(tmp_path):
                   "orbitals of the reference", "features", "network",
                   "eigenproblem and density")  # fmt: skip
         assert all(rows[label + stage]["median"] > 0 for stage in stages)
-        for guess in ("whole guess", "whole guess, network alone"):
+        guesses = ("whole guess, network alone", "whole guess",
+                   "whole guess without corrected cycles after it")  # fmt: skip
+        # Cycles that nothing follows stop later.
+        cycles = [int(rows[label + guess]["note"].split()[0]) for guess in guesses]
+        assert cycles[0] == 0 < cycles[1] <= cycles[2]
+        for guess in guesses:
             ratio = rows[label + guess]["median"] / rows[label + "one SCF cycle"]["median"]
             assert rows[f"{label}{guess} / one SCF cycle"]["median"] == pytest.approx(ratio)
         assert rows[label + "network, floor"]["flops"] > 1e6
+    # Methane's few are the same, ethane's are not.
+    assert cycles[1] < cycles[2]
 
 
 def test_paper(tmp_path):

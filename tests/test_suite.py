@@ -72,11 +72,10 @@ def test_selections_grow_and_shards_are_a_partition():
 # Runs, without SCFs
 
 
-def run(converged=True, energy=-1.0, cycles=10, builds=12, full=0, fitted=0, guess=0.0, scf=10.0):
+def run(converged=True, energy=-1.0, cycles=10, builds=12, corrected=(), guess=0.0, scf=10.0):
     return {"converged": converged, "energy": energy, "cycles": cycles, "full_builds": builds,
-            "guess_full_builds": full, "guess_fitted_builds": fitted, "guess_seconds": guess,
-            "scf_seconds": scf, "gradient": [1.0], "fitted_gradients": [0.1, 0.01],
-            "corrected_gradients": [0.001] * full}  # fmt: skip
+            "guess_fitted_builds": 3, "corrected": list(corrected), "guess_seconds": guess,
+            "scf_seconds": scf, "gradient": [1.0], "fitted_gradients": [0.1, 0.01]}  # fmt: skip
 
 
 def row(name, deqh, baselines, mae=1e-4):
@@ -111,14 +110,14 @@ def cells_of(text, title):
 
 
 def test_table_by_hand(tmp_path, capsys):
-    def qm9_row(name, cycles, energy=-1.0, mae=1e-4):
-        deqh = run(cycles=cycles, builds=cycles + 2, full=1, fitted=1, guess=1.0,
+    def qm9_row(name, cycles, corrected, energy=-1.0, mae=1e-4):
+        deqh = run(cycles=cycles, builds=cycles + 2, corrected=corrected, guess=1.0,
                    scf=float(cycles), energy=energy)  # fmt: skip
         return row(name, deqh, {"minao": run(), "1e": run(cycles=20, builds=22),
                                 "cheap-scf": run(guess=2.0, scf=8.0)}, mae)  # fmt: skip
 
-    first = [qm9_row("a", 4), qm9_row("b", 5, energy=-1.0 + 2e-6, mae=2e-4)]
-    second = [qm9_row("c", 12, mae=6e-4), qm9_row("a", 9)]
+    first = [qm9_row("a", 4, [1, 0]), qm9_row("b", 5, [2, 1, 0], energy=-1.0 + 2e-6, mae=2e-4)]
+    second = [qm9_row("c", 12, [4, 4], mae=6e-4), qm9_row("a", 9, [7])]
     write(tmp_path, "qm9", "1of2", first, [{"name": "c", "reason": "an earlier run"}])
     write(tmp_path, "qm9", "2of2", second, [{"name": "d", "reason": "ValueError: no"}])
     lost = row("e", run(converged=False, energy=-0.5), {"minao": run()}, None)
@@ -127,12 +126,13 @@ def test_table_by_hand(tmp_path, capsys):
     text = capsys.readouterr().out
     assert (tmp_path / "table.md").read_text() == text.removesuffix("\n")
     # Molecule a is the one of the first file. Seconds 5, 6, 13 over 10: mean 0.8, deviations -0.3,
-    # -0.2, 0.5, of mean square 0.38 / 3. Builds 6, 7, 14 and 12. Cycles 4, 5, 12 and 10. The guess
-    # takes 1 of 10 seconds.
+    # -0.2, 0.5, of mean square 0.38 / 3. Builds 6, 7, 14 and 12. Cycles 4, 5, 12 and 10. Two cycles
+    # of the guess and 1, 3, 8 of the SCF: 3, 5, 10 of mean 6, deviations of mean square 26 / 3. The
+    # guess takes 1 of 10 seconds.
     assert cells_of(text, "QM9 test") == [
         "QM9 test", "3 of 4", "0.800 ± 0.356 (0.600)", "0.800 ± 0.356 (0.600)",
         "0.800 ± 0.356 (0.600)", "9.0 ± 3.6 (7.0)", "12.0 ± 0.0 (12.0)", "7.0 ± 3.6 (5.0)",
-        "10.0 ± 0.0 (10.0)", "300 ± 216 (200)", "30.00 ± 21.60 (20.00)", "3.0 ± 0.0 (3.0)",
+        "10.0 ± 0.0 (10.0)", "300 ± 216 (200)", "30.00 ± 21.60 (20.00)", "6.0 ± 2.9 (5.0)",
         "0.100 ± 0.000 (0.100)",
     ]  # fmt: skip
     # Without a comparison with 1e or cheap-scf; the network's error is against another functional.
@@ -169,6 +169,21 @@ def test_files_that_do_not_fit_are_refused(tmp_path, capsys):
     (tmp_path / "md-2of2.json").write_text("{}")
     assert main(command) == 2
     assert "md-2of2.json holds no results" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("old", [0, 1])
+def test_rows_of_earlier_versions_are_refused(tmp_path, capsys, old):
+    """Whichever row it is, and before anything is run or written."""
+    rows = [row(name, run(), {"minao": run(), "cheap-scf": run()}) for name in ("a", "b")]
+    deqh = rows[old]["deqh"]
+    del deqh["corrected"]
+    deqh |= {"guess_full_builds": 1, "corrected_gradients": [0.001]}
+    write(tmp_path, "md", "1of2", rows, weights=weights_hash(DEFAULT_MODEL))
+    for options in (["--table-only"], ["--sets", "md", "--n", "1"]):
+        assert main(["suite", *options, "--out", str(tmp_path)]) == 2
+        expected = "md-1of2.json was written by an earlier version: name another file\n"
+        assert capsys.readouterr().err.endswith(f"error: {tmp_path / expected}")
+    assert [path.name for path in tmp_path.iterdir()] == ["md-1of2.json"]
 
 
 @pytest.fixture

@@ -26,9 +26,11 @@ from pyscf_deqh.train.config import DataConfig, OptimizerConfig, RunConfig, Trai
 from pyscf_deqh.train.module import SizeBatches
 from pyscf_deqh.train.run import export, moving_average, read_config, train, write_config
 
+pytestmark = pytest.mark.usefixtures("quick_workers")
+
 
 @pytest.fixture(scope="module")
-def labelled(tmp_path_factory):
+def labelled(tmp_path_factory, quick_workers):
     """Hydrogen and hydrogen fluoride at several distances: mixed elements and sizes."""
     folder = tmp_path_factory.mktemp("labels")
     geometries = []
@@ -70,8 +72,9 @@ def test_resuming_gives_the_same_run(config, tmp_path, gradient):
     assert last(halves, "epoch") == 0
     train(halves, resume=True)
     for key in ("state_dict", "current_model_state"):
+        resumed = last(halves, key)
         for name, value in last(whole, key).items():
-            torch.testing.assert_close(value, last(halves, key)[name], rtol=0, atol=0)
+            torch.testing.assert_close(value, resumed[name], rtol=0, atol=0)
 
 
 def _train_one_epoch_then_stop(config):
@@ -102,8 +105,8 @@ def _train_one_epoch_then_stop(config):
 
 
 def test_training_learns_and_its_model_starts_an_scf(config, tmp_path):
-    config.run.max_epochs = 40
-    config.optimizer = replace(config.optimizer, learning_rate=5e-3)
+    config.run.max_epochs = 12
+    config.optimizer = replace(config.optimizer, learning_rate=1e-2)
     config.solver = replace(config.solver, gradient="random-depth")
     train(config)
     rows = list(csv.DictReader(next(config.run.folder.glob("csv/*/metrics.csv")).open()))
@@ -132,7 +135,8 @@ def test_qhnet_and_its_ablations_learn(config, tmp_path, consistent, overlap):
     )  # fmt: skip
     config.solver = replace(config.solver, start="identity")
     config.optimizer = replace(config.optimizer, learning_rate=1e-2, rotation_weight=0.0)
-    config.run.max_epochs = 15
+    # Long epochs: a checkpoint of some hundred tensors takes as long as a step.
+    config.run.max_epochs, config.run.batches_per_epoch = 4, 12
     train(config)
     rows = list(csv.DictReader(next(config.run.folder.glob("csv/*/metrics.csv")).open()))
     losses = [float(r["valid/loss"]) for r in rows if r["valid/loss"]]
@@ -191,8 +195,9 @@ def test_a_new_run_can_start_from_other_weights(config, tmp_path):
     other = replace(config, run=replace(config.run, folder=tmp_path / "b", max_epochs=1))
     other.optimizer = replace(other.optimizer, learning_rate=0.0)
     train(other, init=start)
+    first = last(config)
     for name, value in last(other, "current_model_state").items():
-        torch.testing.assert_close(value, last(config)[name])
+        torch.testing.assert_close(value, first[name])
 
 
 def test_the_average_follows_a_short_run():
@@ -223,8 +228,9 @@ def test_replayed_steps_are_the_same_training(config, tmp_path):
     train(config)
     captured = replace(config, run=replace(config.run, folder=tmp_path / "b", cuda_graphs=True))
     train(captured)
+    replayed = last(captured)
     for name, value in last(config).items():
-        torch.testing.assert_close(last(captured)[name], value, rtol=1e-3, atol=1e-5)
+        torch.testing.assert_close(replayed[name], value, rtol=1e-3, atol=1e-5)
 
 
 @pytest.mark.parametrize(("section", "values", "message"), [

@@ -66,7 +66,7 @@ def check_rows(rows: Sequence[dict], path: Path) -> None:
     Raises:
         ConfigError: these rows cannot be read.
     """
-    if rows and "corrected" not in rows[0]["deqh"]:
+    if any("corrected" not in row["deqh"] for row in rows):
         raise ConfigError(f"{path} was written by an earlier version: name another file")
 
 

@@ -35,7 +35,7 @@ def error_level_cycle(baseline: SCFRun, error_level: float) -> int:
 def ratios(deqh: SCFRun, baseline: SCFRun, predicted: np.ndarray) -> dict[str, float | None]:
     """Ratios of one molecule.
 
-    full_builds: full Fock builds, those in the guesses included.
+    full_builds: full Fock builds of the SCFs; the guesses have none.
     wall: seconds, guesses included.
 
     The paper counts cycles from 0, so that an SCF that has nothing left to do makes none:

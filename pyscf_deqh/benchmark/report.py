@@ -13,7 +13,7 @@ from .acceleration import Results
 
 _MEANING = {
     "wall_ratio": "seconds, DEQH / baseline, guesses included",
-    "full_builds_ratio": "full Fock builds, DEQH / baseline, those in the guess included",
+    "full_builds_ratio": "full Fock builds, DEQH / baseline",
     "guess_share": "seconds of the DEQH guess / baseline's seconds",
 }
 
@@ -38,7 +38,7 @@ def _molecule_table(results: Results) -> list[str]:
 
 def table(results: Results) -> str:
     """The results as text: cycles and full Fock builds of each molecule, then the ratios."""
-    lines = ["Cycles that PySCF prints (full Fock builds, those in the guess included)", ""]
+    lines = ["Cycles that PySCF prints (full Fock builds, the first and the last included)", ""]
     lines += _molecule_table(results)
     for init, summary in results.summaries().items():
         lines += ["", f"deqh ({summary['model']}) against {init}, n = {summary['n']}"]

@@ -145,6 +145,8 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
     cells, exceptions = [], []
     for run in RUNS:
         good = [r for r in rows if r["plain"]["converged"] and r[run]["converged"]]
+        if not good:
+            continue
         builds = np.array([r[run]["builds"] for r in good])
         change = np.array([r[run]["energy"] - r["plain"]["energy"] for r in good])
         quantiles = " / ".join(f"{q:.0f}" for q in np.quantile(builds, (0.1, 0.5, 0.9)))

@@ -85,7 +85,8 @@ class SCFRun:
         full_builds: Fock matrices of the SCF's own kind, the first one and the check after
             convergence included.
         guess_fitted_builds: cheaper ones in the guess (fitted integrals, coarse grid).
-        corrected: fitted ones of the corrected cycles, for each of the SCF's cycles.
+        corrected: fitted ones of the corrected cycles, for each of the SCF's cycles; one more is
+            made where there are any, of PySCF's density.
         guess_seconds, scf_seconds: wall-clock time.
         gradient: norm of the orbital gradient in each cycle, hartree.
         focks: Fock matrix of each cycle, without extrapolation.

@@ -43,7 +43,8 @@ def read_results(folder: Path, entry: SuiteSet) -> SetResults | None:
     """Merge the files of a set; None if there are none.
 
     Raises:
-        ConfigError: a file that is not the suite's, or files with different models or methods.
+        ConfigError: a file that is not the suite's, or an earlier version's, or files with
+            different models or methods.
     """
     details = entry.method().details
     rows: dict[str, dict] = {}
@@ -53,15 +54,17 @@ def read_results(folder: Path, entry: SuiteSet) -> SetResults | None:
     for path in sorted(folder.glob(f"{entry.name}-*of*.json")):
         try:
             content = json.loads(path.read_text())
+            check_rows(content["rows"], path)
             method = content["method"]
             weights = method["weights"]
             # Files of before a detail existed have its default.
             made_with = Method().details | {k: v for k, v in method.items() if k in details}
-            check_rows(content["rows"], path)
             for row in content["rows"]:
                 rows.setdefault(row["name"], row)
             failures |= {failure["name"]: failure for failure in content["failures"]}
             environment = content["environment"]
+        except ConfigError:
+            raise  # a ValueError as well
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise ConfigError(f"{path} holds no results of the suite: {error!r}") from error
         if made_with != details or (methods and weights != methods[0]["weights"]):

@@ -33,7 +33,8 @@ _EXPLANATION = (
     "seconds, DEQH over the classical guess, guesses included; full Fock builds: the first one, "
     "one in each of PySCF's cycles, the check at the end. MAE of H: against the converged Fock "
     "matrix, of the network's prediction and of the guess after its cycles; density-fitted and "
-    "corrected cycles: those in fitted Fock matrices, in the guess and in the SCF."
+    "corrected cycles: those in fitted Fock matrices, in the guess and in the SCF. The guess's "
+    "share holds the integrals of PySCF's own that it makes for the SCF."
 )
 
 
