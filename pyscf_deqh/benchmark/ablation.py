@@ -68,7 +68,8 @@ class Variant:
 
 
 def _tolerance(value: float) -> Variant:
-    return Variant(f"{value:.1e} hartree per root of a pair", cycles=CycleSettings(tolerance=value), accelerate=False)
+    cycles = CycleSettings(tolerance=value)
+    return Variant(f"{value:.1e} hartree per root of a pair", cycles=cycles, accelerate=False)
 
 
 def _fitting(auxbasis: str, grid: tuple[int, int]) -> Variant:
@@ -110,8 +111,9 @@ def _solution(mol: gto.Mole, method: Method) -> SCFRun:
 
 def _row(run: SCFRun, guess: Guess, converged: SCFRun) -> dict[str, Any]:
     hamiltonian = guess.solution.hamiltonian
+    corrected = sum(n + 1 for n in run.corrected if n)
     return {
-        "fitted_builds": len(guess.report.fitted_gradients) + sum(n + 1 for n in run.corrected if n),
+        "fitted_builds": len(guess.report.fitted_gradients) + corrected,
         "full_builds": run.full_builds,
         "hamiltonian_mae": float(np.abs(hamiltonian - converged.hamiltonian).mean()),
         "cycles": run.cycles,
