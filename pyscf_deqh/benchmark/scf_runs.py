@@ -34,6 +34,8 @@ class Method:
         spin: number of unpaired electrons; as few as possible if it is None.
         density_fit: PySCF's ``density_fit()`` for the SCF itself.
         conv_tol, conv_tol_grad: PySCF's, hartree; None for its default.
+        solvent: water as ``PCM`` or ``SMD``; None for none.
+        unrestricted: orbitals of either spin of their own, for singlets too.
     """
 
     xc: str = "b3lyp"
@@ -47,11 +49,13 @@ class Method:
     density_fit: bool = False
     conv_tol: float | None = None
     conv_tol_grad: float | None = None
+    solvent: str | None = None
+    unrestricted: bool = False
 
     @property
     def details(self) -> dict[str, Any]:
         """What results of several runs have to agree in, beside the model."""
-        names = ("xc", "basis", "charge", "spin", "density_fit")
+        names = ("xc", "basis", "charge", "spin", "density_fit", "solvent", "unrestricted")
         return {name: getattr(self, name) for name in names}
 
     def options(self, start: Start | None = None, max_cycles: int | None = None) -> Options:
@@ -68,9 +72,16 @@ class Method:
         )
 
     def scf(self, mol: gto.Mole) -> scf.hf.SCF:
-        mf = scf.HF(mol) if self.xc.lower() == "hf" else dft.KS(mol, xc=self.xc)
+        if self.xc.lower() == "hf":
+            mf = scf.UHF(mol) if self.unrestricted else scf.HF(mol)
+        else:
+            mf = (dft.UKS if self.unrestricted else dft.KS)(mol, xc=self.xc)
         if self.density_fit:
             mf = mf.density_fit()
+        if self.solvent:
+            mf = getattr(mf, self.solvent)()
+        if self.solvent == "SMD":
+            mf.with_solvent.solvent = "water"
         mf.conv_tol = self.conv_tol or mf.conv_tol
         mf.conv_tol_grad = self.conv_tol_grad
         return mf

@@ -40,7 +40,7 @@ class SuiteSet:
         title: in the table.
         file: molecules.
         inits: classical guesses to compare with; the first one is minao.
-        xc, basis, charge, spin, density_fit: see :class:`Method`.
+        xc, basis, charge, spin, density_fit, solvent, unrestricted: see :class:`Method`.
         limit: number of molecules; None for all.
     """
 
@@ -54,6 +54,8 @@ class SuiteSet:
     charge: int = 0
     spin: int | None = None
     density_fit: bool = False
+    solvent: str | None = None
+    unrestricted: bool = False
 
     @property
     def is_transfer(self) -> bool:
@@ -68,7 +70,8 @@ class SuiteSet:
 
     def method(self, model: str | Path = DEFAULT_MODEL, device: str = "auto") -> Method:
         return Method(self.xc, self.basis, model, device, charge=self.charge, spin=self.spin,
-                      density_fit=self.density_fit)  # fmt: skip
+                      density_fit=self.density_fit, solvent=self.solvent,
+                      unrestricted=self.unrestricted)  # fmt: skip
 
 
 def _transfer(name: str, title: str, **method: Any) -> SuiteSet:
@@ -85,9 +88,14 @@ SUITE = {
         SuiteSet("md", "MD snapshots", FOLDER / "md_test.xyz", ("minao", CHEAP_SCF)),
         SuiteSet("larger", "larger molecules", FOLDER / "larger_test.xyz", ("minao", CHEAP_SCF)),
         *(_transfer(xc, f"{xc}/{Method.basis}", xc=xc) for xc in ("pbe", "pbe0", "wb97x", "hf")),
-        *(_transfer(b, f"{Method.xc}/{b}", basis=b) for b in ("def2-tzvp", "cc-pvdz")),
+        *(_transfer(b, f"{Method.xc}/{b}", basis=b)
+          for b in ("def2-tzvp", "cc-pvdz", "cc-pvtz", "aug-cc-pvdz")),
+        _transfer("pople", f"{Method.xc}/6-311+G(2d,p)", basis="6-311+g(2d,p)"),
+        _transfer("pcm", "PCM", solvent="PCM"),
+        _transfer("smd", "SMD, water", solvent="SMD"),
+        _transfer("singlet", "UKS singlets", unrestricted=True),
         _transfer("density-fit", "density_fit()", density_fit=True),
         _transfer("cation", "radical cations", charge=1, spin=1),
         _transfer("triplet", "triplets", spin=2),
     )
-}
+}  # fmt: skip
