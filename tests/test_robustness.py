@@ -1,0 +1,64 @@
+"""Random SCFs: the same each time, resumed, and a table that hides nothing."""
+
+import json
+
+import pytest
+
+from pyscf_deqh.benchmark import robustness
+from pyscf_deqh.benchmark.__main__ import main
+
+pytest.importorskip("ase")
+
+
+def test_cases_are_the_same_each_time_and_can_be_run():
+    assert robustness.cases(30) == robustness.cases(60)[:30]
+    assert robustness.cases(5, seed=1) != robustness.cases(5)
+    for case in robustness.cases(60):
+        mf = case.scf()
+        assert mf.mol.nelectron >= max(mf.mol.spin, 2)
+        assert mf.mol.natm <= 7
+        assert mf.init_guess == case.init
+        assert mf.mol.basis == case.basis
+
+
+def small(n, seed=0):
+    """Hydrogen fluoride and water."""
+    common = ("hf", "def2-svp", 0, 0, 1.0, True, 1, "minao")
+    return [robustness.Case(name, *common) for name in ("HF", "H2O")[:n]]
+
+
+def test_command_goes_on_and_lists_what_is_worse(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(robustness, "cases", small)
+    out = tmp_path / "rows.json"
+    assert main(["robustness", "--n", "1", "--json", str(out)]) == 0
+    first = json.loads(out.read_text())["rows"]
+    assert main(["robustness", "--n", "2", "--json", str(out)]) == 0
+    rows = json.loads(out.read_text())["rows"]
+    assert rows[0] == first[0]
+    assert len(rows) == 2
+    for row in rows:
+        assert row["deqh"]["builds"] <= row["corrected"]["builds"] < row["plain"]["builds"]
+        assert row["corrected"]["energy"] == pytest.approx(row["plain"]["energy"], abs=1e-8)
+        assert not row["plain"]["accepted"]
+    text = capsys.readouterr().out
+    assert "| corrected |" in text
+    assert "\n- " not in text
+
+
+def test_verdicts_by_hand():
+    plain = {"converged": True, "energy": -1.0, "builds": 9}
+    row = {"plain": plain, "corrected": plain | {"energy": -0.997, "builds": 11}}
+    assert robustness.verdicts(row, "corrected") == [
+        "3.000 mEh higher", "11 builds instead of 9"
+    ]  # fmt: skip
+    row["corrected"] = plain | {"energy": -1.1, "builds": 10}
+    assert not robustness.verdicts(row, "corrected")
+    row["corrected"] = plain | {"converged": False}
+    assert robustness.verdicts(row, "corrected") == ["not converged"]
+
+
+def test_other_files_are_refused(tmp_path, capsys):
+    out = tmp_path / "rows.json"
+    out.write_text('{"rows": [{"case": {"name": "water"}}]}')
+    assert main(["robustness", "--json", str(out)]) == 2
+    assert "holds no rows of this command" in capsys.readouterr().err
