@@ -315,6 +315,19 @@ def test_what_the_user_chose_later_is_kept_too():
     assert not any(cycle.accepted for cycle in mf.deqh_cycles)
 
 
+def test_where_nothing_can_be_prepared_the_way_is_pyscfs(monkeypatch):
+    """Without memory, say, or with a functional of another package: DIIS has to go on."""
+    expected = energies_of(scf.RHF(make_mol(WATER)))
+    mf = scf.RHF(make_mol(WATER)).apply(corrected_diis)
+
+    def fail(*args):
+        raise MemoryError("unable to allocate 1 TiB")
+
+    monkeypatch.setattr(diis._Method, "__init__", fail)
+    np.testing.assert_allclose(energies_of(mf), expected, atol=1e-10)
+    assert not any(cycle.accepted for cycle in mf.deqh_cycles)
+
+
 def test_objects_stay_pyscfs():
     mf = scf.RHF(make_mol(WATER)).apply(corrected_diis)
     expected = scf.RHF(make_mol(WATER)).kernel()

@@ -176,17 +176,20 @@ class CorrectedDIIS(lib.diis.DIIS):
             f: the full Fock matrix of ``d``, hartree.
             mf: PySCF's SCF object.
         """
-        hamiltonian, first = None, not self._cycles
+        before = self._cycles[-1] if self._cycles else None
+        self._cycles.append(CorrectedCycle(np.nan))
+        hamiltonian = None
         try:
             with own_errors(), one_blas_thread:
-                if first:
+                if before is None:
                     self._begin(s, mf)
-                hamiltonian = self._step(d, f)
+                if self._method is not None:
+                    hamiltonian = self._step(self._method, d, f, before)
         except Exception as error:  # whatever it is, it may not stop PySCF's SCF
             self._stop(f"{type(error).__name__}: {error}")
             logger.debug(self, "%s", traceback.format_exc())
         mf.deqh_cycles = tuple(self._cycles)
-        if first and hamiltonian is None and mf.diis_start_cycle == 0:
+        if before is None and hamiltonian is None and mf.diis_start_cycle == 0:
             return f  # PySCF's DIIS begins one cycle later
         extrapolated = self._plain.update(s, np.asarray(d), np.asarray(f), mf, *args, **kwargs)
         return extrapolated if hamiltonian is None else hamiltonian
@@ -194,9 +197,10 @@ class CorrectedDIIS(lib.diis.DIIS):
     def _begin(self, s: np.ndarray, mf: Any) -> None:
         for name in ("space", "rollback", "damp", "Corth"):
             setattr(self._plain, name, getattr(self, name))
+        fitted = _FITTED.pop(mf, None)
         reason = _chosen(mf) or _unsuitable(mf)
         if reason is None:
-            self._method = _Method(mf, s, self.Corth)
+            self._method = _Method(mf, s, self.Corth, fitted)
         else:
             self._stop(reason)
 
@@ -204,15 +208,13 @@ class CorrectedDIIS(lib.diis.DIIS):
         self._method = None
         logger.note(self, "No corrected cycles: %s. PySCF's DIIS goes on.", reason)
 
-    def _step(self, d: Any, f: Any) -> np.ndarray | None:
+    def _step(
+        self, method: _Method, d: Any, f: Any, before: CorrectedCycle | None
+    ) -> np.ndarray | None:
         """The solution of the corrected cycles; None where there is none."""
-        method, started = self._method, time.perf_counter()
-        if method is None:
-            self._cycles.append(CorrectedCycle(np.nan))
-            return None
+        started = time.perf_counter()
         gradient = method.gradient(d, f)
-        before = self._cycles[-1] if self._cycles else None
-        self._cycles.append(CorrectedCycle(gradient))
+        self._cycles[-1] = CorrectedCycle(gradient)
         far = gradient > method.lost
         if before is not None and before.accepted:
             leaves = gradient / before.gradient
@@ -245,13 +247,14 @@ class _Method:
         mf: PySCF's SCF object.
         overlap: of its orbitals.
         basis: orthonormal, of PySCF's kernel; of either spin in PySCF before 2.13.
+        fitted: integrals that the guess has left; None without.
 
     Attributes:
         tolerance: norm of the orbital gradient below which ``mf`` is converged, hartree.
         lost: above this it is far from its solution.
     """
 
-    def __init__(self, mf: Any, overlap: np.ndarray, basis: Any):
+    def __init__(self, mf: Any, overlap: np.ndarray, basis: Any, fitted: FittedFock | None):
         import torch
 
         from .fitted import FittedFock
@@ -259,7 +262,7 @@ class _Method:
         problem = Problem.of(mf, mf.mol, overlap)
         self.tolerance = problem.gradient_tolerance
         self.lost = LOST * problem.gradient_scale
-        self._mf, self._overlap = mf, overlap
+        self._overlap = overlap
         kind = Shells.kind_of(mf, mf.mol)
         self._shells = _OwnShells(problem.shells.electrons, kind, mf, basis)
         if not isinstance(basis, np.ndarray) or basis.ndim != 2:
@@ -267,7 +270,6 @@ class _Method:
         self._basis, self._root = basis, self._overlap @ basis
         double = problem.nearly_dependent or self.tolerance < _SINGLE
         dtype = torch.float64 if double else torch.float32
-        fitted = _FITTED.pop(mf, None)
         if fitted is None:
             fitted = FittedFock(mf.mol, dtype=dtype, memory=problem.memory)
         elif fitted.dtype != dtype:
@@ -384,24 +386,26 @@ def _orbitals_of(kind: Kind, d: Any, f: Any, basis: np.ndarray, root: np.ndarray
         basis, root: orthonormal X and S X.
     """
     if kind != Kind.RESTRICTED_OPEN:
-        spins = [_factor(x, basis, root) for x in by_spin(np.asarray(d))]
+        spins = [_scaled(*_natural(x, basis, root)) for x in by_spin(np.asarray(d))]
         return spins if kind == Kind.UNRESTRICTED else spins[0]
     # PySCF hands on the sum of both spins' densities alone.
-    occupation, natural = np.linalg.eigh(root.T @ d @ root)
-    natural = basis @ natural
+    occupation, natural = _natural(d, basis, root)
     open_shell = (occupation > _OPEN[0]) & (occupation < _OPEN[1])
     if np.allclose(f.focka, f.fockb, rtol=0, atol=1e-9):
         open_shell[:] = False  # a superposition of atoms: both spins are the same
     alpha = np.where(open_shell, occupation, occupation / 2)
-    return [_scaled(natural, o) for o in (alpha, occupation - alpha)]
+    return [_scaled(o, natural) for o in (alpha, occupation - alpha)]
 
 
-def _factor(density: np.ndarray, basis: np.ndarray, root: np.ndarray) -> np.ndarray:
+def _natural(
+    density: np.ndarray, basis: np.ndarray, root: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Occupations and natural orbitals of a density matrix."""
     occupation, natural = np.linalg.eigh(root.T @ density @ root)
-    return _scaled(basis @ natural, occupation)
+    return occupation, basis @ natural
 
 
-def _scaled(natural: np.ndarray, occupation: np.ndarray) -> np.ndarray:
+def _scaled(occupation: np.ndarray, natural: np.ndarray) -> np.ndarray:
     # A start of the user's may be negative in places: what is left out counts as a defect.
     filled = occupation > 1e-12
     return natural[:, filled] * np.sqrt(occupation[filled])
