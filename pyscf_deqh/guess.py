@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 from pyscf.scf import hf
 
-from .errors import own_errors
+from .checkpoint import DEFAULT_MODEL
+from .errors import ConfigError, UnsupportedMoleculeError, own_errors
 from .fock.cycles import CONVERGED, NEAR, CycleSettings, Solution, run_cycles
 from .fock.density import density_of
 from .fock.diis import CorrectedDIIS, accelerate, hand_over
@@ -22,15 +25,28 @@ from .report import Report, Seconds
 if TYPE_CHECKING:
     from pyscf.gto import Mole
 
-    from .starts import Start
+    from .fock.fitted import FittedFock
+    from .starts import Start, StartingPoint
 
 ON_UNSUPPORTED = ("raise", "minao")
+STARTS = ("auto", "network", "atoms")
 
 
-def _network() -> Start:
+def starts_of(
+    name: str = "auto", model: str | Path = DEFAULT_MODEL, device: str = "auto"
+) -> tuple[Start, ...]:
+    """Ways to begin, by the name that a user gives them; the first that serves is taken.
+
+    Raises:
+        ConfigError: another name.
+    """
+    if name not in STARTS:
+        raise ConfigError(f"start must be one of {STARTS}, not {name!r}")
+    from .starts.atoms import AtomsStart
     from .starts.network import NetworkStart
 
-    return NetworkStart()
+    network, atoms = NetworkStart(model, device), AtomsStart(device)
+    return {"auto": (network, atoms), "network": (network,), "atoms": (atoms,)}[name]
 
 
 def cycles_after(max_cycles: int, accelerated: bool) -> CycleSettings | None:
@@ -43,13 +59,13 @@ class Options:
     """How a guess is made.
 
     Attributes:
-        start: where the cycles begin.
+        starts: where the cycles begin: at the first that can describe the molecule.
         cycles: which cycles follow; None for the start alone.
         accelerate: whether the SCF goes on with corrected cycles.
         on_unsupported: what a failure leads to, an error or minao's density.
     """
 
-    start: Start = field(default_factory=_network)
+    starts: tuple[Start, ...] = field(default_factory=starts_of)
     cycles: CycleSettings | None = field(default_factory=CycleSettings)
     accelerate: bool = True
     on_unsupported: str = "raise"
@@ -94,28 +110,26 @@ def make_guess(mf: hf.SCF, mol: Mole, options: Options, overlap: np.ndarray | No
     started = time.perf_counter()
     with own_errors():
         problem = Problem.of(mf, mol, overlap)
-        start, notes = options.start, _accelerate(problem, options)
+        notes = _accelerate(problem, options)
         reason = _own_start(problem)
         if reason is not None:
-            return _left_alone(problem, start, reason, notes, started)
-        own, accelerated = start.place(problem), mf.DIIS is CorrectedDIIS and mol is mf.mol
+            return _left_alone(problem, options, reason, notes, started)
+        start, own, refusals = _place(options.starts, problem)
         prepared = time.perf_counter()
+        accelerated = mf.DIIS is CorrectedDIIS and mol is mf.mol
         if accelerated:
             make_integrals(mf)
         began = time.perf_counter()
         with one_blas_thread:
             point = start(own)
         reached = time.perf_counter()
-        solution, settings = Solution(own, point.hamiltonian), options.cycles
+        settings = options.cycles
         if settings and options.accelerate and not accelerated:
             settings = replace(settings, tolerance=min(settings.tolerance, CONVERGED))
-        if settings:
-            solution = run_cycles(own, point.hamiltonian, point.fitted, settings)
+        solution, fitted = _cycles(problem, own, point, settings)
         ended = time.perf_counter()
-        if own is not problem:
-            point.fitted.free()
-        elif accelerated and overlap is not None and not solution.notes:
-            hand_over(mf, point.fitted)
+        if accelerated and overlap is not None and fitted and not solution.notes:
+            hand_over(mf, fitted)
         with one_blas_thread:
             if solution.failure:
                 density = mf.get_init_guess(mol, key="minao")
@@ -130,7 +144,7 @@ def make_guess(mf: hf.SCF, mol: Mole, options: Options, overlap: np.ndarray | No
         iterations=point.iterations,
         residual=point.residual,
         fitted_gradients=solution.fitted_gradients,
-        fitted_builds=point.fitted_builds + len(solution.fitted_gradients),
+        fitted_builds=point.fitted_builds + solution.fitted_builds,
         seconds=Seconds(
             start=reached - began - point.network_seconds + prepared - started,
             integrals=began - prepared,
@@ -139,10 +153,44 @@ def make_guess(mf: hf.SCF, mol: Mole, options: Options, overlap: np.ndarray | No
             density=now - ended,
             total=now - started,
         ),
-        notes=(*point.notes, *projected, *solution.notes, *notes),
+        notes=(*refusals, *point.notes, *projected, *solution.notes, *notes),
         fallback=solution.failure,
     )
     return Guess(density, point.hamiltonian, solution, report)
+
+
+def _place(starts: Sequence[Start], problem: Problem) -> tuple[Start, Problem, tuple[str, ...]]:
+    """The first start that serves, the problem in its basis set, and why others do not.
+
+    Raises:
+        UnsupportedMoleculeError: none serves.
+    """
+    refusals: list[UnsupportedMoleculeError] = []
+    for start in starts:
+        try:
+            placed = start.place(problem)
+        except UnsupportedMoleculeError as error:
+            refusals.append(error)
+        else:
+            return start, placed, tuple(f"{start.name}, because {error}" for error in refusals)
+    raise refusals[-1]
+
+
+def _cycles(
+    problem: Problem, own: Problem, point: StartingPoint, settings: CycleSettings | None
+) -> tuple[Solution, FittedFock | None]:
+    """Density-fitted cycles in the start's basis set, then in the SCF's; and what builds fitted
+    Fock matrices in the SCF's."""
+    solution, fitted = Solution(own, point.hamiltonian), point.fitted
+    if settings:
+        solution = run_cycles(solution, own, fitted, settings)
+    if own is problem:
+        return solution, fitted
+    fitted.free()
+    if settings is None or solution.failure:
+        return solution, None
+    fitted = fitted.like(problem.mol, fitted.device, problem.precision)
+    return run_cycles(solution, problem, fitted, settings), fitted
 
 
 def _accelerate(problem: Problem, options: Options) -> tuple[str, ...]:
@@ -163,10 +211,10 @@ def _own_start(problem: Problem) -> str | None:
 
 
 def _left_alone(
-    problem: Problem, start: Start, reason: str, notes: tuple[str, ...], started: float
+    problem: Problem, options: Options, reason: str, notes: tuple[str, ...], started: float
 ) -> Guess:
     hamiltonian = problem.core_hamiltonian
     density = problem.mf.get_init_guess(problem.mol, key="minao")
     seconds = Seconds(total=time.perf_counter() - started)
-    report = Report(start.name, seconds=seconds, notes=notes, fallback=reason)
+    report = Report(options.starts[0].name, seconds=seconds, notes=notes, fallback=reason)
     return Guess(density, hamiltonian, Solution(problem, hamiltonian, failure=reason), report)

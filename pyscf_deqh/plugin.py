@@ -26,7 +26,7 @@ from .errors import ConfigError
 from .fock import diis
 from .fock.cycles import CycleSettings
 from .fock.problem import check_method
-from .guess import ON_UNSUPPORTED, Options, cycles_after, make_guess
+from .guess import ON_UNSUPPORTED, Options, cycles_after, make_guess, starts_of
 from .report import Report, Seconds
 
 if TYPE_CHECKING:
@@ -42,11 +42,10 @@ def _options(
     on_unsupported: str = "raise",
     max_cycles: int = MAX_CYCLES,
     accelerate: bool = True,
+    start: str = "auto",
 ) -> Options:
-    from .starts.network import NetworkStart
-
     cycles = cycles_after(max_cycles, accelerate)
-    return Options(NetworkStart(model, device), cycles, accelerate, on_unsupported)
+    return Options(starts_of(start, model, device), cycles, accelerate, on_unsupported)
 
 
 def deqh_guess(
@@ -56,6 +55,7 @@ def deqh_guess(
     on_unsupported: str = "raise",
     max_cycles: int = MAX_CYCLES,
     accelerate: bool = True,
+    start: str = "auto",
     exact_build: bool | None = None,
 ) -> hf.SCF:
     """Make an SCF object start from the DEQH guess: ``scf.RKS(mol).apply(deqh_guess).run()``.
@@ -66,18 +66,22 @@ def deqh_guess(
         mf: any molecular SCF object of PySCF; it is changed and returned.
         model: name of a bundled model, or folder of an exported one.
         device: ``'auto'``, ``'cpu'``, ``'cuda'`` …
-        on_unsupported: what to do where there is no guess, above all for a molecule that the model
-            cannot describe: ``'raise'`` the error, or warn and use ``'minao'``.
+        on_unsupported: what to do where there is no guess: ``'raise'`` the error, or warn and use
+            ``'minao'``.
         max_cycles: limit of density-fitted cycles after the network (fitted integrals, coarse grid,
             the SCF's own functional); they stop as soon as they have no more to give. 0: the
             network alone is the start.
         accelerate: let the SCF go on with corrected cycles in the place of DIIS, see
             :func:`~pyscf_deqh.corrected_diis`; not where the user chose a DIIS, damping or a level
             shift of his own.
+        start: where these cycles begin: ``'network'``, or ``'atoms'``, the Kohn-Sham matrix of
+            superposed atomic densities, which serves every element; ``'auto'``: the network where
+            the model can describe the molecule, else the atoms.
         exact_build: of version 0.1.0; ``accelerate`` has taken its place.
 
     Raises:
-        ConfigError: ``on_unsupported`` is neither, or ``max_cycles`` is negative.
+        ConfigError: ``on_unsupported`` or ``start`` is none of these, or ``max_cycles`` is
+            negative.
         CheckpointError: there is no such model.
         UnsupportedMoleculeError: the object is no molecular SCF of PySCF's with spatial orbitals
             (spinors, gpu4pyscf), or another package evaluates its functional, and
@@ -95,8 +99,8 @@ def deqh_guess(
         model = folder  # absolute: the process may change its directory
     if on_unsupported == "raise":
         check_method(mf)
+    mf._deqh = _options(model, device, on_unsupported, max_cycles, accelerate, start)
     mf.init_guess = KEY
-    mf._deqh = _options(model, device, on_unsupported, max_cycles, accelerate)
     if not accelerate:
         diis.plain_diis(mf)
     elif isinstance(mf, hf.SCF):
@@ -106,7 +110,7 @@ def deqh_guess(
 
 @overload
 def init_guess_by_deqh(
-    mol: Mole, model: str | Path = ..., device: str = ..., xc: str = ...
+    mol: Mole, model: str | Path = ..., device: str = ..., xc: str = ..., start: str = ...
 ) -> np.ndarray: ...
 @overload
 def init_guess_by_deqh(
@@ -114,6 +118,7 @@ def init_guess_by_deqh(
     model: str | Path = ...,
     device: str = ...,
     xc: str = ...,
+    start: str = ...,
     *,
     return_report: Literal[True],
 ) -> tuple[np.ndarray, Report]: ...
@@ -122,6 +127,7 @@ def init_guess_by_deqh(
     model: str | Path = DEFAULT_MODEL,
     device: str = "auto",
     xc: str = "b3lyp",
+    start: str = "auto",
     *,
     return_report: bool = False,
 ) -> np.ndarray | tuple[np.ndarray, Report]:
@@ -132,7 +138,7 @@ def init_guess_by_deqh(
 
     Args:
         mol: a built molecule.
-        model, device: see :func:`deqh_guess`.
+        model, device, start: see :func:`deqh_guess`.
         xc: functional in PySCF's notation, or ``hf``.
         return_report: return the report as well.
 
@@ -144,7 +150,7 @@ def init_guess_by_deqh(
 
     mf = scf.RHF(mol) if xc.lower() == "hf" else dft.RKS(mol, xc=xc)
     mf.verbose = 0
-    guess = make_guess(mf, mol, _options(model, device, accelerate=False))
+    guess = make_guess(mf, mol, _options(model, device, accelerate=False, start=start))
     dm = guess.density_matrix
     total = dm if dm.ndim == 2 else dm[0] + dm[1]
     return (total, guess.report) if return_report else total
@@ -162,7 +168,7 @@ def _density(mf: hf.SCF, mol: Mole, overlap: np.ndarray | None, minao: Callable[
         if options is not None and options.on_unsupported == "raise":
             raise
         reason = f"{type(error).__name__}: {error}"
-        start = "network" if options is None else options.start.name
+        start = "network" if options is None else options.starts[0].name
         seconds = Seconds(total=time.perf_counter() - started)
         mf.deqh_report = Report(start, seconds=seconds, fallback=reason)
         log.warn("No DEQH guess: %s. The minao guess is used instead.", reason)

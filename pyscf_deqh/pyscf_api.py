@@ -6,12 +6,13 @@ Read and tested in PySCF 2.8 to 2.14:
 ``mf._numint``, ``NumInt._xc_type``   all
 ``mf._eri``, ``mf._is_mem_enough``    all
 ``DF._cderi``, ``mf.only_dfj``        all
-``mol._atm``, ``_bas``, ``_env``      all, with ``mol._add_suffix``
+``mol._atm``, ``_bas``, ``_env``      all, with ``mol._add_suffix``, ``mol._atom``
 ``PCM._intermediates``                all: ``K``, ``R``, ``f_epsilon``
 ``get_init_guess(..., s1e=S)``        all; the kernel passes the overlap on, ``newton()`` does not
 ``mf.check_linear_dependency``        since 2.13; ``mf.eig`` takes its result as ``x``
 ``mf.DIIS(mf, file)``, ``.Corth``      all; ``Corth`` is ``check_linear_dependency``'s since 2.13
 ``NumInt.eval_xc_eff(..., spin=)``    since 2.10, and not used: all tell it from the shape
+``elements._std_symbol_without_…``    all
 ``df.incore.aux_e2(shls_slice=)``     wrong for the last shell in 2.8, and not used
 ====================================  ==========================================================
 """
@@ -23,6 +24,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from pyscf import df, gto
+from pyscf.data.elements import _std_symbol_without_ghost
 from pyscf.lib import logger
 from pyscf.scf import hf, uhf
 
@@ -123,6 +125,17 @@ def three_index_integrals(mol: Mole, auxiliary: Mole, shells: tuple[int, int]) -
     part = (0, n, 0, n, n + shells[0], n + shells[1])
     name = mol._add_suffix("int3c2e")
     return gto.moleintor.getints(name, *atoms, aosym="s2ij", shls_slice=part)
+
+
+def elements_of(mol: Mole) -> dict[str, str | None]:
+    """Element by atomic symbol, of ghost atoms too; None where the symbol names none."""
+    elements: dict[str, str | None] = {}
+    for symbol in {symbol for symbol, _ in mol._atom}:
+        try:
+            elements[symbol] = _std_symbol_without_ghost(symbol)
+        except (RuntimeError, KeyError):
+            elements[symbol] = None
+    return elements
 
 
 def make_integrals(mf: hf.SCF) -> None:

@@ -13,7 +13,8 @@ from pyscf import dft, lib, scf
 
 from pyscf_deqh import ConfigError, corrected_diis, deqh_guess
 from pyscf_deqh.fock import diis
-from pyscf_deqh.fock.fitted import AUXBASIS, FittedFock
+from pyscf_deqh.fock.auxiliary import LIGHT
+from pyscf_deqh.fock.fitted import FittedFock
 from pyscf_deqh.fock.functional import Functional
 from pyscf_deqh.fock.orbitals import orthonormal_basis
 from pyscf_deqh.fock.shells import Kind
@@ -109,7 +110,7 @@ def test_the_response_of_a_solvent_is_pyscfs(name):
     expected = potentials[1] - potentials[0]
     assert np.linalg.norm(expected) > 0.01
     # The tails of the density, where the surface is, need large auxiliary basis sets.
-    for auxbasis, error in ((AUXBASIS, 0.12), ("def2-universal-jkfit", 0.04), ("cc-pvqz-ri", 0.01)):
+    for auxbasis, error in ((LIGHT, 0.12), ("def2-universal-jkfit", 0.04), ("cc-pvqz-ri", 0.01)):
         fitted = FittedFock(mol, dtype=torch.float64, auxbasis=auxbasis)
         without = fitted.differences(first, "hf")(second)
         fitted.put_into(cavity_of(mf))
@@ -134,7 +135,7 @@ def test_solvents_without_a_response():
 def test_where_the_fitted_matrices_are_exact_one_cycle_is_enough(method, monkeypatch):
     """An SCF in the same auxiliary basis set: its Fock matrix of any density is the fitted one."""
     mol = make_mol(WATER, **({} if method is scf.RHF else {"spin": 2}))
-    mf = method(mol).density_fit(auxbasis=AUXBASIS).apply(corrected_diis)
+    mf = method(mol).density_fit(auxbasis=LIGHT).apply(corrected_diis)
     mf.conv_tol_grad = 1e-6  # asks for double precision
     monkeypatch.setattr(diis, "_LEAVES", 1e-9)
     run(mf)

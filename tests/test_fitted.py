@@ -6,7 +6,8 @@ from pyscf import df, dft, scf
 
 from pyscf_deqh.errors import NotEnoughMemoryError
 from pyscf_deqh.fock import grid, integrals
-from pyscf_deqh.fock.fitted import AUXBASIS, FittedFock
+from pyscf_deqh.fock.auxiliary import LIGHT
+from pyscf_deqh.fock.fitted import FittedFock
 from pyscf_deqh.fock.grid import coarse_grid
 from pyscf_deqh.fock.integrals import FittedIntegrals
 
@@ -19,7 +20,7 @@ def pyscfs_own(mol, xc, unrestricted=False):
         mf = scf.UHF(mol) if xc == "hf" else dft.UKS(mol, xc=xc)
     else:
         mf = scf.RHF(mol) if xc == "hf" else dft.RKS(mol, xc=xc)
-    mf = mf.density_fit(auxbasis=AUXBASIS)
+    mf = mf.density_fit(auxbasis=LIGHT)
     if xc != "hf":
         mf.grids = coarse_grid(mol)
     return mf
@@ -118,9 +119,9 @@ def test_differences_of_similar_densities_are_precise_in_single_precision():
 def test_long_range_integrals_are_those_of_the_screened_operator():
     mol, omega = make_mol(), 0.3
     c = some_orbitals(mol)
-    mf = scf.RHF(mol).density_fit(auxbasis=AUXBASIS)
+    mf = scf.RHF(mol).density_fit(auxbasis=LIGHT)
     _, expected = mf.with_df.get_jk(c @ c.T, with_j=False, omega=omega)
-    auxiliary = df.addons.make_auxmol(mol, AUXBASIS)
+    auxiliary = df.addons.make_auxmol(mol, LIGHT)
     found = FittedIntegrals(mol, auxiliary, "cpu", torch.float64, omega)
     np.testing.assert_allclose(found.exchange(torch.from_numpy(c)), expected, atol=1e-6)
 

@@ -207,23 +207,20 @@ BAD = {
 def test_bad_input_is_refused_by_explicit_calls(case):
     make, message = BAD[case]
     with pytest.raises(UnsupportedMoleculeError, match=message):
-        init_guess_by_deqh(make())
+        init_guess_by_deqh(make(), start="network")
 
 
-def test_explicit_guess_raises_and_named_guess_falls_back(tmp_path):
+def test_explicit_guess_raises_or_falls_back(tmp_path):
     with pytest.raises(UnsupportedMoleculeError):
-        scf.RHF(_silicon()).apply(deqh_guess).kernel()
+        scf.RHF(_silicon()).apply(deqh_guess, start="network").kernel()
     log = tmp_path / "log"
     mol = _silicon()
     mol.verbose, mol.stdout = 3, log.open("w")
-    mf = scf.RHF(mol)
-    mf.init_guess = "deqh"
+    mf = scf.RHF(mol).apply(deqh_guess, start="network", on_unsupported="minao")
     energy = mf.kernel()
     mol.stdout.close()
     assert "minao guess is used instead" in log.read_text()
     assert energy == pytest.approx(scf.RHF(_silicon()).kernel(), abs=1e-8)
-    fallback = scf.RHF(_silicon()).apply(deqh_guess, on_unsupported="minao")
-    assert fallback.kernel() == pytest.approx(energy, abs=1e-8)
 
 
 def test_periodic_cells_fall_back():
@@ -309,6 +306,10 @@ def test_cheap_cycles_follow_a_functional_that_the_user_has_changed(change):
 def test_unknown_names():
     with pytest.raises(CheckpointError, match="bundled: b3lyp-def2svp, b3lyp-def2svp-equilibrium"):
         scf.RHF(make_mol(WATER)).apply(deqh_guess, model="gpt")
+    with pytest.raises(ConfigError, match="start must be one of"):
+        scf.RHF(make_mol(WATER)).apply(deqh_guess, start="minao")
+    with pytest.raises(ConfigError, match="start must be one of"):
+        init_guess_by_deqh(make_mol(WATER), start="minao")
     with pytest.raises(ConfigError, match="on_unsupported"):
         scf.RHF(make_mol(WATER)).apply(deqh_guess, on_unsupported="ignore")
     with pytest.raises(ConfigError, match="max_cycles"):

@@ -5,7 +5,8 @@ from conftest import WATER, make_mol
 from pyscf import dft, scf
 from test_fitted import pyscfs_own
 
-from pyscf_deqh.fock.fitted import AUXBASIS, FittedFock
+from pyscf_deqh.fock.auxiliary import LIGHT
+from pyscf_deqh.fock.fitted import FittedFock
 from pyscf_deqh.fock.orbitals import density_matrix
 from pyscf_deqh.fock.refine import refine
 from pyscf_deqh.fock.shells import Shells
@@ -101,7 +102,7 @@ def test_stops_at_the_tolerance_or_the_limit():
 
 def test_restricted_open_shells_converge_to_pyscfs_solution():
     mol = make_mol(WATER, charge=1, spin=1)
-    mf = scf.ROHF(mol).density_fit(auxbasis=AUXBASIS).run(conv_tol=1e-11)
+    mf = scf.ROHF(mol).density_fit(auxbasis=LIGHT).run(conv_tol=1e-11)
     fitted, shells = FittedFock(mol, dtype=torch.float64), Shells.of(mf, mol)
     start, overlap = mf.get_hcore(), mf.get_ovlp()
 

@@ -43,7 +43,11 @@ def test_reports_of_other_ways():
     assert report.fitted_gradients == ()
     mf = scf.RHF(make_mol("Ne 0 0 0"))
     mf.init_guess = "deqh"
-    mf.kernel()
+    mf.get_init_guess(key="deqh")
+    (note,) = mf.deqh_report.notes
+    assert note.startswith("atoms, because the model does not know the element of atom 0 (Ne)")
+    assert str(mf.deqh_report).startswith("atoms; ")
+    mf.apply(deqh_guess, start="network", on_unsupported="minao").kernel()
     assert mf.deqh_report.fallback.startswith("UnsupportedMoleculeError: the model does not know")
     assert "minao's density, because UnsupportedMoleculeError" in str(mf.deqh_report)
 

@@ -22,7 +22,6 @@ from ..data.geometry import Geometry, read_geometries
 from ..errors import ConfigError, DEQHError
 from ..files import write_json
 from ..fock.cycles import CONVERGED, CycleSettings
-from ..fock.fitted import AUXBASIS
 from ..fock.grid import GRID
 from ..guess import Guess, Options
 from ..starts import Start
@@ -55,7 +54,7 @@ class Variant:
     network: bool = True
     cycles: CycleSettings | None = field(default_factory=CycleSettings)
     accelerate: bool = True
-    auxbasis: str = AUXBASIS
+    auxbasis: str | None = None
     grid: tuple[int, int] = GRID
 
     def options(self, method: Method) -> Options:
@@ -64,7 +63,7 @@ class Variant:
             start: Start = NetworkStart(method.model, method.device)
         else:
             start = AtomsStart(auxbasis=self.auxbasis, grid=self.grid)
-        return Options(start, self.cycles, self.accelerate)
+        return Options((start,), self.cycles, self.accelerate)
 
 
 def _tolerance(value: float) -> Variant:

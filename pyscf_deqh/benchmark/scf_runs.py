@@ -62,7 +62,7 @@ class Method:
         """Of the guess, from the network or another start."""
         n = self.max_cycles if max_cycles is None else max_cycles
         start = start or NetworkStart(self.model, self.device)
-        return Options(start, cycles_after(n, self.accelerate), self.accelerate)
+        return Options((start,), cycles_after(n, self.accelerate), self.accelerate)
 
     def molecule(self, geometry: Geometry) -> gto.Mole:
         n_electrons = int(geometry.numbers.sum()) - self.charge

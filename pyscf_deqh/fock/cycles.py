@@ -41,7 +41,7 @@ class CycleSettings:
             pair.
     """
 
-    max_cycles: int = 8
+    max_cycles: int = 24
     tolerance: float = NEAR
 
 
@@ -54,6 +54,7 @@ class Solution:
         hamiltonian: (nao, nao) hartree, or (2, nao, nao) of either spin for unrestricted open
             shells.
         fitted_gradients: norm of the orbital gradient (hartree) in each density-fitted cycle.
+        fitted_builds: fitted Fock matrices.
         failure: why the Hamiltonian is no good start; None where it is one.
         notes: what was left out, one sentence each.
     """
@@ -61,62 +62,69 @@ class Solution:
     problem: Problem
     hamiltonian: np.ndarray
     fitted_gradients: tuple[float, ...] = ()
+    fitted_builds: int = 0
     failure: str | None = None
     notes: tuple[str, ...] = ()
 
 
 def run_cycles(
-    problem: Problem, hamiltonian: np.ndarray, fitted: FittedFock, settings: CycleSettings
+    solution: Solution, problem: Problem, fitted: FittedFock, settings: CycleSettings
 ) -> Solution:
     """Cycles in fitted Fock matrices with the SCF's one-electron Hamiltonian and functional.
 
     What memory does not suffice for is left out; a GPU's cycles go on on the CPU.
 
     Args:
-        problem: in the basis set of the start.
-        hamiltonian: (nao, nao) of the start, hartree, whose orbitals are the first; or
-            (2, nao, nao).
+        solution: where they begin: at its Hamiltonian, or, in another basis set, at the Fock matrix
+            of its projected orbitals.
+        problem: in the basis set of the cycles.
         fitted: builds the fitted Fock matrices of ``problem``.
         settings: which cycles are made.
     """
-    solution = Solution(problem, hamiltonian)
     try:
         with own_errors():
-            return _density_fitted_cycles(solution, fitted, settings)
+            return _density_fitted_cycles(solution, problem, fitted, settings)
     except NotEnoughMemoryError as error:
         note = str(error)
     # Not in the handler, whose traceback would keep what the cycles held.
     if fitted.device.type != "cpu":
         note = f"{fitted.device} ran out of memory: cycles on the CPU"
         fitted = fitted.like(problem.mol, "cpu", fitted.dtype)
-        solution = run_cycles(problem, hamiltonian, fitted, settings)
+        solution = run_cycles(solution, problem, fitted, settings)
         return replace(solution, notes=(note, *solution.notes))
-    return replace(solution, notes=(f"density-fitted cycles left out: {note}",))
+    note = f"density-fitted cycles left out: {note}"
+    return replace(solution, notes=(*solution.notes, note))
 
 
 def _density_fitted_cycles(
-    solution: Solution, fitted: FittedFock, settings: CycleSettings
+    solution: Solution, problem: Problem, fitted: FittedFock, settings: CycleSettings
 ) -> Solution:
     """The same, on one device.
 
     Raises:
         NotEnoughMemoryError: exact exchange does not fit into memory.
     """
-    problem = solution.problem
-    scale = problem.gradient_scale
+    scale, overlap, builds = problem.gradient_scale, problem.system.overlap, 0
 
     def build(orbitals: Orbitals) -> np.ndarray:
         return fitted(problem.core_hamiltonian, orbitals, problem.functional)[0]
 
     with one_blas_thread:
+        hamiltonian = solution.hamiltonian
+        if solution.problem is not problem:
+            orbitals = problem.shells.of_spins(occupied_orbitals(solution, problem))
+            hamiltonian = problem.shells.effective(build(orbitals), orbitals, overlap)
+            builds += 1
         refined = refine(
-            build, problem.system.overlap, problem.shells, solution.hamiltonian,
+            build, overlap, problem.shells, hamiltonian,
             settings.max_cycles, settings.tolerance * scale,
         )  # fmt: skip
     return replace(
         solution,
+        problem=problem,
         hamiltonian=refined.hamiltonian,
-        fitted_gradients=tuple(refined.gradients),
+        fitted_gradients=(*solution.fitted_gradients, *refined.gradients),
+        fitted_builds=solution.fitted_builds + builds + len(refined.gradients),
         failure=_failure(refined.gradients, LOST * scale),
     )
 

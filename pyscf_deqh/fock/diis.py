@@ -42,7 +42,7 @@ if TYPE_CHECKING:
 _MAX_FITTED = 20
 # Part of its goal at which a cycle of fitted ones ends: of PySCF's threshold, and of the gradient
 # that the step is expected to leave.
-_GOAL, _STOP = 0.3, 0.1
+_GOAL, _STOP = 0.1, 0.1
 # What a step leaves of the gradient: before the first one, and the least that is believed.
 _LEAVES, _LEAVES_AT_LEAST = 1e-2, 1e-4
 # A step that leaves more of the gradient than this has failed, and so have fitted cycles that end
@@ -55,8 +55,6 @@ _MAX_WAITS = 12
 _SECANTS, _DEPENDENT = 8, 1e-10
 # Natural occupations of an open shell's orbitals lie between these.
 _OPEN = (0.5, 1.5)
-# Threshold of PySCF (norm of the gradient, hartree) below which single precision is too little.
-_SINGLE = 1e-5
 
 
 @dataclass(frozen=True)
@@ -255,8 +253,6 @@ class _Method:
     """
 
     def __init__(self, mf: Any, overlap: np.ndarray, basis: Any, fitted: FittedFock | None):
-        import torch
-
         from .fitted import FittedFock
 
         problem = Problem.of(mf, mf.mol, overlap)
@@ -268,13 +264,11 @@ class _Method:
         if not isinstance(basis, np.ndarray) or basis.ndim != 2:
             basis = orthonormal_basis(self._overlap)
         self._basis, self._root = basis, self._overlap @ basis
-        double = problem.nearly_dependent or self.tolerance < _SINGLE
-        dtype = torch.float64 if double else torch.float32
         if fitted is None:
-            fitted = FittedFock(mf.mol, dtype=dtype, memory=problem.memory)
-        elif fitted.dtype != dtype:
+            fitted = FittedFock(mf.mol, dtype=problem.precision, memory=problem.memory)
+        elif fitted.dtype != problem.precision:
             fitted.free()
-            fitted = fitted.like(mf.mol, fitted.device, dtype)
+            fitted = fitted.like(mf.mol, fitted.device, problem.precision)
         fitted.put_into(cavity_of(mf))
         self._model = _FockNearby(fitted, problem.functional, self._root)
 

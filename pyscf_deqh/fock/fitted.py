@@ -19,6 +19,7 @@ from torch import Tensor
 
 from ..errors import NotEnoughMemoryError
 from ..pyscf_api import Cavity
+from .auxiliary import auxiliary_molecule
 from .functional import Functional
 from .grid import GRID, coarse_grid, orbital_values
 from .integrals import FittedIntegrals, n_orbital_pairs
@@ -31,9 +32,6 @@ if TYPE_CHECKING:
 
 _Matrix = TypeVar("_Matrix", np.ndarray, Tensor)
 
-# Made for Coulomb matrices alone; with def2-universal-jkfit, half as large again, the exchange of
-# the light elements comes out no better.
-AUXBASIS = "def2-universal-jfit"
 # What PySCF's own working arrays are left of the memory.
 _SHARE = 0.75
 # Values on the grid, and what is made of them for one matrix, in sizes of the values.
@@ -46,7 +44,8 @@ class FittedFock:
     Args:
         mol: the molecule.
         device, dtype: where and how the products are computed.
-        auxbasis, grid: the auxiliary basis set; radial shells and largest angular grid.
+        auxbasis, grid: the auxiliary basis set, None for one for each element (see
+            :mod:`~pyscf_deqh.fock.auxiliary`); radial shells and largest angular grid.
         memory: megabytes of which three quarters may be held at once; ``mol.max_memory`` if it is
             None. Where the integrals do not fit, there are Coulomb matrices (by PySCF's objects,
             which make them each time), but no exchange. Values on the grid that do not fit are
@@ -58,7 +57,7 @@ class FittedFock:
         mol: Mole,
         device: torch.device | str = "cpu",
         dtype: torch.dtype = torch.float32,
-        auxbasis: str = AUXBASIS,
+        auxbasis: str | None = None,
         grid: tuple[int, int] = GRID,
         memory: float | None = None,
     ):
@@ -79,9 +78,7 @@ class FittedFock:
 
     @cached_property
     def _auxiliary(self) -> Mole:
-        from pyscf import df
-
-        return df.addons.make_auxmol(self.mol, self.auxbasis)
+        return auxiliary_molecule(self.mol, self.auxbasis)
 
     # Bytes of what can be kept, in the order of its worth.
 
@@ -179,7 +176,7 @@ class FittedFock:
         """PySCF's own fitted Coulomb matrices, for which it makes the integrals each time."""
         from pyscf import df
 
-        fitted = df.DF(self.mol, self.auxbasis)
+        fitted = df.DF(self.mol, self._auxiliary.basis)
         fitted.max_memory = self._memory
         return fitted
 

@@ -16,11 +16,14 @@ from .shells import Shells
 from .system import System, check_molecule
 
 if TYPE_CHECKING:
+    import torch
     from pyscf.gto import Mole
 
 # With their subclasses all molecular ones but those of spinors.
 _CLASSES = (hf.RHF, uhf.UHF, rohf.ROHF, ghf.GHF)
 _DEPENDENT = 1e-4  # eigenvalue of the overlap
+# Threshold of PySCF (norm of the gradient, hartree) below which single precision is too little.
+_SINGLE = 1e-5
 
 
 def check_method(mf: hf.SCF) -> Functional:
@@ -99,6 +102,14 @@ class Problem:
         """Whether basis functions are so nearly dependent, as diffuse ones are, that they amplify
         the rounding of single precision to gradients of 1e-4 hartree."""
         return bool(np.linalg.eigvalsh(self.system.overlap)[0] < _DEPENDENT)
+
+    @property
+    def precision(self) -> torch.dtype:
+        """Of fitted Fock matrices: single, unless basis or threshold ask for more."""
+        import torch
+
+        double = self.nearly_dependent or self.gradient_tolerance < _SINGLE
+        return torch.float64 if double else torch.float32
 
     @property
     def gradient_tolerance(self) -> float:

@@ -141,6 +141,16 @@ class Shells:
         spins = [c[:, o > 0] * np.sqrt(o[o > 0]) for c, o in pairs]
         return spins if len(spins) == 2 else spins[0]
 
+    def of_spins(self, spins: Sequence[np.ndarray]) -> Orbitals:
+        """What a Fock matrix is built of, as :meth:`filled` returns it.
+
+        Args:
+            spins: occupied orbitals (nao, k) of either spin, as :meth:`occupied` returns them.
+        """
+        if self.kind in (Kind.UNRESTRICTED, Kind.RESTRICTED_OPEN):
+            return list(spins)
+        return np.hstack(spins)
+
     def occupied(self, hamiltonian: np.ndarray, overlap: np.ndarray) -> list[np.ndarray]:
         """Occupied orbitals (nao, k) of either spin, orthonormal; arguments as of
         :meth:`orbitals`."""

@@ -1,15 +1,14 @@
-"""The start without a network: the reference Hamiltonian of superposed atomic densities."""
+"""The start without a network, for every element: superposed atomic densities."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-import torch
-
-from ..fock.fitted import AUXBASIS, FittedFock
+from ..fock.fitted import FittedFock
 from ..fock.grid import GRID
 from ..fock.problem import Problem
 from ..fock.reference import sad_reference
+from ..predict import resolve_device
 from . import StartingPoint
 
 
@@ -18,13 +17,13 @@ class AtomsStart:
     """The Kohn-Sham matrix of minao's density, in the SCF's own basis set.
 
     Attributes:
-        device: of the fitted Fock matrices.
+        device: of the fitted Fock matrices; ``'auto'``, ``'cpu'``, ``'cuda'`` …
         auxbasis, grid: see :class:`~pyscf_deqh.fock.fitted.FittedFock`.
     """
 
     name = "atoms"
-    device: torch.device | str = "cpu"
-    auxbasis: str = AUXBASIS
+    device: str = "auto"
+    auxbasis: str | None = None
     grid: tuple[int, int] = GRID
 
     def place(self, problem: Problem) -> Problem:
@@ -34,7 +33,8 @@ class AtomsStart:
     def __call__(self, problem: Problem) -> StartingPoint:
         """Raises :class:`~pyscf_deqh.NotEnoughMemoryError` without memory for it."""
         fitted = FittedFock(
-            problem.mol, self.device, auxbasis=self.auxbasis, grid=self.grid, memory=problem.memory
-        )
+            problem.mol, resolve_device(self.device), problem.precision, self.auxbasis, self.grid,
+            problem.memory,
+        )  # fmt: skip
         hamiltonian = sad_reference(problem.system, fitted)
         return StartingPoint(hamiltonian, fitted, fitted_builds=1)

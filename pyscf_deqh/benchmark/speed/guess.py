@@ -68,7 +68,7 @@ def _molecule(settings: Settings, report: Report, geometry: Geometry, peaks: Pea
         ("whole guess without corrected cycles after it", CycleSettings(tolerance=CONVERGED)),
         ("whole guess", CycleSettings()),
     ):
-        options = Options(NetworkStart(settings.model, "cpu"), cycles, accelerate=False)
+        options = Options((NetworkStart(settings.model, "cpu"),), cycles, accelerate=False)
         whole = partial(make_guess, mf, mol, options)
         first = whole()
         report_of = first.report

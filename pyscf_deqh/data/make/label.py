@@ -24,7 +24,8 @@ from pyscf.scf.dispersion import parse_dft
 from tqdm import tqdm
 
 from ...errors import ConfigError, DatasetError
-from ...fock.fitted import AUXBASIS, FittedFock
+from ...fock.auxiliary import HEAVY, LIGHT
+from ...fock.fitted import FittedFock
 from ...fock.grid import GRID
 from ...fock.orbitals import Orbitals, density_matrix
 from ...fock.reference import sad_reference
@@ -134,10 +135,13 @@ def row_ids(geometries: Sequence[Geometry]) -> list[int]:
     return ids
 
 
+_AUXBASIS = f"{LIGHT}, beyond neon {HEAVY}"
+
+
 def _check_settings(database: QH9Database, settings: LabelSettings) -> None:
     wanted = asdict(settings) | {"pyscf_version": pyscf.__version__, "program": "PySCF"}
     if settings.density_fit:
-        wanted |= {"auxbasis": AUXBASIS, "atom_grid": list(GRID)}
+        wanted |= {"auxbasis": _AUXBASIS, "atom_grid": list(GRID)}
     found = database.settings()
     if not found:
         database.write_settings(wanted)

@@ -1,0 +1,51 @@
+"""Which functions orbital products are fitted to: an auxiliary basis set for each element.
+
+Exchange in def2-universal-jfit, made for Coulomb matrices alone, is good enough up to neon. Beyond,
+its Fock matrices of a given density have orbital gradients of 0.1 to 0.4 hartree too much, and
+differences of them are up to 2.5 % off; in def2-universal-jkfit it is 0.001 to 0.004 hartree and
+0.25 %. A finer grid does not help. It has up to five times the functions, but few atoms are heavy.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from pyscf import df, gto
+
+from ..pyscf_api import elements_of
+
+if TYPE_CHECKING:
+    from pyscf.gto import Mole
+
+# Of the first two rows, and beyond.
+LIGHT, HEAVY = "def2-universal-jfit", "def2-universal-jkfit"
+_NEON = 10
+
+
+def auxiliary_molecule(mol: Mole, name: str | None = None) -> Mole:
+    """The molecule in auxiliary functions; in even-tempered ones, which PySCF makes of the
+    orbitals', where the basis set lacks an element (beyond radon).
+
+    Args:
+        mol: the molecule.
+        name: a basis set for all elements; None for :data:`LIGHT` and :data:`HEAVY`.
+    """
+    elements = elements_of(mol)
+    known = {
+        symbol: named
+        for symbol, element in elements.items()
+        if element and _has(named := name or _set_of(element), element)
+    }
+    basis: dict[str, Any] = known if known.keys() == elements.keys() else df.aug_etb(mol) | known
+    return df.addons.make_auxmol(mol, basis)
+
+
+def _set_of(element: str) -> str:
+    return LIGHT if gto.charge(element) <= _NEON else HEAVY
+
+
+def _has(basis: str, element: str) -> bool:
+    try:
+        return bool(gto.basis.load(basis, element))
+    except RuntimeError:  # PySCF's own kind of it
+        return False
