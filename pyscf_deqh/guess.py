@@ -13,9 +13,10 @@ from pyscf.scf import hf
 
 from .checkpoint import DEFAULT_MODEL
 from .errors import ConfigError, UnsupportedMoleculeError, own_errors
+from .fock.cost import too_cheap
 from .fock.cycles import CONVERGED, NEAR, CycleSettings, Solution, run_cycles
 from .fock.density import density_of
-from .fock.diis import CorrectedDIIS, accelerate, hand_over
+from .fock.diis import CorrectedDIIS, accelerate, hand_over, plain_diis
 from .fock.problem import Problem
 from .fock.shells import breaks_spin_symmetry
 from .process import one_blas_thread
@@ -63,12 +64,15 @@ class Options:
         cycles: which cycles follow; None for the start alone.
         accelerate: whether the SCF goes on with corrected cycles.
         on_unsupported: what a failure leads to, an error or minao's density.
+        frugal: leave an SCF alone, with minao's density and PySCF's DIIS, where it takes less time
+            than a guess.
     """
 
     starts: tuple[Start, ...] = field(default_factory=starts_of)
     cycles: CycleSettings | None = field(default_factory=CycleSettings)
     accelerate: bool = True
     on_unsupported: str = "raise"
+    frugal: bool = False
 
 
 @dataclass(frozen=True, eq=False)
@@ -92,7 +96,8 @@ def make_guess(mf: hf.SCF, mol: Mole, options: Options, overlap: np.ndarray | No
     """A density matrix for an SCF object to start from; minao's where the cycles came to nothing.
 
     Where another start may lead to another kind of state, the density is PySCF's own: for singlets
-    whose spin symmetry it breaks, and where the user fills the orbitals by a rule of his own.
+    whose spin symmetry it breaks, and where the user fills the orbitals by a rule of his own. So it
+    is, if options are frugal, where the whole SCF takes no longer than a guess.
 
     Args:
         mf: any molecular SCF object of PySCF.
@@ -110,8 +115,10 @@ def make_guess(mf: hf.SCF, mol: Mole, options: Options, overlap: np.ndarray | No
     started = time.perf_counter()
     with own_errors():
         problem = Problem.of(mf, mol, overlap)
-        notes = _accelerate(problem, options)
-        reason = _own_start(problem)
+        notes: tuple[str, ...] = ()
+        reason = _too_cheap(problem, options)
+        if reason is None:
+            notes, reason = _accelerate(problem, options), _own_start(problem)
         if reason is not None:
             return _left_alone(problem, options, reason, notes, started)
         start, own, refusals = _place(options.starts, problem)
@@ -191,6 +198,15 @@ def _cycles(
         return solution, None
     fitted = fitted.like(problem.mol, fitted.device, problem.precision)
     return run_cycles(solution, problem, fitted, settings), fitted
+
+
+def _too_cheap(problem: Problem, options: Options) -> str | None:
+    if not options.frugal or problem.mol is not problem.mf.mol:
+        return None
+    reason = too_cheap(problem.mf)
+    if reason is not None:
+        plain_diis(problem.mf)
+    return reason
 
 
 def _accelerate(problem: Problem, options: Options) -> tuple[str, ...]:

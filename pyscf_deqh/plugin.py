@@ -37,15 +37,16 @@ MAX_CYCLES = CycleSettings.max_cycles
 
 
 def _options(
-    model: str | Path,
-    device: str,
+    model: str | Path = DEFAULT_MODEL,
+    device: str = "auto",
     on_unsupported: str = "raise",
     max_cycles: int = MAX_CYCLES,
     accelerate: bool = True,
     start: str = "auto",
+    frugal: bool = False,
 ) -> Options:
     cycles = cycles_after(max_cycles, accelerate)
-    return Options(starts_of(start, model, device), cycles, accelerate, on_unsupported)
+    return Options(starts_of(start, model, device), cycles, accelerate, on_unsupported, frugal)
 
 
 def deqh_guess(
@@ -76,7 +77,8 @@ def deqh_guess(
             shift of his own.
         start: where these cycles begin: ``'network'``, or ``'atoms'``, the Kohn-Sham matrix of
             superposed atomic densities, which serves every element; ``'auto'``: the network where
-            the model can describe the molecule, else the atoms.
+            the model can describe the molecule, else the atoms, and PySCF's own start and DIIS
+            where the whole SCF would take no longer than a guess.
         exact_build: of version 0.1.0; ``accelerate`` has taken its place.
 
     Raises:
@@ -99,7 +101,8 @@ def deqh_guess(
         model = folder  # absolute: the process may change its directory
     if on_unsupported == "raise":
         check_method(mf)
-    mf._deqh = _options(model, device, on_unsupported, max_cycles, accelerate, start)
+    frugal = start == "auto"
+    mf._deqh = _options(model, device, on_unsupported, max_cycles, accelerate, start, frugal)
     mf.init_guess = KEY
     if not accelerate:
         diis.plain_diis(mf)
@@ -163,7 +166,7 @@ def _density(mf: hf.SCF, mol: Mole, overlap: np.ndarray | None, minao: Callable[
     log, started = logger.new_logger(mf), time.perf_counter()
     mf.deqh_report = None
     try:
-        guess = make_guess(mf, mol, options or _options(DEFAULT_MODEL, "auto"), overlap)
+        guess = make_guess(mf, mol, options or _options(frugal=True), overlap)
     except Exception as error:
         if options is not None and options.on_unsupported == "raise":
             raise

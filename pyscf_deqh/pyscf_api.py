@@ -152,9 +152,14 @@ def make_integrals(mf: hf.SCF) -> None:
         if fitted._cderi is None and exchange and not mf.only_dfj:
             fitted.build()
         return
-    in_core = getattr(mf.get_jk, "__func__", None) in (hf.RHF.get_jk, uhf.UHF.get_jk)
-    if in_core and mf._eri is None and (mf.mol.incore_anyway or mf._is_mem_enough()):
+    if mf._eri is None and holds_integrals(mf):
         mf._eri = mf.mol.intor("int2e", aosym="s8")
+
+
+def holds_integrals(mf: hf.SCF) -> bool:
+    """Whether ``mf`` holds its two-electron integrals in memory, or will."""
+    own = getattr(mf.get_jk, "__func__", None) in (hf.RHF.get_jk, uhf.UHF.get_jk)
+    return own and (mf._eri is not None or mf.mol.incore_anyway or mf._is_mem_enough())
 
 
 def bytes_of_integrals(mf: hf.SCF) -> int:

@@ -74,14 +74,14 @@ def test_every_baseline_runs(init):
 def test_command_prints_a_table_and_writes_everything(tmp_path, capsys):
     xyz = tmp_path / "mols.xyz"
     water = "3\nname=water\n" + "".join(f"{s} {x} {y} {z}\n" for s, (x, y, z) in WATER)
-    xyz.write_text(water + "1\nname=silane-less\nSi 0 0 0\n" + water)
+    xyz.write_text(water + "2\nname=twice\nHe 0 0 0\nHe 0 0 0\n" + water)
     out, image = tmp_path / "out.json", tmp_path / "out.png"
     code = main(["--init", "minao", "1e", "--molecules", str(xyz), "--xc", "hf",
                  "--json", str(out), "--plot", str(image)])  # fmt: skip
     printed = capsys.readouterr().out
     assert code == 1
     assert "against minao, n = 2" in printed
-    assert "failed: silane-less: UnsupportedMoleculeError" in printed
+    assert "failed: twice: UnsupportedMoleculeError" in printed
     data = json.loads(out.read_text())
     keys = {"achieved_ratio", "optimal_ratio", "error_level_ratio", "full_builds_ratio",
             "wall_ratio", "max_energy_difference", "n", "model", "init"}  # fmt: skip

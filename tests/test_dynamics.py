@@ -186,6 +186,9 @@ def test_a_failing_trajectory_ends_alone(tmp_path):
     assert written == 1
     assert "spin" in failures[0]
     assert [g.info["trajectory"] for g in read_xyz(out)] == ["1"]
+    cation = Geometry(np.array([2], np.int32), np.zeros((1, 3)), {"charge": "2"})
+    _, failures = simulate([cation], tmp_path / "b.xyz", FAST, 1, progress=False)
+    assert "charge=2: only neutral ones" in failures[0]
 
 
 def test_command_line(tmp_path, capsys):

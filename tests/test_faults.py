@@ -166,7 +166,7 @@ def test_traceback_is_in_the_log_at_debug_level(monkeypatch, tmp_path):
 
 def test_a_missing_package_stops_no_run(monkeypatch, minao):
     """PyTorch, say: it is imported by the first guess."""
-    monkeypatch.setattr(plugin, "_options", lambda *args: exec("import no_such_package"))
+    monkeypatch.setattr(plugin, "_options", lambda **options: exec("import no_such_package"))
     mf = scf.RHF(make_mol(WATER))
     mf.init_guess = "deqh"
     assert mf.kernel() == pytest.approx(minao[0], abs=1e-8)

@@ -106,6 +106,12 @@ def test_a_bad_temperature_fails_its_molecule_alone(tmp_path):
     assert "300K" in failures[1]
 
 
+def test_ions_are_refused(tmp_path):
+    ion = Geometry(np.array([1], np.int32), np.zeros((1, 3)), {"charge": "-1"})
+    _, failures = label([ion], tmp_path / "a.db", FAST, workers=1, progress=False)
+    assert "charge=-1: only neutral ones" in next(iter(failures.values()))
+
+
 @pytest.mark.parametrize(
     ("xc", "what"), [("wb97m_v", "nonlocal correlation"), ("b3lyp-d3bj", "dispersion correction")]
 )

@@ -60,6 +60,39 @@ def test_larger_molecules_are_those_of_their_smiles():
         assert [a.GetAtomicNum() for a in molecule.GetAtoms()] == geometry.numbers.tolist()
 
 
+OTHERS = ("fragments", "ions", "heavy", "radicals", "counterpoise")
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_other_molecules_can_be_built(name):
+    entry = SUITE[name]
+    method = entry.method()
+    molecules = [(g, method.molecule(g)) for g in entry.geometries()]
+    assert len(molecules) == {"fragments": 40, "ions": 20, "heavy": 30}.get(name, 10)
+    assert len({g.name for g, _ in molecules}) == len(molecules)
+    for geometry, mol in molecules:
+        assert mol.spin == (name == "radicals")
+        assert bool(mol.charge) == ("charge" in geometry.info)
+        assert mol.charge == (geometry.whole_number("charge") or 0)
+        ghosts = geometry.whole_number("ghosts") or 0
+        assert sum(mol.atom_charges() == 0) == ghosts
+        assert bool(ghosts) == (name == "counterpoise")
+        core = sum(mol.atom_nelec_core(i) for i in range(mol.natm))
+        assert bool(core) == (geometry.numbers > 36).any()
+    assert entry.is_transfer
+
+
+@pytest.mark.parametrize("name", ["fragments", "ions"])
+def test_geometries_of_smiles_are_theirs_and_of_the_test_split(name):
+    Chem = pytest.importorskip("rdkit.Chem")
+    for geometry in geometries_of(name):
+        molecule = Chem.AddHs(Chem.MolFromSmiles(geometry.info["smiles"]))
+        assert [a.GetAtomicNum() for a in molecule.GetAtoms()] == geometry.numbers.tolist()
+        assert Chem.GetFormalCharge(molecule) == (geometry.whole_number("charge") or 0)
+        assert geometry.info["name"].endswith("7")
+        assert geometry.n_heavy <= 14
+
+
 def test_selections_grow_and_shards_are_a_partition():
     entry = SUITE["qm9"]
     everything = [g.name for g in entry.geometries()]

@@ -1,7 +1,8 @@
 """``python -m pyscf_deqh.benchmark --init 1e minao``: what the DEQH guess saves, measured.
 
 ``python -m pyscf_deqh.benchmark speed`` measures how fast the guess and training are, ``ablation``
-what the choices in the guess are worth, ``robustness`` how many Fock builds random SCFs take.
+what the choices in the guess are worth, ``robustness`` how many Fock builds random SCFs take, and
+``rates`` from what size on an SCF is worth a guess on this machine.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ _COMMANDS = {
     "suite": ".suite",
     "ablation": ".ablation",
     "robustness": ".robustness",
+    "rates": ".rates",
 }
 
 

@@ -18,7 +18,7 @@ from ..files import write_json
 from ..guess import Guess
 from .environment import environment
 from .ratios import PAPER_RATIOS, RATIOS, distribution, hamiltonian_mae, ratios
-from .scf_runs import Method, run_classical, run_deqh
+from .scf_runs import Method, run_classical, run_deqh, run_guess
 
 WATER = Geometry(
     np.array([8, 1, 1], dtype=np.int32),
@@ -51,6 +51,7 @@ def benchmark_molecule(geometry: Geometry, method: Method, inits: Sequence[str])
 def _details(guess: Guess) -> dict:
     report = guess.report
     return {
+        "start": report.start,
         "iterations": report.iterations,
         "residual": report.residual,
         "seconds": asdict(report.seconds),
@@ -176,7 +177,7 @@ def run_benchmark(
     water = replace(method, charge=0, spin=None).molecule(WATER)
     # A model that does not serve the method says so for each molecule.
     with contextlib.suppress(UnsupportedMoleculeError):
-        run_deqh(water, method)
+        run_guess(water, method, "deqh", replace(method.options(), frugal=False))
     run_classical(water, method, inits[0])
     bar = tqdm(geometries, desc="benchmark", unit="mol", disable=not progress)
     try:

@@ -9,14 +9,14 @@ from typing import Any
 
 import numpy as np
 from pyscf import dft, gto, scf
+from pyscf.data.elements import ELEMENTS
 
 from ..checkpoint import DEFAULT_MODEL
 from ..data.geometry import Geometry
 from ..fock.cycles import CycleSettings
-from ..guess import Guess, Options, cycles_after, make_guess
+from ..guess import Guess, Options, cycles_after, make_guess, starts_of
 from ..starts import Start
 from ..starts.atoms import AtomsStart
-from ..starts.network import NetworkStart
 
 CLASSICAL = ("1e", "minao", "atom", "huckel", "sap", "vsap")
 CHEAP_SCF = "cheap-scf"
@@ -24,6 +24,7 @@ CHEAP_SCF = "cheap-scf"
 NO_NETWORK = "no-network"
 INITS = (*CLASSICAL, CHEAP_SCF, NO_NETWORK)
 _ENOUGH_CYCLES = 20
+_ALL_ELECTRON = 36  # of the def2 basis sets
 
 
 @dataclass(frozen=True)
@@ -59,16 +60,30 @@ class Method:
         return {name: getattr(self, name) for name in names}
 
     def options(self, start: Start | None = None, max_cycles: int | None = None) -> Options:
-        """Of the guess, from the network or another start."""
+        """Of the guess: as a user gets it, or from a start of one's own."""
         n = self.max_cycles if max_cycles is None else max_cycles
-        start = start or NetworkStart(self.model, self.device)
-        return Options((start,), cycles_after(n, self.accelerate), self.accelerate)
+        cycles = cycles_after(n, self.accelerate)
+        starts = (start,) if start else starts_of("auto", self.model, self.device)
+        return Options(starts, cycles, self.accelerate, frugal=start is None)
 
     def molecule(self, geometry: Geometry) -> gto.Mole:
-        n_electrons = int(geometry.numbers.sum()) - self.charge
-        spin = n_electrons % 2 if self.spin is None else self.spin
+        """With the charge of the geometry's comment line, if there is one; the last atoms are
+        ghosts, as many as ``ghosts`` says there. Elements from rubidium on have the effective core
+        potential of a def2 basis set."""
+        atoms, numbers = geometry.atom(), geometry.numbers
+        n_real = len(numbers) - (geometry.whole_number("ghosts") or 0)
+        charge = geometry.whole_number("charge")
+        charge = self.charge if charge is None else charge
+        n_electrons = int(numbers[:n_real].sum()) - charge
+        ghosts = [(f"ghost-{ELEMENTS[z]}", r) for z, r in atoms[n_real:]]
+        ecp = {ELEMENTS[z]: self.basis for z in set(numbers.tolist()) if z > _ALL_ELECTRON}
         return gto.M(
-            atom=geometry.atom(), basis=self.basis, charge=self.charge, spin=spin, verbose=0
+            atom=[*atoms[:n_real], *ghosts],
+            basis=self.basis,
+            ecp=ecp if self.basis.startswith("def2") else {},
+            charge=charge,
+            spin=n_electrons % 2 if self.spin is None else self.spin,
+            verbose=0,
         )
 
     def scf(self, mol: gto.Mole) -> scf.hf.SCF:

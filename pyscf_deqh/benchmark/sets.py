@@ -42,6 +42,7 @@ class SuiteSet:
         inits: classical guesses to compare with; the first one is minao.
         xc, basis, charge, spin, density_fit, solvent, unrestricted: see :class:`Method`.
         limit: number of molecules; None for all.
+        others: molecules of another kind than the models learnt.
     """
 
     name: str
@@ -56,11 +57,12 @@ class SuiteSet:
     density_fit: bool = False
     solvent: str | None = None
     unrestricted: bool = False
+    others: bool = False
 
     @property
     def is_transfer(self) -> bool:
         """Whether the bundled models learnt something else."""
-        return self.method().details != Method().details
+        return self.others or self.method().details != Method().details
 
     def geometries(self, n: int | None = None) -> list[Geometry]:
         """The molecules in random order, at most ``n`` of them: those of a smaller n come first."""
@@ -81,11 +83,20 @@ def _transfer(name: str, title: str, **method: Any) -> SuiteSet:
     )
 
 
+def _other(name: str, title: str) -> SuiteSet:
+    return SuiteSet(name, title, FOLDER / f"{name}_test.xyz", ("minao",), others=True)
+
+
 SUITE = {
     entry.name: entry
     for entry in (
         SuiteSet("qm9", "QM9 test", BUNDLED, ("minao", "1e", CHEAP_SCF)),
         SuiteSet("md", "MD snapshots", FOLDER / "md_test.xyz", ("minao", CHEAP_SCF)),
+        *(_other(name, title) for name, title in (
+            ("fragments", "drug fragments with S, P, Cl, Br, Si"), ("ions", "ions"),
+            ("heavy", "heavy elements"), ("radicals", "radicals"),
+            ("counterpoise", "counterpoise dimers"),
+        )),
         SuiteSet("larger", "larger molecules", FOLDER / "larger_test.xyz", ("minao", CHEAP_SCF)),
         *(_transfer(xc, f"{xc}/{Method.basis}", xc=xc) for xc in ("pbe", "pbe0", "wb97x", "hf")),
         *(_transfer(b, f"{Method.xc}/{b}", basis=b)

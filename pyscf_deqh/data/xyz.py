@@ -49,6 +49,16 @@ class Geometry:
         except ValueError as error:
             raise DatasetError(f"{key}={value} in a comment line is no whole number") from error
 
+    def neutral(self) -> Geometry:
+        """The same.
+
+        Raises:
+            DatasetError: it has a charge in its comment line.
+        """
+        if self.whole_number("charge"):
+            raise DatasetError(f"{self.name} has charge={self.info['charge']}: only neutral ones")
+        return self
+
     @property
     def name(self) -> str:
         """From the comment line; a frame of a trajectory by its temperature and number too."""

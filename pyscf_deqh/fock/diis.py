@@ -30,8 +30,15 @@ from pyscf.scf import diis, hf
 from ..errors import ConfigError, own_errors
 from ..process import one_blas_thread
 from ..pyscf_api import cavity_of, fills_by_aufbau, numint_of, solve
+from .cost import too_cheap
 from .cycles import LOST
-from .orbitals import Orbitals, by_spin, density_matrix, orthonormal_basis
+from .orbitals import (
+    Orbitals,
+    by_spin,
+    density_matrix,
+    orthonormal_basis,
+    spin_contamination,
+)
 from .problem import Problem
 from .refine import refine
 from .shells import Kind, Shells
@@ -48,6 +55,8 @@ _LEAVES, _LEAVES_AT_LEAST = 1e-2, 1e-4
 # A step that leaves more of the gradient than this has failed, and so have fitted cycles that end
 # above the other. After two failures PySCF's DIIS takes over for good.
 _FAILED, _FITTED_FAILED, _PATIENCE = 0.5, 0.3, 2
+# Spin contamination of an open shell above which a far start may have led to another state.
+_CONTAMINATED = 0.4
 # Cycles of PySCF's alone after which corrected ones from a far density are tried again.
 _MAX_WAITS = 12
 # Densities between which the defect is linear, and the relative eigenvalue below which a
@@ -147,8 +156,9 @@ class CorrectedDIIS(lib.diis.DIIS):
 
     It hands on to PySCF's commutator DIIS where corrected cycles are not possible or do not help:
     in methods that they do not serve, for single cycles, after two failures for good. Where those
-    from a far start come to nothing it is not clear which state the SCF leads to: then the way
-    into its neighbourhood is PySCF's, to the last digit.
+    from a far start come to nothing, or to an open shell of strong spin contamination, it is not
+    clear which state the SCF leads to: then the way into its neighbourhood is PySCF's, to the last
+    digit.
     """
 
     def __init__(self, mf: Any = None, filename: str | None = None):
@@ -196,7 +206,9 @@ class CorrectedDIIS(lib.diis.DIIS):
         for name in ("space", "rollback", "damp", "Corth"):
             setattr(self._plain, name, getattr(self, name))
         fitted = _FITTED.pop(mf, None)
-        reason = _chosen(mf) or _unsuitable(mf)
+        options = getattr(mf, "_deqh", None)
+        frugal = options is not None and options.frugal and fitted is None
+        reason = _chosen(mf) or _unsuitable(mf) or (too_cheap(mf, again=True) if frugal else None)
         if reason is None:
             self._method = _Method(mf, s, self.Corth, fitted)
         else:
@@ -218,24 +230,31 @@ class CorrectedDIIS(lib.diis.DIIS):
             leaves = gradient / before.gradient
             self._leaves = min(max(leaves, _LEAVES_AT_LEAST), 1.0)
             if leaves > _FAILED:
-                self._failures += 1
-                if self._failures >= _PATIENCE:
-                    self._stop("they did not lower the gradient twice")
+                self._fail()
                 return None
         goal = _GOAL * method.tolerance
         if gradient < goal or (far and 0 < self._waits < _MAX_WAITS):
             self._waits += far
             return None
         tolerance = max(goal, _STOP * self._leaves * gradient)
-        hamiltonian, gradients = method.solve(d, f, tolerance)
+        hamiltonian, gradients, contamination = method.solve(d, f, tolerance)
         accepted = gradients[-1] < _FITTED_FAILED * gradient
+        if far and contamination > _CONTAMINATED:
+            accepted = False
         self._waits = int(far and not accepted)
+        if not far and not accepted:
+            self._fail()
         seconds = time.perf_counter() - started
         self._cycles[-1] = CorrectedCycle(gradient, tuple(gradients), seconds, accepted)
         logger.info(self, "corrected by %d fitted cycles: gradient %.2g -> %.2g, %.2f s%s",
                     len(gradients), gradient, gradients[-1], seconds,
                     "" if accepted else ", not used")  # fmt: skip
         return hamiltonian if accepted else None
+
+    def _fail(self) -> None:
+        self._failures += 1
+        if self._failures >= _PATIENCE:
+            self._stop("they did not lower the gradient twice")
 
 
 class _Method:
@@ -280,8 +299,9 @@ class _Method:
             norms.append(np.linalg.norm(product - product.T))
         return float(np.linalg.norm(norms) / np.sqrt(2))
 
-    def solve(self, d: Any, f: Any, tolerance: float) -> tuple[np.ndarray, list[float]]:
-        """Hamiltonian of the corrected cycles from a full Fock matrix, and their gradients."""
+    def solve(self, d: Any, f: Any, tolerance: float) -> tuple[np.ndarray, list[float], float]:
+        """Hamiltonian of the corrected cycles from a full Fock matrix, their gradients, and the
+        spin contamination of unrestricted open shells."""
         kind = self._shells.kind
         orbitals = _orbitals_of(kind, d, f, self._basis, self._root)
         full = np.array([f.focka, f.fockb]) if kind == Kind.RESTRICTED_OPEN else np.asarray(f)
@@ -293,7 +313,10 @@ class _Method:
             # PySCF tags what it gets with these two arrays, and fills the orbitals by them.
             tagged: Any = refined.hamiltonian
             f.focka[...], f.fockb[...] = tagged.focka, tagged.fockb
-        return np.asarray(refined.hamiltonian), refined.gradients
+        contamination = 0.0
+        if kind == Kind.UNRESTRICTED and len(set(self._shells.electrons)) == 2:
+            contamination = spin_contamination(refined.orbitals, self._overlap)
+        return np.asarray(refined.hamiltonian), refined.gradients, contamination
 
 
 @dataclass(frozen=True, eq=False)

@@ -42,6 +42,13 @@ def density_matrix(orbitals: Orbitals) -> np.ndarray:
     return np.array([c @ c.T for c in orbitals])
 
 
+def spin_contamination(spins: Orbitals, overlap: np.ndarray) -> float:
+    """<S^2> of orthonormal orbitals of either spin, less what it is in a pure state (Szabo and
+    Ostlund, Modern Quantum Chemistry, Eq. 2.271)."""
+    up, down = sorted(spins, key=lambda c: -c.shape[1])
+    return down.shape[1] - float(np.linalg.norm(up.T @ overlap @ down) ** 2)
+
+
 def orthonormal_basis(overlap: np.ndarray) -> np.ndarray:
     """Symmetric (Löwdin) orthonormalization X with X^T S X = 1, shape (nao, nao).
 

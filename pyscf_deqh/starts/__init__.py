@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
-from ..fock.fitted import FittedFock
 from ..fock.problem import Problem
+
+if TYPE_CHECKING:
+    from ..fock.fitted import FittedFock
 
 
 @dataclass(frozen=True, eq=False)

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ..fock.fitted import FittedFock
-from ..fock.grid import GRID
 from ..fock.problem import Problem
 from ..fock.reference import sad_reference
 from ..predict import resolve_device
@@ -24,7 +22,7 @@ class AtomsStart:
     name = "atoms"
     device: str = "auto"
     auxbasis: str | None = None
-    grid: tuple[int, int] = GRID
+    grid: tuple[int, int] | None = None
 
     def place(self, problem: Problem) -> Problem:
         """The SCF's own basis set."""
@@ -32,9 +30,12 @@ class AtomsStart:
 
     def __call__(self, problem: Problem) -> StartingPoint:
         """Raises :class:`~pyscf_deqh.NotEnoughMemoryError` without memory for it."""
+        from ..fock.fitted import FittedFock
+        from ..fock.grid import GRID
+
         fitted = FittedFock(
-            problem.mol, resolve_device(self.device), problem.precision, self.auxbasis, self.grid,
-            problem.memory,
+            problem.mol, resolve_device(self.device), problem.precision, self.auxbasis,
+            self.grid or GRID, problem.memory,
         )  # fmt: skip
         hamiltonian = sad_reference(problem.system, fitted)
         return StartingPoint(hamiltonian, fitted, fitted_builds=1)

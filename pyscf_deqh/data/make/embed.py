@@ -61,7 +61,7 @@ def embed(
     Each gets an ``id``, its place in the file.
 
     Args:
-        molecules: SMILES by name, neutral closed shells.
+        molecules: SMILES by name, closed shells.
         out: ``.xyz`` or ``.extxyz`` file; made if absent, else resumed.
         seed: of the conformers.
         progress: show a progress bar.
@@ -93,7 +93,7 @@ def embed(
             for name, smiles in bar:
                 bar.set_postfix_str(name)
                 try:
-                    symbols, positions = geometry_of(smiles, seed)
+                    symbols, positions, charge = geometry_of(smiles, seed)
                 # What the packages raise has no common base. The other molecules go on.
                 except Exception as error:
                     failures[name] = f"{type(error).__name__}: {error}"
@@ -102,6 +102,8 @@ def embed(
                 info = {"id": str(len(present) + written), "name": name, "smiles": smiles,
                         "method": "GFN2-xTB", "conformer": "ETKDGv3+MMFF94",
                         "seed": str(seed)}  # fmt: skip
+                if charge:
+                    info["charge"] = str(charge)
                 handle.write(_frame(info, symbols, positions))
                 handle.flush()
                 written += 1
@@ -110,17 +112,21 @@ def embed(
     return written, failures
 
 
-def geometry_of(smiles: str, seed: int) -> tuple[list[str], np.ndarray]:
-    """Chemical symbols and positions (N, 3) in angstrom of the minimum near one conformer.
+def geometry_of(smiles: str, seed: int) -> tuple[list[str], np.ndarray, int]:
+    """Chemical symbols and positions (N, 3) in angstrom of the minimum near one conformer, and the
+    molecule's charge.
 
     Raises:
-        ValueError: no SMILES of a neutral closed shell, or no geometry with its bonds was found.
+        ValueError: no SMILES of a closed shell, or no geometry with its bonds was found.
     """
+    from rdkit import Chem
+
     molecule = _conformer(smiles, seed)
     symbols = [atom.GetSymbol() for atom in molecule.GetAtoms()]
-    positions = _optimised(symbols, molecule.GetConformer().GetPositions())
+    charge = Chem.GetFormalCharge(molecule)
+    positions = _optimised(symbols, molecule.GetConformer().GetPositions(), charge)
     _check_bonds(molecule, positions)
-    return symbols, positions
+    return symbols, positions, charge
 
 
 def _conformer(smiles: str, seed: int) -> Any:
@@ -133,10 +139,8 @@ def _conformer(smiles: str, seed: int) -> Any:
         molecule = Chem.MolFromSmiles(smiles)
         if molecule is None:
             raise ValueError(f"{smiles} is not a SMILES of a molecule")
-        if Chem.GetFormalCharge(molecule) or any(
-            atom.GetNumRadicalElectrons() for atom in molecule.GetAtoms()
-        ):
-            raise ValueError("not a neutral closed shell")
+        if any(atom.GetNumRadicalElectrons() for atom in molecule.GetAtoms()):
+            raise ValueError("not a closed shell")
         molecule = Chem.AddHs(molecule)
         parameters: Any = rdDistGeom.ETKDGv3()
         parameters.randomSeed = seed
@@ -150,12 +154,13 @@ def _conformer(smiles: str, seed: int) -> Any:
     return molecule
 
 
-def _optimised(symbols: Sequence[str], positions: np.ndarray) -> np.ndarray:
+def _optimised(symbols: Sequence[str], positions: np.ndarray, charge: int) -> np.ndarray:
     from ase import Atoms
     from ase.optimize import LBFGS
     from tblite.ase import TBLite
 
-    atoms = Atoms(symbols, positions, calculator=TBLite(method="GFN2-xTB", verbosity=0))
+    calculator = TBLite(method="GFN2-xTB", charge=charge, verbosity=0)
+    atoms = Atoms(symbols, positions, calculator=calculator)
     if not LBFGS(atoms, logfile=os.devnull).run(fmax=_MAX_FORCE, steps=_MAX_STEPS):
         raise ValueError(f"the geometry is not converged after {_MAX_STEPS} steps")
     return atoms.get_positions()

@@ -66,9 +66,11 @@ def solve(
     there. ``device`` takes the fitted part.
 
     Raises:
+        DatasetError: the molecule is charged.
         RuntimeError: the SCF did not converge.
     """
-    mol = gto.M(atom=geometry.atom(), basis=settings.basis, unit="angstrom", verbose=0)
+    atom = geometry.neutral().atom()
+    mol = gto.M(atom=atom, basis=settings.basis, unit="angstrom", verbose=0)
     fitted = FittedFock(mol, device, torch.float64)
     system = System(mol)
     start = sad_reference(system, fitted)

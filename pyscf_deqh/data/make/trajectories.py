@@ -91,7 +91,7 @@ def simulate(
         with bar, open(out, "a", encoding="utf-8") as handle:
             for number, start in trajectories.items():
                 try:
-                    for text in plan.frames(start, number, last.get(number), frames):
+                    for text in plan.frames(start.neutral(), number, last.get(number), frames):
                         handle.write(text)
                         handle.flush()
                         written += 1
