@@ -14,14 +14,16 @@ from pyscf.scf import hf
 from .checkpoint import DEFAULT_MODEL
 from .errors import ConfigError, UnsupportedMoleculeError, own_errors
 from .fock.cost import too_cheap
-from .fock.cycles import CONVERGED, NEAR, CycleSettings, Solution, run_cycles
+from .fock.cycles import CONVERGED, CORRECTED, NEAR, CycleSettings, Solution, run_cycles
 from .fock.density import density_of
 from .fock.diis import CorrectedDIIS, accelerate, hand_over, plain_diis
 from .fock.problem import Problem
 from .fock.shells import breaks_spin_symmetry
+from .fock.states import lowest_state
 from .process import one_blas_thread
 from .pyscf_api import fills_by_aufbau, make_integrals
 from .report import Report, Seconds
+from .starts.previous import PreviousStart
 
 if TYPE_CHECKING:
     from pyscf.gto import Mole
@@ -66,6 +68,9 @@ class Options:
         on_unsupported: what a failure leads to, an error or minao's density.
         frugal: leave an SCF alone, with minao's density and PySCF's DIIS, where it takes less time
             than a guess.
+        lowest: look for the lowest state of the SCF's kind, from several starts.
+        every_point: serve all points of a scanner, and not the first one alone.
+        device: of what a start from an earlier point computes.
     """
 
     starts: tuple[Start, ...] = field(default_factory=starts_of)
@@ -73,6 +78,9 @@ class Options:
     accelerate: bool = True
     on_unsupported: str = "raise"
     frugal: bool = False
+    lowest: bool = False
+    every_point: bool = True
+    device: str = "auto"
 
 
 @dataclass(frozen=True, eq=False)
@@ -118,10 +126,13 @@ def make_guess(mf: hf.SCF, mol: Mole, options: Options, overlap: np.ndarray | No
         notes: tuple[str, ...] = ()
         reason = _too_cheap(problem, options)
         if reason is None:
-            notes, reason = _accelerate(problem, options), _own_start(problem)
+            notes, reason = _accelerate(problem, options), _own_start(problem, options)
+        starts, previous = options.starts, getattr(mf, "_deqh_previous", None)
+        if previous is not None and mol is mf.mol:
+            starts, reason = (PreviousStart(previous, options.device), *starts), None
         if reason is not None:
             return _left_alone(problem, options, reason, notes, started)
-        start, own, refusals = _place(options.starts, problem)
+        start, own, refusals = _place(starts, problem)
         prepared = time.perf_counter()
         accelerated = mf.DIIS is CorrectedDIIS and mol is mf.mol
         if accelerated:
@@ -134,8 +145,13 @@ def make_guess(mf: hf.SCF, mol: Mole, options: Options, overlap: np.ndarray | No
         if settings and options.accelerate and not accelerated:
             settings = replace(settings, tolerance=min(settings.tolerance, CONVERGED))
         solution, fitted = _cycles(problem, own, point, settings)
+        complete = not solution.notes
+        states: tuple[float, ...] = ()
+        if options.lowest:
+            fitted = fitted or point.fitted.like(mol, point.fitted.device, problem.precision)
+            solution, fitted, states = lowest_state(problem, solution, fitted)
         ended = time.perf_counter()
-        if accelerated and overlap is not None and fitted and not solution.notes:
+        if accelerated and overlap is not None and fitted and complete:
             hand_over(mf, fitted)
         with one_blas_thread:
             if solution.failure:
@@ -161,6 +177,7 @@ def make_guess(mf: hf.SCF, mol: Mole, options: Options, overlap: np.ndarray | No
             total=now - started,
         ),
         notes=(*refusals, *point.notes, *projected, *solution.notes, *notes),
+        states=states,
         fallback=solution.failure,
     )
     return Guess(density, point.hamiltonian, solution, report)
@@ -190,7 +207,9 @@ def _cycles(
     Fock matrices in the SCF's."""
     solution, fitted = Solution(own, point.hamiltonian), point.fitted
     if settings:
-        solution = run_cycles(solution, own, fitted, settings)
+        if point.defect is not None:
+            settings = replace(settings, tolerance=min(settings.tolerance, CORRECTED))
+        solution = run_cycles(solution, own, fitted, settings, point.defect)
     if own is problem:
         return solution, fitted
     fitted.free()
@@ -217,11 +236,11 @@ def _accelerate(problem: Problem, options: Options) -> tuple[str, ...]:
     return () if reason is None else (f"no corrected cycles: {reason}",)
 
 
-def _own_start(problem: Problem) -> str | None:
+def _own_start(problem: Problem, options: Options) -> str | None:
     """Why an SCF has to start from PySCF's own density."""
     if not fills_by_aufbau(problem.mf):
         return "the orbitals are not filled by energy"
-    if breaks_spin_symmetry(problem.mf, problem.mol):
+    if not options.lowest and breaks_spin_symmetry(problem.mf, problem.mol):
         return "PySCF breaks the spin symmetry of its own density"
     return None
 

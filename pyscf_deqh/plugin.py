@@ -24,10 +24,13 @@ from .after_import import AfterImport
 from .checkpoint import DEFAULT_MODEL, list_models, resolve_model
 from .errors import ConfigError
 from .fock import diis
+from .fock.cost import too_cheap
 from .fock.cycles import CycleSettings
 from .fock.problem import check_method
 from .guess import ON_UNSUPPORTED, Options, cycles_after, make_guess, starts_of
+from .pyscf_api import fills_by_aufbau
 from .report import Report, Seconds
+from .starts.previous import Point
 
 if TYPE_CHECKING:
     from pyscf.gto import Mole
@@ -39,14 +42,13 @@ MAX_CYCLES = CycleSettings.max_cycles
 def _options(
     model: str | Path = DEFAULT_MODEL,
     device: str = "auto",
-    on_unsupported: str = "raise",
     max_cycles: int = MAX_CYCLES,
     accelerate: bool = True,
     start: str = "auto",
-    frugal: bool = False,
+    **choices: Any,
 ) -> Options:
-    cycles = cycles_after(max_cycles, accelerate)
-    return Options(starts_of(start, model, device), cycles, accelerate, on_unsupported, frugal)
+    starts, cycles = starts_of(start, model, device), cycles_after(max_cycles, accelerate)
+    return Options(starts, cycles, accelerate, device=device, **choices)
 
 
 def deqh_guess(
@@ -57,6 +59,8 @@ def deqh_guess(
     max_cycles: int = MAX_CYCLES,
     accelerate: bool = True,
     start: str = "auto",
+    lowest: bool = False,
+    every_point: bool = True,
     exact_build: bool | None = None,
 ) -> hf.SCF:
     """Make an SCF object start from the DEQH guess: ``scf.RKS(mol).apply(deqh_guess).run()``.
@@ -79,6 +83,14 @@ def deqh_guess(
             superposed atomic densities, which serves every element; ``'auto'``: the network where
             the model can describe the molecule, else the atoms, and PySCF's own start and DIIS
             where the whole SCF would take no longer than a guess.
+        lowest: look for the lowest state of the SCF's kind before it starts: in fitted matrices,
+            from this start and from PySCF's, for singlets of UHF and UKS also with their symmetry
+            broken in both of its ways, and on along instabilities. For open shells and small gaps;
+            it takes as long as one or two full Fock matrices. The report has the energies of all
+            states that were found.
+        every_point: serve every point of a scanner (geometry optimizations, dynamics, scans): from
+            the second one on with the orbitals of the point before. False: the first point only;
+            PySCF starts the others from the last density.
         exact_build: of version 0.1.0; ``accelerate`` has taken its place.
 
     Raises:
@@ -101,8 +113,10 @@ def deqh_guess(
         model = folder  # absolute: the process may change its directory
     if on_unsupported == "raise":
         check_method(mf)
-    frugal = start == "auto"
-    mf._deqh = _options(model, device, on_unsupported, max_cycles, accelerate, start, frugal)
+    mf._deqh = _options(
+        model, device, max_cycles, accelerate, start, on_unsupported=on_unsupported,
+        frugal=start == "auto" and not lowest, lowest=lowest, every_point=every_point,
+    )  # fmt: skip
     mf.init_guess = KEY
     if not accelerate:
         diis.plain_diis(mf)
@@ -207,6 +221,32 @@ def _know_deqh(scf_class: Any) -> None:
             cls.get_init_guess = get_init_guess
 
 
+def _know_points() -> None:
+    """Make PySCF's scanners ask for a guess at every point.
+
+    They hand on the last point's density matrix, which does not fit the new overlap, and no guess
+    is made. A density of the user's own stays his.
+    """
+    original = hf.SCF_Scanner.__call__
+    if original.__module__ == __name__:
+        return
+
+    @functools.wraps(original, assigned=("__doc__", "__name__", "__qualname__"))
+    def __call__(self, mol_or_geom, **kwargs):
+        options: Options | None = getattr(self, "_deqh", None)
+        by_name = isinstance(self.init_guess, str) and self.init_guess.lower() == KEY
+        if by_name and (options is None or options.every_point) and "dm0" not in kwargs:
+            self._deqh_previous = None
+            frugal = options is None or options.frugal
+            if fills_by_aufbau(self) and not (frugal and too_cheap(self, again=True)):
+                self._deqh_previous = Point.of(self)
+                if self._deqh_previous is not None or not self.converged:
+                    self.mo_coeff = None  # without orbitals PySCF asks for a guess
+        return original(self, mol_or_geom, **kwargs)
+
+    hf.SCF_Scanner.__call__ = __call__
+
+
 def _subclasses(cls: Any) -> Iterator[Any]:
     for subclass in cls.__subclasses__():
         yield subclass
@@ -220,5 +260,6 @@ def register() -> None:
     learn, before or after this, to say that there is no guess for them.
     """
     _know_deqh(hf.SCF)
+    _know_points()
     if not any(isinstance(finder, AfterImport) for finder in sys.meta_path):
         AfterImport("gpu4pyscf.scf.hf", lambda module: _know_deqh(module.SCF)).install()

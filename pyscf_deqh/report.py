@@ -38,6 +38,8 @@ class Report:
         fitted_gradients: norm of the orbital gradient (hartree) in each density-fitted cycle.
         fitted_builds: fitted Fock matrices, that of the start included.
         seconds: by stage.
+        states: energies (hartree) of all states that were found, in fitted matrices, if the lowest
+            was looked for.
         notes: what was done differently from what was asked, one sentence each.
         fallback: why minao's density was used instead; None where it was not.
     """
@@ -50,6 +52,7 @@ class Report:
     fitted_gradients: tuple[float, ...] = ()
     fitted_builds: int = 0
     seconds: Seconds = field(default_factory=Seconds)
+    states: tuple[float, ...] = ()
     notes: tuple[str, ...] = ()
     fallback: str | None = None
 

@@ -45,7 +45,7 @@ def transformed(atoms, matrix=None, shift=(0.0, 0.0, 0.0), order=None):
 @pytest.fixture(autouse=True)
 def every_scf_is_worth_a_guess(monkeypatch):
     """Molecules of tests are so small that PySCF's own start would mostly be faster."""
-    for module in ("pyscf_deqh.guess", "pyscf_deqh.fock.diis"):
+    for module in ("pyscf_deqh.guess", "pyscf_deqh.plugin", "pyscf_deqh.fock.diis"):
         monkeypatch.setattr(f"{module}.too_cheap", lambda mf, again=False: None)
 
 

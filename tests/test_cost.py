@@ -20,7 +20,7 @@ O2 = "O 0 0 0; O 0 0 1.2"
 
 @pytest.fixture
 def as_for_users(monkeypatch):
-    for module in ("pyscf_deqh.guess", "pyscf_deqh.fock.diis"):
+    for module in ("pyscf_deqh.guess", "pyscf_deqh.plugin", "pyscf_deqh.fock.diis"):
         monkeypatch.setattr(f"{module}.too_cheap", cost.too_cheap)
     monkeypatch.setattr(cost, "rates", cost.Rates)
 
@@ -45,6 +45,15 @@ def test_from_a_density_of_the_users_too(as_for_users):
     mf.kernel(dm0=np.asarray(mf.get_init_guess(key="minao")))
     assert mf.converged
     assert all(np.isnan(cycle.gradient) for cycle in mf.deqh_cycles)
+
+
+def test_points_of_small_scans_go_on_as_in_pyscf(as_for_users):
+    mols = [make_mol(f"O 0 0 0; O 0 0 {r}", basis="cc-pvdz") for r in (1.2, 1.25)]
+    scanner = scf.RHF(mols[0]).apply(deqh_guess).as_scanner()
+    plain = scf.RHF(mols[0]).as_scanner()
+    for mol in mols:
+        assert scanner(mol) == pytest.approx(plain(mol), abs=1e-10)
+        assert scanner.cycles == plain.cycles
 
 
 def test_a_chosen_start_is_made(as_for_users):

@@ -27,8 +27,9 @@ if TYPE_CHECKING:
 # minao's own is 0.1 to 0.2, the network's 0.004 to 0.02.
 LOST = 0.05
 # Where cycles stop, in the same unit: where corrected cycles follow, which hold in a neighbourhood
-# of this size, and alone, where the error of the fitted Fock matrices is of this size.
-NEAR, CONVERGED = 4e-3, 4e-4
+# of this size, alone, where the error of the fitted Fock matrices is of this size, and where that
+# error is known from a neighbouring geometry.
+NEAR, CONVERGED, CORRECTED = 4e-3, 4e-4, 4e-5
 
 
 @dataclass(frozen=True)
@@ -68,7 +69,11 @@ class Solution:
 
 
 def run_cycles(
-    solution: Solution, problem: Problem, fitted: FittedFock, settings: CycleSettings
+    solution: Solution,
+    problem: Problem,
+    fitted: FittedFock,
+    settings: CycleSettings,
+    defect: np.ndarray | None = None,
 ) -> Solution:
     """Cycles in fitted Fock matrices with the SCF's one-electron Hamiltonian and functional.
 
@@ -80,24 +85,29 @@ def run_cycles(
         problem: in the basis set of the cycles.
         fitted: builds the fitted Fock matrices of ``problem``.
         settings: which cycles are made.
+        defect: added to each fitted Fock matrix, hartree.
     """
     try:
         with own_errors():
-            return _density_fitted_cycles(solution, problem, fitted, settings)
+            return _density_fitted_cycles(solution, problem, fitted, settings, defect)
     except NotEnoughMemoryError as error:
         note = str(error)
     # Not in the handler, whose traceback would keep what the cycles held.
     if fitted.device.type != "cpu":
         note = f"{fitted.device} ran out of memory: cycles on the CPU"
         fitted = fitted.like(problem.mol, "cpu", fitted.dtype)
-        solution = run_cycles(solution, problem, fitted, settings)
+        solution = run_cycles(solution, problem, fitted, settings, defect)
         return replace(solution, notes=(note, *solution.notes))
     note = f"density-fitted cycles left out: {note}"
     return replace(solution, notes=(*solution.notes, note))
 
 
 def _density_fitted_cycles(
-    solution: Solution, problem: Problem, fitted: FittedFock, settings: CycleSettings
+    solution: Solution,
+    problem: Problem,
+    fitted: FittedFock,
+    settings: CycleSettings,
+    defect: np.ndarray | None,
 ) -> Solution:
     """The same, on one device.
 
@@ -107,7 +117,8 @@ def _density_fitted_cycles(
     scale, overlap, builds = problem.gradient_scale, problem.system.overlap, 0
 
     def build(orbitals: Orbitals) -> np.ndarray:
-        return fitted(problem.core_hamiltonian, orbitals, problem.functional)[0]
+        fock = fitted(problem.core_hamiltonian, orbitals, problem.functional)[0]
+        return fock if defect is None else fock + defect
 
     with one_blas_thread:
         hamiltonian = solution.hamiltonian

@@ -36,7 +36,9 @@ from .orbitals import (
     Orbitals,
     by_spin,
     density_matrix,
+    natural_orbitals,
     orthonormal_basis,
+    scaled,
     spin_contamination,
 )
 from .problem import Problem
@@ -50,6 +52,8 @@ _MAX_FITTED = 20
 # Part of its goal at which a cycle of fitted ones ends: of PySCF's threshold, and of the gradient
 # that the step is expected to leave.
 _GOAL, _STOP = 0.1, 0.1
+# What single precision leaves of the gradient, hartree per root of an electron pair.
+_ROUNDING = 7e-7
 # What a step leaves of the gradient: before the first one, and the least that is believed.
 _LEAVES, _LEAVES_AT_LEAST = 1e-2, 1e-4
 # A step that leaves more of the gradient than this has failed, and so have fitted cycles that end
@@ -197,6 +201,8 @@ class CorrectedDIIS(lib.diis.DIIS):
             self._stop(f"{type(error).__name__}: {error}")
             logger.debug(self, "%s", traceback.format_exc())
         mf.deqh_cycles = tuple(self._cycles)
+        if isinstance(mf, hf.SCF_Scanner) and self._method is not None:
+            mf._deqh_defect = self._method.defect()
         if before is None and hamiltonian is None and mf.diis_start_cycle == 0:
             return f  # PySCF's DIIS begins one cycle later
         extrapolated = self._plain.update(s, np.asarray(d), np.asarray(f), mf, *args, **kwargs)
@@ -236,7 +242,7 @@ class CorrectedDIIS(lib.diis.DIIS):
         if gradient < goal or (far and 0 < self._waits < _MAX_WAITS):
             self._waits += far
             return None
-        tolerance = max(goal, _STOP * self._leaves * gradient)
+        tolerance = max(goal, _STOP * self._leaves * gradient, method.rounding)
         hamiltonian, gradients, contamination = method.solve(d, f, tolerance)
         accepted = gradients[-1] < _FITTED_FAILED * gradient
         if far and contamination > _CONTAMINATED:
@@ -269,6 +275,7 @@ class _Method:
     Attributes:
         tolerance: norm of the orbital gradient below which ``mf`` is converged, hartree.
         lost: above this it is far from its solution.
+        rounding: fitted matrices cannot tell such a gradient from none.
     """
 
     def __init__(self, mf: Any, overlap: np.ndarray, basis: Any, fitted: FittedFock | None):
@@ -285,10 +292,13 @@ class _Method:
         self._basis, self._root = basis, self._overlap @ basis
         if fitted is None:
             fitted = FittedFock(mf.mol, dtype=problem.precision, memory=problem.memory)
-        elif fitted.dtype != problem.precision:
+        elif fitted.dtype.itemsize < problem.precision.itemsize:
             fitted.free()
             fitted = fitted.like(mf.mol, fitted.device, problem.precision)
-        fitted.put_into(cavity_of(mf))
+        single = fitted.dtype.itemsize == 4
+        self.rounding = _ROUNDING * problem.gradient_scale if single else 0.0
+        self._core_hamiltonian, self._cavity = problem.core_hamiltonian, cavity_of(mf)
+        fitted.put_into(self._cavity)
         self._model = _FockNearby(fitted, problem.functional, self._root)
 
     def gradient(self, d: Any, f: Any) -> float:
@@ -298,6 +308,11 @@ class _Method:
             product = self._basis.T @ fock @ density @ self._root
             norms.append(np.linalg.norm(product - product.T))
         return float(np.linalg.norm(norms) / np.sqrt(2))
+
+    def defect(self) -> np.ndarray | None:
+        """What full Fock matrices have more than fitted ones, hartree, for the next point of a
+        trajectory; None where it is not known, and in a solvent, whose response is in both."""
+        return self._model.defect(self._core_hamiltonian) if self._cavity is None else None
 
     def solve(self, d: Any, f: Any, tolerance: float) -> tuple[np.ndarray, list[float], float]:
         """Hamiltonian of the corrected cycles from a full Fock matrix, their gradients, and the
@@ -378,6 +393,13 @@ class _FockNearby:
             gram = self._directions @ self._directions.T
             self._inverse = np.linalg.pinv(gram, rcond=_DEPENDENT, hermitian=True)
 
+    def defect(self, hcore: np.ndarray) -> np.ndarray | None:
+        """Full less fitted Fock matrix at the origin, hartree; None without one, or of generalized
+        orbitals."""
+        if self._origin is None or len(self._fock[-1]) != len(hcore):
+            return None
+        return self._fock - np.reshape(self._origin.fitted_matrix(hcore), self._fock.shape)
+
     def _vector(self, change: np.ndarray) -> np.ndarray:
         return np.concatenate([(self._root.T @ d @ self._root).ravel() for d in change])
 
@@ -403,26 +425,12 @@ def _orbitals_of(kind: Kind, d: Any, f: Any, basis: np.ndarray, root: np.ndarray
         basis, root: orthonormal X and S X.
     """
     if kind != Kind.RESTRICTED_OPEN:
-        spins = [_scaled(*_natural(x, basis, root)) for x in by_spin(np.asarray(d))]
+        spins = [scaled(*natural_orbitals(x, basis, root)) for x in by_spin(np.asarray(d))]
         return spins if kind == Kind.UNRESTRICTED else spins[0]
     # PySCF hands on the sum of both spins' densities alone.
-    occupation, natural = _natural(d, basis, root)
+    occupation, natural = natural_orbitals(d, basis, root)
     open_shell = (occupation > _OPEN[0]) & (occupation < _OPEN[1])
     if np.allclose(f.focka, f.fockb, rtol=0, atol=1e-9):
         open_shell[:] = False  # a superposition of atoms: both spins are the same
     alpha = np.where(open_shell, occupation, occupation / 2)
-    return [_scaled(o, natural) for o in (alpha, occupation - alpha)]
-
-
-def _natural(
-    density: np.ndarray, basis: np.ndarray, root: np.ndarray
-) -> tuple[np.ndarray, np.ndarray]:
-    """Occupations and natural orbitals of a density matrix."""
-    occupation, natural = np.linalg.eigh(root.T @ density @ root)
-    return occupation, basis @ natural
-
-
-def _scaled(occupation: np.ndarray, natural: np.ndarray) -> np.ndarray:
-    # A start of the user's may be negative in places: what is left out counts as a defect.
-    filled = occupation > 1e-12
-    return natural[:, filled] * np.sqrt(occupation[filled])
+    return [scaled(o, natural) for o in (alpha, occupation - alpha)]

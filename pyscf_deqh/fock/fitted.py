@@ -340,6 +340,15 @@ class FittedDifferences:
         """
         return _like(orbitals, self._minus(*self._parts(orbitals), self))
 
+    def fitted_matrix(self, hcore: np.ndarray) -> np.ndarray:
+        """F(D0) itself in fitted matrices, (1 or 2, nao, nao), hartree.
+
+        Args:
+            hcore: (nao, nao) one-electron Hamiltonian, hartree.
+        """
+        coulomb = self._fitted._coulomb(self._fitted._tensor(self._density)).double()
+        return np.array([hcore + (coulomb + known).cpu().numpy() for known in self._known])
+
     def since(self, earlier: FittedDifferences) -> np.ndarray:
         """F(D0) - F(D) of an earlier origin D of the same form, (1 or 2, nao, nao), hartree."""
         return np.array(self._minus(self._density, self._known, earlier))

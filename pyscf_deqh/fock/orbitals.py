@@ -73,3 +73,23 @@ def solve_roothaan(hamiltonian: np.ndarray, overlap: np.ndarray) -> tuple[np.nda
         x = orthonormal_basis(overlap)
         energies, u = np.linalg.eigh(x.T @ hamiltonian @ x)
         return energies, x @ u
+
+
+def natural_orbitals(
+    density: np.ndarray, basis: np.ndarray, root: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Occupations (n,) and natural orbitals (nao, n) of a density matrix (nao, nao).
+
+    Args:
+        density: of one spin or of both.
+        basis, root: orthonormal X and S X, (nao, n).
+    """
+    occupation, natural = np.linalg.eigh(root.T @ density @ root)
+    return occupation, basis @ natural
+
+
+def scaled(occupation: np.ndarray, natural: np.ndarray) -> np.ndarray:
+    """Occupied orbitals, scaled by the root of their occupation, that a Fock matrix is built of."""
+    # A start of the user's may be negative in places.
+    filled = occupation > 1e-12
+    return natural[:, filled] * np.sqrt(occupation[filled])

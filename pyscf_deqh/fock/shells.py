@@ -149,7 +149,7 @@ class Shells:
         """
         if self.kind in (Kind.UNRESTRICTED, Kind.RESTRICTED_OPEN):
             return list(spins)
-        return np.hstack(spins)
+        return np.sqrt(2) * spins[0] if self.kind == Kind.CLOSED else np.hstack(spins)
 
     def occupied(self, hamiltonian: np.ndarray, overlap: np.ndarray) -> list[np.ndarray]:
         """Occupied orbitals (nao, k) of either spin, orthonormal; arguments as of

@@ -20,6 +20,8 @@ class StartingPoint:
     Attributes:
         hamiltonian: (nao, nao) in the start's basis set, hartree.
         fitted: builds further Fock matrices from the start's integrals.
+        defect: what full Fock matrices are expected to have more than fitted ones, hartree, in the
+            form of these; None without an expectation.
         model, iterations, residual: of a network; see :class:`~pyscf_deqh.Report`.
         fitted_builds: Fock matrices built so far.
         network_seconds: of the network alone.
@@ -28,6 +30,7 @@ class StartingPoint:
 
     hamiltonian: np.ndarray
     fitted: FittedFock
+    defect: np.ndarray | None = None
     model: str | None = None
     iterations: int = 0
     residual: float = float("nan")

@@ -1,0 +1,276 @@
+"""The lowest of several SCF solutions, looked for in fitted Fock matrices.
+
+An SCF may have many solutions of one kind, and which one it finds depends on its start. Fitted
+cycles are cheap enough to try several starts, and to test each solution: where the energy has a
+negative curvature along a rotation of occupied into virtual orbitals (an internal instability;
+Seeger and Pople, J. Chem. Phys. 66, 3045, 1977), the way down leads to another solution.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+import scipy.linalg
+from pyscf import lib
+
+from ..process import one_blas_thread
+from .cycles import Solution
+from .density import density_of
+from .orbitals import Orbitals, by_spin, natural_orbitals, orthonormal_basis, scaled
+from .problem import Problem
+from .refine import refine
+from .shells import Kind
+
+if TYPE_CHECKING:
+    from .fitted import FittedFock
+
+_MAX_BUILDS, _CONVERGED = 60, 1e-4  # gradient in hartree per root of an electron pair
+# Curvature of the energy in hartree, as differences of orbital energies: below this a solution is
+# no minimum. Fitting and grid are off by a tenth of it.
+_UNSTABLE = -2e-3
+_STEP = 5e-3  # of finite differences, norm of a rotation
+_ANGLES = (-0.8, -0.4, 0.4, 0.8)  # along an instability, norm of a rotation
+_MAX_DESCENTS = 3
+# Hartree: energies of one state, and of states that fitted matrices cannot tell apart.
+_SAME, _CLOSE = 2e-5, 1e-3
+
+
+@dataclass(frozen=True, eq=False)
+class State:
+    """A solution of the SCF equations in fitted Fock matrices.
+
+    Attributes:
+        origin: the start that led to it.
+        hamiltonian: (nao, nao), or (2, nao, nao), hartree.
+        energy: of the electrons, hartree.
+    """
+
+    origin: str
+    hamiltonian: np.ndarray
+    energy: float
+
+
+def starting_densities(problem: Problem) -> dict[str, np.ndarray]:
+    """PySCF's own start, and for singlets of UHF with either way to break their symmetry."""
+    mf, mol = problem.mf, problem.mol
+    up, down = problem.shells.electrons
+    if problem.shells.kind != Kind.UNRESTRICTED or up != down:
+        return {"minao": np.asarray(mf.get_init_guess(mol, key="minao"))}
+    found = {}
+    for name, broken in {"minao": 0, "minao, broken": 1, "minao, mixed": "mix"}.items():
+        with lib.temporary_env(mf, init_guess_breaksym=broken):
+            found[name] = np.asarray(mf.get_init_guess(mol, key="minao"))
+    return found
+
+
+class StateSearch:
+    """Looks for solutions of one problem.
+
+    Args:
+        problem: in its own basis set; closed shells, unrestricted or restricted open ones.
+        fitted: builds its fitted Fock matrices, in double precision.
+    """
+
+    def __init__(self, problem: Problem, fitted: FittedFock):
+        self._problem, self._fitted = problem, fitted
+        self._overlap = problem.system.overlap
+        self.builds = 0
+
+    def _build(self, orbitals: Orbitals) -> tuple[np.ndarray, float]:
+        self.builds += 1
+        return self._fitted(self._problem.core_hamiltonian, orbitals, self._problem.functional)
+
+    def hamiltonian_of(self, density: np.ndarray) -> np.ndarray:
+        """Fock matrix of a density matrix (nao, nao) or (2, nao, nao), hartree."""
+        shells = self._problem.shells
+        basis = orthonormal_basis(self._overlap)
+        root = self._overlap @ basis
+        spins = [scaled(*natural_orbitals(d, basis, root)) for d in by_spin(density)]
+        if shells.kind == Kind.CLOSED:
+            return self._build(spins[0])[0]
+        if len(spins) == 1:
+            spins = [c / np.sqrt(2) for c in spins * 2]
+        return shells.effective(self._build(spins)[0], spins, self._overlap)
+
+    def solve(self, origin: str, hamiltonian: np.ndarray) -> State | None:
+        """The solution that cycles from a Hamiltonian lead to; None where they do not converge."""
+        tolerance = _CONVERGED * self._problem.gradient_scale
+        energies = []
+
+        def build(orbitals: Orbitals) -> np.ndarray:
+            fock, energy = self._build(orbitals)
+            energies.append(energy)
+            return fock
+
+        refined = refine(
+            build, self._overlap, self._problem.shells, hamiltonian, _MAX_BUILDS, tolerance
+        )
+        if refined.gradients[-1] > tolerance:
+            return None
+        return State(origin, refined.hamiltonian, energies[-1])
+
+    def descend(self, state: State) -> State | None:
+        """A lower solution along an instability; None where there is none."""
+        shells = self._problem.shells
+        if shells.kind not in (Kind.CLOSED, Kind.UNRESTRICTED):
+            return None
+        rotations = _Rotations(
+            *shells.orbitals(state.hamiltonian, self._overlap, state.hamiltonian)
+        )
+
+        def gradient(rotation: np.ndarray) -> np.ndarray:
+            coefficients = rotations.rotated(rotation)
+            fock, _ = self._build(shells.filled(coefficients, rotations.occupations))
+            return rotations.gradient(fock, coefficients)
+
+        curvature, direction = rotations.softest(state.hamiltonian, gradient)
+        if curvature > _UNSTABLE:
+            return None
+        found = []
+        for angle in _ANGLES:
+            orbitals = shells.filled(rotations.rotated(angle * direction), rotations.occupations)
+            fock, energy = self._build(orbitals)
+            found.append((energy, fock))
+        energy, fock = min(found, key=lambda pair: pair[0])
+        lower = self.solve(f"{state.origin}, along an instability", fock)
+        return lower if lower is not None and lower.energy < state.energy - _SAME else None
+
+    def states(self, hamiltonians: Mapping[str, np.ndarray]) -> list[State]:
+        """Different solutions, the lowest first.
+
+        Args:
+            hamiltonians: where cycles begin, by name.
+        """
+        found: list[State] = []
+        for origin, hamiltonian in hamiltonians.items():
+            state = self.solve(origin, hamiltonian)
+            if state is not None and all(abs(state.energy - s.energy) > _SAME for s in found):
+                found.append(state)
+        for _ in range(_MAX_DESCENTS if found else 0):
+            lower = self.descend(min(found, key=lambda s: s.energy))
+            if lower is None:
+                break
+            found.append(lower)
+        return sorted(found, key=lambda s: s.energy)
+
+
+def lowest_state(
+    problem: Problem, solution: Solution, fitted: FittedFock
+) -> tuple[Solution, FittedFock, tuple[float, ...]]:
+    """The lowest of the states that several starts lead to.
+
+    States that fitted matrices cannot tell apart are told apart by full ones.
+
+    Args:
+        problem: the SCF's.
+        solution: where the cycles from the guess's start ended, in any basis set.
+        fitted: builds the fitted Fock matrices of ``problem``.
+
+    Returns:
+        The lowest state, or ``solution`` where none was found; what builds fitted Fock matrices
+        from now on; the energies (hartree) of all states in these, ascending.
+    """
+    if problem.shells.kind not in (Kind.CLOSED, Kind.UNRESTRICTED, Kind.RESTRICTED_OPEN):
+        note = "the lowest state is not looked for in generalized orbitals and chosen occupations"
+        return replace(solution, notes=(*solution.notes, note)), fitted, ()
+    import torch
+
+    if fitted.dtype != torch.float64:
+        fitted.free()
+        fitted = fitted.like(problem.mol, fitted.device, torch.float64)
+    search, starts = StateSearch(problem, fitted), {}
+    with one_blas_thread:
+        if solution.problem is problem:
+            starts["the start"] = solution.hamiltonian
+        for name, density in starting_densities(problem).items():
+            starts[name] = search.hamiltonian_of(density)
+        states = search.states(starts)
+    solution = replace(solution, fitted_builds=solution.fitted_builds + search.builds)
+    if not states:
+        return solution, fitted, ()
+    note = f"{len(states)} states found, the lowest from {states[0].origin}"
+    candidates = [
+        replace(solution, problem=problem, hamiltonian=state.hamiltonian, failure=None)
+        for state in states
+        if state.energy < states[0].energy + _CLOSE
+    ]
+    best = 0
+    if len(candidates) > 1:
+        densities = [density_of(candidate, problem) for candidate in candidates]
+        best = int(np.argmin([problem.mf.energy_tot(density) for density in densities]))
+        note += f"; {len(candidates)} told apart by full Fock matrices"
+    lowest = replace(candidates[best], notes=(*solution.notes, note))
+    nuclei = problem.mf.energy_nuc()
+    return lowest, fitted, tuple(float(state.energy + nuclei) for state in states)
+
+
+class _Rotations:
+    """Rotations of occupied into virtual orbitals, as vectors of all spins.
+
+    Args:
+        coefficients: (nao, n) of either spin, or of both.
+        occupations: (n,) of the same.
+    """
+
+    def __init__(self, coefficients: list[np.ndarray], occupations: list[np.ndarray]):
+        self.coefficients, self.occupations = coefficients, occupations
+        self._pairs = [np.ix_(o == 0, o > 0) for o in occupations]
+        self._sizes = [int((o == 0).sum() * (o > 0).sum()) for o in occupations]
+
+    def _split(self, rotation: np.ndarray) -> list[np.ndarray]:
+        return np.split(rotation, np.cumsum(self._sizes)[:-1])
+
+    def rotated(self, rotation: np.ndarray) -> list[np.ndarray]:
+        """Orbitals C exp(K)."""
+        turned = []
+        for c, pairs, part in zip(
+            self.coefficients, self._pairs, self._split(rotation), strict=True
+        ):
+            k = np.zeros((c.shape[1], c.shape[1]))
+            k[pairs] = part.reshape(k[pairs].shape)
+            turned.append(c @ scipy.linalg.expm(k - k.T))
+        return turned
+
+    def gradient(self, fock: np.ndarray, coefficients: list[np.ndarray]) -> np.ndarray:
+        """Occupied-virtual elements of a Fock matrix, hartree."""
+        blocks = zip(by_spin(fock), coefficients, self._pairs, strict=True)
+        return np.concatenate([(c.T @ f @ c)[pairs].ravel() for f, c, pairs in blocks])
+
+    def softest(
+        self, hamiltonian: np.ndarray, gradient: Callable[[np.ndarray], np.ndarray]
+    ) -> tuple[float, np.ndarray]:
+        """Least curvature of the energy, hartree, and its direction, of norm one.
+
+        Args:
+            hamiltonian: its diagonal in the orbitals is the preconditioner.
+            gradient: of a rotation.
+        """
+        differences = []
+        for f, c, o in zip(by_spin(hamiltonian), self.coefficients, self.occupations, strict=True):
+            energies = np.einsum("pi,pi->i", c, f @ c)
+            differences.append((energies[o == 0][:, None] - energies[o > 0]).ravel())
+        diagonal = np.concatenate(differences)
+        if not len(diagonal):
+            return 0.0, diagonal
+
+        def product(rotation: np.ndarray) -> np.ndarray:
+            norm = np.linalg.norm(rotation)
+            step = _STEP / norm * rotation
+            return (gradient(step) - gradient(-step)) * (norm / (2 * _STEP))
+
+        def precondition(residual: np.ndarray, curvature: float, *args: object) -> np.ndarray:
+            shifted = diagonal - curvature
+            shifted[abs(shifted) < 1e-2] = 1e-2
+            return residual / shifted
+
+        # One start alone may have the wrong symmetry for the softest rotation.
+        lowest = np.argsort(diagonal)[:3]
+        starts = [np.eye(1, len(diagonal), k)[0] for k in lowest]
+        starts.append(np.random.default_rng(0).normal(size=len(diagonal)) / (diagonal + 0.1) ** 2)
+        curvature, direction = lib.davidson(
+            product, starts, precondition, tol=1e-4, max_cycle=15, max_space=30, verbose=0
+        )
+        return float(curvature), direction / np.linalg.norm(direction)

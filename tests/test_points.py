@@ -1,0 +1,142 @@
+"""Optimizations, trajectories and scans: every point starts from the one before."""
+
+from __future__ import annotations
+
+import pickle
+
+import numpy as np
+import pytest
+from conftest import FORMAMIDE, WATER, make_mol
+from pyscf import dft, gto, scf
+
+from pyscf_deqh import deqh_guess
+from pyscf_deqh.starts.previous import Point
+
+
+def moved(atoms, step, seed=0):
+    """Atoms displaced at random, by so many angstrom on average."""
+    shifts = step * np.random.default_rng(seed).normal(size=(len(atoms), 3)) / 3**0.5
+    return [(s, tuple(np.array(r) + d)) for (s, r), d in zip(atoms, shifts, strict=True)]
+
+
+def points(atoms, steps=(0.0, 0.05, 0.02, 0.03), **options):
+    return [make_mol(moved(atoms, step, seed), **options) for seed, step in enumerate(steps)]
+
+
+METHODS = {
+    "RHF": (lambda mol: scf.RHF(mol), {}),
+    "RKS": (lambda mol: dft.RKS(mol, xc="b3lyp"), {}),
+    "UKS": (lambda mol: dft.UKS(mol, xc="pbe"), {"charge": 1, "spin": 1}),
+    "ROKS": (lambda mol: dft.ROKS(mol, xc="b3lyp"), {"spin": 2}),
+    "another basis set": (lambda mol: dft.RKS(mol, xc="pbe0"), {"basis": "6-31g*"}),
+    "density fitting": (lambda mol: dft.RKS(mol, xc="b3lyp").density_fit(), {}),
+    "PCM": (lambda mol: dft.RKS(mol, xc="b3lyp").PCM(), {}),
+}
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_every_point_is_pyscfs_with_fewer_fock_matrices(method):
+    make, options = METHODS[method]
+    mols = points(WATER, **options)
+    scanner = make(mols[0]).apply(deqh_guess).as_scanner()
+    plain = make(mols[0]).as_scanner()
+    for k, mol in enumerate(mols):
+        assert scanner(mol) == pytest.approx(plain(mol), abs=2e-8)
+        assert scanner.converged
+        assert scanner.cycles < plain.cycles
+        report = scanner.deqh_report
+        assert report.start == ("previous" if k else "network")
+        assert report.fallback is None
+        if k:
+            assert scanner.cycles <= 2 + (method == "PCM")
+
+
+def test_the_last_defect_makes_a_start_better():
+    mols = points(FORMAMIDE, (0.0, 0.01, 0.02))
+    scanner = dft.RKS(mols[0], xc="b3lyp").apply(deqh_guess).as_scanner()
+    gradients = []
+    for mol in mols:
+        scanner(mol)
+        gradients.append(scanner.deqh_cycles[0].gradient)
+    assert max(gradients[1:]) < gradients[0] / 10
+
+
+def test_states_are_kept():
+    """A singlet of broken symmetry goes on from its last orbitals."""
+    mols = [gto.M(atom=f"H 0 0 0; H 0 0 {r}", basis="cc-pvdz", verbose=0) for r in (3.0, 2.9, 2.8)]
+    scanner = scf.UHF(mols[0]).set(init_guess_breaksym="mix").apply(deqh_guess).as_scanner()
+    for k, mol in enumerate(mols):
+        energy = scanner(mol)
+        assert energy == pytest.approx(
+            scf.UHF(mol).set(init_guess_breaksym="mix").kernel(), abs=1e-8
+        )
+        assert scanner.spin_square()[0] > 0.8
+        assert scanner.deqh_report.start == ("previous" if k else "network")
+
+
+def test_gradients():
+    mols = points(WATER)
+    scanner = dft.RKS(mols[0], xc="pbe").apply(deqh_guess).nuc_grad_method().as_scanner()
+    for mol in mols:
+        energy, gradient = scanner(mol)
+        plain = dft.RKS(mol, xc="pbe").run()
+        assert energy == pytest.approx(plain.e_tot, abs=2e-8)
+        np.testing.assert_allclose(gradient, plain.nuc_grad_method().kernel(), atol=2e-5)
+    assert scanner.base.deqh_report.start == "previous"
+
+
+def test_jumps_start_anew():
+    water = make_mol(WATER)
+    scanner = scf.RHF(water).apply(deqh_guess).as_scanner()
+    scanner(water)
+    far = [("O", (0, 0, 0.119)), ("H", (0, 0.763, -0.477)), ("H", (0, -0.763, 0.7))]
+    other = [("C", (0, 0, 0)), *moved(FORMAMIDE[:0], 0), ("O", (0, 0, 1.13))]
+    for mol, reason in (
+        (make_mol(far), "an atom has moved by"),
+        (make_mol(other), "another molecule"),
+        (make_mol(other, basis="6-31g"), "another molecule"),
+    ):
+        scanner(mol)
+        assert scanner.deqh_report.start == "network"
+        assert any(reason in note for note in scanner.deqh_report.notes)
+        assert scanner.e_tot == pytest.approx(scf.RHF(mol).kernel(), abs=1e-8)
+
+
+def test_a_failed_point_leaves_a_clean_start():
+    mols = points(WATER)
+    scanner = scf.RHF(mols[0]).apply(deqh_guess).as_scanner()
+    scanner(mols[0])
+    scanner.max_cycle = 1
+    scanner(mols[1])
+    scanner.max_cycle = 50
+    scanner(mols[2])
+    assert scanner.deqh_report.start == "network"
+    assert scanner.converged
+
+
+def test_what_the_user_chose():
+    mols = points(WATER)
+    scanner = scf.RHF(mols[0]).apply(deqh_guess, every_point=False).as_scanner()
+    scanner(mols[0])
+    report = scanner.deqh_report
+    scanner(mols[1])
+    assert scanner.deqh_report is report  # no other guess was made
+    scanner = scf.RHF(mols[0]).apply(deqh_guess).as_scanner()
+    scanner(mols[0])
+    report, own = scanner.deqh_report, scf.RHF(mols[1]).get_init_guess()
+    scanner(mols[1], dm0=own)
+    assert scanner.deqh_report is report
+    plain = scf.RHF(mols[0]).as_scanner()
+    plain(mols[0])
+    plain(mols[1])
+    assert plain.deqh_report is None
+
+
+def test_points_travel_with_the_object():
+    mols = points(WATER)
+    scanner = scf.RHF(mols[0]).apply(deqh_guess).as_scanner()
+    scanner(mols[0])
+    scanner(mols[1])
+    copy = pickle.loads(pickle.dumps(Point.of(scanner)))
+    assert copy.kind == Point.of(scanner).kind
+    np.testing.assert_array_equal(copy.spins[0], Point.of(scanner).spins[0])
