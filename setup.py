@@ -22,6 +22,7 @@ md17 = ["ase>=3.22"]
 # ASE has announced that it will remove `fixcm`, which the thermostat has to be told.
 md = ["ase>=3.23,<3.30", "tblite>=0.4"]
 embed = [*md, "rdkit>=2023.9"]
+geomopt = ["geometric>=1.0"]
 pytest = ["pytest>=8", "pytest-xdist>=3.5"]
 
 setup(
@@ -55,13 +56,15 @@ setup(
         "plot": plot,
         "md": md,
         "embed": embed,
+        "geomopt": geomopt,
         "md17": md17,
         "download": ["gdown>=5"],
-        "test": [*train, *plot, *embed, *pytest],
+        "test": [*train, *plot, *embed, *geomopt, *pytest],
         "dev": [
             *train,
             *plot,
             *embed,
+            *geomopt,
             *pytest,
             "ruff>=0.6",
             "mypy>=1.10",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -120,27 +120,25 @@ def make_guess(mf: hf.SCF, mol: Mole, options: Options, overlap: np.ndarray | No
         NumericalError: linear algebra failed.
         CheckpointError, ConfigError: no such model or device.
     """
-    started = time.perf_counter()
+    clock = _Clock()
     with own_errors():
         problem = Problem.of(mf, mol, overlap)
         notes: tuple[str, ...] = ()
         reason = _too_cheap(problem, options)
         if reason is None:
             notes, reason = _accelerate(problem, options), _own_start(problem, options)
-        starts, previous = options.starts, getattr(mf, "_deqh_previous", None)
-        if previous is not None and mol is mf.mol:
-            starts, reason = (PreviousStart(previous, options.device), *starts), None
-        if reason is not None:
-            return _left_alone(problem, options, reason, notes, started)
-        start, own, refusals = _place(starts, problem)
-        prepared = time.perf_counter()
+        placed = _place(_starts(problem, options, reason), problem)
+        if placed is None:
+            return _left_alone(problem, reason, notes, clock)
+        start, own, refusals = placed
+        clock.lap("start")
         accelerated = mf.DIIS is CorrectedDIIS and mol is mf.mol
         if accelerated:
             make_integrals(mf)
-        began = time.perf_counter()
+        clock.lap("integrals")
         with one_blas_thread:
             point = start(own)
-        reached = time.perf_counter()
+        clock.lap("start", of_which={"network": point.network_seconds})
         settings = options.cycles
         if settings and options.accelerate and not accelerated:
             settings = replace(settings, tolerance=min(settings.tolerance, CONVERGED))
@@ -150,7 +148,7 @@ def make_guess(mf: hf.SCF, mol: Mole, options: Options, overlap: np.ndarray | No
         if options.lowest:
             fitted = fitted or point.fitted.like(mol, point.fitted.device, problem.precision)
             solution, fitted, states = lowest_state(problem, solution, fitted)
-        ended = time.perf_counter()
+        clock.lap("cycles")
         if accelerated and overlap is not None and fitted and complete:
             hand_over(mf, fitted)
         with one_blas_thread:
@@ -158,7 +156,7 @@ def make_guess(mf: hf.SCF, mol: Mole, options: Options, overlap: np.ndarray | No
                 density = mf.get_init_guess(mol, key="minao")
             else:
                 density = density_of(solution, problem)
-    now = time.perf_counter()
+    clock.lap("density")
     projected = () if own is problem else (f"made in {own.mol.basis} and projected",)
     report = Report(
         start=start.name,
@@ -168,14 +166,7 @@ def make_guess(mf: hf.SCF, mol: Mole, options: Options, overlap: np.ndarray | No
         residual=point.residual,
         fitted_gradients=solution.fitted_gradients,
         fitted_builds=point.fitted_builds + solution.fitted_builds,
-        seconds=Seconds(
-            start=reached - began - point.network_seconds + prepared - started,
-            integrals=began - prepared,
-            network=point.network_seconds,
-            cycles=ended - reached,
-            density=now - ended,
-            total=now - started,
-        ),
+        seconds=clock.seconds,
         notes=(*refusals, *point.notes, *projected, *solution.notes, *notes),
         states=states,
         fallback=solution.failure,
@@ -183,8 +174,41 @@ def make_guess(mf: hf.SCF, mol: Mole, options: Options, overlap: np.ndarray | No
     return Guess(density, point.hamiltonian, solution, report)
 
 
-def _place(starts: Sequence[Start], problem: Problem) -> tuple[Start, Problem, tuple[str, ...]]:
-    """The first start that serves, the problem in its basis set, and why others do not.
+class _Clock:
+    """Adds up the seconds of stages."""
+
+    def __init__(self) -> None:
+        self._began = self._last = time.perf_counter()
+        self._stages: dict[str, float] = {}
+
+    def lap(self, stage: str, of_which: Mapping[str, float] | None = None) -> None:
+        """What has passed since the last lap belongs to ``stage``, some of it to others."""
+        now = time.perf_counter()
+        others = dict(of_which or {})
+        for name, seconds in {stage: now - self._last - sum(others.values()), **others}.items():
+            self._stages[name] = self._stages.get(name, 0.0) + seconds
+        self._last = now
+
+    @property
+    def seconds(self) -> Seconds:
+        return Seconds(**self._stages, total=time.perf_counter() - self._began)
+
+
+def _starts(problem: Problem, options: Options, reason: str | None) -> tuple[Start, ...]:
+    """Ways to begin: those of the user, if nothing speaks against them, but first of all where the
+    last point of a scan has ended."""
+    starts = options.starts if reason is None else ()
+    previous = getattr(problem.mf, "_deqh_previous", None)
+    if previous is not None and problem.mol is problem.mf.mol:
+        starts = (PreviousStart(previous, options.device), *starts)
+    return starts
+
+
+def _place(
+    starts: Sequence[Start], problem: Problem
+) -> tuple[Start, Problem, tuple[str, ...]] | None:
+    """The first start that serves, the problem in its basis set, and why those before it do not;
+    None without a start but that of the last point of a scan, if it does not serve.
 
     Raises:
         UnsupportedMoleculeError: none serves.
@@ -197,6 +221,8 @@ def _place(starts: Sequence[Start], problem: Problem) -> tuple[Start, Problem, t
             refusals.append(error)
         else:
             return start, placed, tuple(f"{start.name}, because {error}" for error in refusals)
+    if all(isinstance(start, PreviousStart) for start in starts):
+        return None
     raise refusals[-1]
 
 
@@ -246,10 +272,10 @@ def _own_start(problem: Problem, options: Options) -> str | None:
 
 
 def _left_alone(
-    problem: Problem, options: Options, reason: str, notes: tuple[str, ...], started: float
+    problem: Problem, reason: str | None, notes: tuple[str, ...], clock: _Clock
 ) -> Guess:
+    """PySCF's own start, and why."""
     hamiltonian = problem.core_hamiltonian
     density = problem.mf.get_init_guess(problem.mol, key="minao")
-    seconds = Seconds(total=time.perf_counter() - started)
-    report = Report(options.starts[0].name, seconds=seconds, notes=notes, fallback=reason)
+    report = Report("minao", seconds=clock.seconds, notes=notes, fallback=reason)
     return Guess(density, hamiltonian, Solution(problem, hamiltonian, failure=reason), report)

@@ -233,16 +233,22 @@ def _know_points() -> None:
 
     @functools.wraps(original, assigned=("__doc__", "__name__", "__qualname__"))
     def __call__(self, mol_or_geom, **kwargs):
-        options: Options | None = getattr(self, "_deqh", None)
+        options: Options = getattr(self, "_deqh", None) or _options(frugal=True)
         by_name = isinstance(self.init_guess, str) and self.init_guess.lower() == KEY
-        if by_name and (options is None or options.every_point) and "dm0" not in kwargs:
+        if not (by_name and options.every_point and fills_by_aufbau(self)):
+            return original(self, mol_or_geom, **kwargs)
+        last, self._deqh_last = getattr(self, "_deqh_last", None) or Point.of(self), None
+        later = self.mo_coeff is not None and "dm0" not in kwargs
+        if later and not (options.frugal and too_cheap(self)):
+            self._deqh_previous = last
+            if last is not None or not self.converged:
+                self.mo_coeff = None  # without orbitals PySCF asks for a guess
+        try:
+            energy = original(self, mol_or_geom, **kwargs)
+        finally:
             self._deqh_previous = None
-            frugal = options is None or options.frugal
-            if fills_by_aufbau(self) and not (frugal and too_cheap(self, again=True)):
-                self._deqh_previous = Point.of(self)
-                if self._deqh_previous is not None or not self.converged:
-                    self.mo_coeff = None  # without orbitals PySCF asks for a guess
-        return original(self, mol_or_geom, **kwargs)
+        self._deqh_last = Point.of(self)  # now: the molecule may be moved in place
+        return energy
 
     hf.SCF_Scanner.__call__ = __call__
 

@@ -5,7 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from conftest import WATER, make_mol
-from pyscf import dft, scf
+from pyscf import dft, qmmm, scf
 
 from pyscf_deqh import (
     deqh_guess,
@@ -45,6 +45,19 @@ def test_cartesian_functions_are_another_basis_set():
     mol = make_mol(WATER, cart=True)
     dm = init_guess_by_deqh(mol)
     assert np.trace(dm @ mol.intor("int1e_ovlp")) == pytest.approx(10, abs=1e-8)
+
+
+@pytest.mark.parametrize("charge", [-2.0, -1.0, 0.4, 2.0])
+@pytest.mark.parametrize("atom", [0, 1])
+def test_point_charges_at_a_tenth_of_an_angstrom(charge, atom):
+    """The network knows nothing of them; the cycles find PySCF's state all the same."""
+    shift = np.random.default_rng(int(10 * charge) + 30).normal(size=3)
+    position = np.array(WATER[atom][1]) + 0.1 * shift / np.linalg.norm(shift)
+    plain, guess = (qmmm.mm_charge(scf.RHF(make_mol(WATER)), [position], [charge]) for _ in "ab")
+    guess = guess.apply(deqh_guess)
+    assert guess.kernel() == pytest.approx(plain.kernel(), abs=1e-8)
+    assert guess.deqh_report.fallback is None
+    assert guess.cycles <= 4 < plain.cycles
 
 
 @pytest.mark.parametrize("xc", ["hf", "pbe", "wb97x", "m06-2x"])

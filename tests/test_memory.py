@@ -139,9 +139,9 @@ def test_another_basis_set_takes_the_place_of_the_first(monkeypatch):
     made, held_later = [], []
     original = guess_module.run_cycles
 
-    def watched(solution, problem, fitted, settings):
+    def watched(solution, problem, fitted, *settings):
         made.append(fitted)
-        return original(solution, problem, fitted, settings)
+        return original(solution, problem, fitted, *settings)
 
     monkeypatch.setattr(guess_module, "run_cycles", watched)
     mf = dft.RKS(make_mol(WATER, basis="cc-pvdz"), xc="b3lyp").apply(deqh_guess)

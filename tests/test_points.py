@@ -19,7 +19,7 @@ def moved(atoms, step, seed=0):
     return [(s, tuple(np.array(r) + d)) for (s, r), d in zip(atoms, shifts, strict=True)]
 
 
-def points(atoms, steps=(0.0, 0.05, 0.02, 0.03), **options):
+def points(atoms, steps=(0.0, 0.05, 0.02), **options):
     return [make_mol(moved(atoms, step, seed), **options) for seed, step in enumerate(steps)]
 
 
@@ -34,7 +34,12 @@ METHODS = {
 }
 
 
-@pytest.mark.parametrize("method", METHODS)
+_SLOW = ("ROKS", "PCM")
+
+
+@pytest.mark.parametrize(
+    "method", [pytest.param(m, marks=pytest.mark.slow) if m in _SLOW else m for m in METHODS]
+)
 def test_every_point_is_pyscfs_with_fewer_fock_matrices(method):
     make, options = METHODS[method]
     mols = points(WATER, **options)
@@ -71,7 +76,16 @@ def test_states_are_kept():
             scf.UHF(mol).set(init_guess_breaksym="mix").kernel(), abs=1e-8
         )
         assert scanner.spin_square()[0] > 0.8
-        assert scanner.deqh_report.start == ("previous" if k else "network")
+        assert scanner.deqh_report.start == ("previous" if k else "minao")
+
+
+def test_broken_symmetry_stays_broken_after_a_jump():
+    mols = [gto.M(atom=f"H 0 0 0; H 0 0 {r}", basis="cc-pvdz", verbose=0) for r in (3.0, 4.5)]
+    scanner = scf.UHF(mols[0]).set(init_guess_breaksym="mix").apply(deqh_guess).as_scanner()
+    for mol in mols:
+        scanner(mol)
+        assert scanner.spin_square()[0] > 0.8
+        assert "breaks the spin symmetry" in scanner.deqh_report.fallback
 
 
 def test_gradients():
@@ -100,6 +114,23 @@ def test_jumps_start_anew():
         assert scanner.deqh_report.start == "network"
         assert any(reason in note for note in scanner.deqh_report.notes)
         assert scanner.e_tot == pytest.approx(scf.RHF(mol).kernel(), abs=1e-8)
+
+
+def test_molecules_that_are_moved_in_place():
+    """As PySCF's dynamics do; a jump is noticed all the same."""
+    mol = make_mol(WATER)
+    scanner = scf.RHF(mol).apply(deqh_guess).as_scanner()
+    for step, start in ((0.0, "network"), (0.03, "previous"), (0.8, "network")):
+        mol.set_geom_(moved(WATER, step, seed=3))
+        assert scanner(mol) == pytest.approx(scf.RHF(mol).kernel(), abs=1e-8)
+        assert scanner.deqh_report.start == start
+
+
+def test_a_converged_object_becomes_a_scanner():
+    mols = points(WATER)
+    scanner = scf.RHF(mols[0]).apply(deqh_guess).run().as_scanner()
+    scanner(mols[1])
+    assert scanner.deqh_report.start == "previous"
 
 
 def test_a_failed_point_leaves_a_clean_start():

@@ -45,6 +45,7 @@ CASES = {
 
 def solved(mol, **options):
     mf = dft.KS(mol, xc="b3lyp")
+    mf.grids.level = 1
     if options:
         mf.apply(deqh_guess, **options)
     mf.kernel()
@@ -86,12 +87,12 @@ def test_density_matrices_of_any_element():
 
 def test_another_basis_set_has_cycles_of_its_own():
     """The first Fock matrix is built where they end, not at the projection of the model's."""
-    mol = make_mol(basis="cc-pvtz")
+    mol = make_mol(WATER, basis="cc-pvtz")
     guess, builds = solved(mol, max_cycles=8)
     assert builds == 4
     assert guess.deqh_report.notes == ("made in def2-svp and projected",)
     first = guess.deqh_cycles[0].gradient
-    assert first < 4e-3 * 12**0.5 * 3  # hartree per root of a pair
+    assert first < 4e-3 * 5**0.5 * 3  # hartree per root of a pair
     assert guess.deqh_report.fitted_builds > len(guess.deqh_report.fitted_gradients) + 1
 
 

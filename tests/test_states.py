@@ -50,8 +50,8 @@ def least_eigenvalue(mf):
 
 CASES = {
     "closed shell": lambda: scf.RHF(make_mol(WATER)),
-    "Kohn-Sham": lambda: dft.RKS(make_mol(WATER), xc="b3lyp"),
-    "open shell": lambda: dft.UKS(make_mol(WATER, charge=1, spin=1), xc="pbe"),
+    "Kohn-Sham": lambda: dft.RKS(make_mol(WATER, basis="6-31g"), xc="b3lyp"),
+    "open shell": lambda: dft.UKS(make_mol(WATER, basis="sto-3g", charge=1, spin=1), xc="pbe"),
     "unstable": lambda: scf.UHF(stretched(2.0)).set(init_guess_breaksym=0),
 }
 

@@ -1,8 +1,9 @@
 """``python -m pyscf_deqh.benchmark --init 1e minao``: what the DEQH guess saves, measured.
 
 ``python -m pyscf_deqh.benchmark speed`` measures how fast the guess and training are, ``ablation``
-what the choices in the guess are worth, ``robustness`` how many Fock builds random SCFs take, and
-``rates`` from what size on an SCF is worth a guess on this machine.
+what the choices in the guess are worth, ``robustness`` how many Fock builds random SCFs take,
+``steps`` what optimizations and dynamics gain, and ``rates`` from what size on an SCF is worth a
+guess on this machine.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ _COMMANDS = {
     "ablation": ".ablation",
     "robustness": ".robustness",
     "rates": ".rates",
+    "steps": ".steps",
 }
 
 

@@ -13,7 +13,7 @@ import json
 import random
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -122,6 +122,7 @@ def run_case(case: Case, model: str | Path = DEFAULT_MODEL) -> dict[str, Any]:
     plain, corrected, deqh = (case.scf() for _ in RUNS)
     corrected_diis(corrected)
     deqh_guess(deqh, model, on_unsupported="minao")
+    deqh._deqh = replace(deqh._deqh, frugal=False)  # small as they are
     runs = dict(zip(RUNS, (plain, corrected, deqh), strict=True))
     return {"case": asdict(case)} | {name: _run(mf) for name, mf in runs.items()}
 
