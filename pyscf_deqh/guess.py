@@ -139,6 +139,7 @@ def make_guess(mf: hf.SCF, mol: Mole, options: Options, overlap: np.ndarray | No
         with one_blas_thread:
             point = start(own)
         clock.lap("start", of_which={"network": point.network_seconds})
+        mf._deqh_defect = point.defect  # until the SCF knows better
         settings = options.cycles
         if settings and options.accelerate and not accelerated:
             settings = replace(settings, tolerance=min(settings.tolerance, CONVERGED))
@@ -198,8 +199,8 @@ def _starts(problem: Problem, options: Options, reason: str | None) -> tuple[Sta
     """Ways to begin: those of the user, if nothing speaks against them, but first of all where the
     last point of a scan has ended."""
     starts = options.starts if reason is None else ()
-    previous = getattr(problem.mf, "_deqh_previous", None)
-    if previous is not None and problem.mol is problem.mf.mol:
+    previous = getattr(problem.mf, "_deqh_previous", ())
+    if previous and problem.mol is problem.mf.mol:
         starts = (PreviousStart(previous, options.device), *starts)
     return starts
 

@@ -30,7 +30,7 @@ from .fock.problem import check_method
 from .guess import ON_UNSUPPORTED, Options, cycles_after, make_guess, starts_of
 from .pyscf_api import fills_by_aufbau
 from .report import Report, Seconds
-from .starts.previous import Point
+from .starts.previous import MAX_POINTS, Point
 
 if TYPE_CHECKING:
     from pyscf.gto import Mole
@@ -237,17 +237,22 @@ def _know_points() -> None:
         by_name = isinstance(self.init_guess, str) and self.init_guess.lower() == KEY
         if not (by_name and options.every_point and fills_by_aufbau(self)):
             return original(self, mol_or_geom, **kwargs)
-        last, self._deqh_last = getattr(self, "_deqh_last", None) or Point.of(self), None
+        points, self._deqh_points = getattr(self, "_deqh_points", ()), ()
+        if not points and (point := Point.of(self)) is not None:
+            points = (point,)
         later = self.mo_coeff is not None and "dm0" not in kwargs
         if later and not (options.frugal and too_cheap(self)):
-            self._deqh_previous = last
-            if last is not None or not self.converged:
+            self._deqh_previous = points
+            if points or not self.converged:
                 self.mo_coeff = None  # without orbitals PySCF asks for a guess
         try:
             energy = original(self, mol_or_geom, **kwargs)
         finally:
-            self._deqh_previous = None
-        self._deqh_last = Point.of(self)  # now: the molecule may be moved in place
+            self._deqh_previous = ()
+        point = Point.of(self)  # now: the molecule may be moved in place
+        if point is not None:
+            earlier = [p for p in points[1 - MAX_POINTS :] if p.is_like(point)]
+            self._deqh_points = (*earlier, point)
         return energy
 
     hf.SCF_Scanner.__call__ = __call__

@@ -10,7 +10,8 @@ from conftest import FORMAMIDE, WATER, make_mol
 from pyscf import dft, gto, scf
 
 from pyscf_deqh import deqh_guess
-from pyscf_deqh.starts.previous import Point
+from pyscf_deqh.fock.shells import Kind
+from pyscf_deqh.starts.previous import Point, expected_defect
 
 
 def moved(atoms, step, seed=0):
@@ -64,6 +65,26 @@ def test_the_last_defect_makes_a_start_better():
         scanner(mol)
         gradients.append(scanner.deqh_cycles[0].gradient)
     assert max(gradients[1:]) < gradients[0] / 10
+
+
+def test_defects_are_linear_between_points():
+    """Positions that are a combination of earlier ones have that combination's defect."""
+    rng = np.random.default_rng(1)
+    positions, slopes = rng.normal(size=(3, 4, 3)) * 0.1, rng.normal(size=(2, 2, 12))
+
+    def point(r, defect=True):
+        value = slopes @ r.ravel() if defect else None
+        return Point(r, None, Kind.CLOSED, [], value)
+
+    points = tuple(point(r) for r in positions)
+    new = positions[2] + 0.7 * (positions[1] - positions[2]) - 0.4 * (positions[0] - positions[2])
+    np.testing.assert_allclose(expected_defect(points, new), slopes @ new.ravel(), atol=1e-12)
+    np.testing.assert_array_equal(expected_defect(points[2:], new), points[2].defect)
+    unknown = (point(positions[0], defect=False), points[2])
+    np.testing.assert_array_equal(expected_defect(unknown, new), points[2].defect)
+    assert expected_defect((points[0], unknown[0]), new) is None
+    far = positions[2] + 50 * (positions[1] - positions[2])
+    np.testing.assert_array_equal(expected_defect(points, far), points[2].defect)
 
 
 def test_states_are_kept():

@@ -96,7 +96,7 @@ def dynamics(mol: Any, method: Method, guess: bool, steps: int) -> dict[str, Any
     rng = np.random.default_rng(0)
     velocities = md.distributions.MaxwellBoltzmannVelocity(mol, 300.0, rng=rng)
     driver = md.NVE(counted.scanner, dt=0.5 * _FEMTOSECOND, steps=steps, veloc=velocities)
-    driver.verbose = 0
+    driver.verbose, driver.stdout = 0, io.StringIO()  # it prints every frame
     energies: list[float] = []
     driver.callback = lambda envs: energies.append(float(envs["current_frame"].etot))
     started = time.perf_counter()

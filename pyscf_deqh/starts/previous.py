@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +21,9 @@ if TYPE_CHECKING:
 
 # Displacement of an atom beyond which the last point is no neighbour, bohr.
 _FAR = 1.0
+# Points whose defects are combined; relative singular value below which a combination of their
+# displacements is left out, and the largest weight of one of them.
+MAX_POINTS, _DEPENDENT, _FARTHEST = 4, 0.1, 3.0
 _KINDS = (Kind.CLOSED, Kind.UNRESTRICTED, Kind.RESTRICTED_OPEN)
 
 
@@ -41,6 +45,10 @@ class Point:
     kind: Kind
     spins: list[np.ndarray]
     defect: np.ndarray | None
+
+    def is_like(self, other: Point) -> bool:
+        """Whether both are of one molecule and method."""
+        return self.kind == other.kind and self.system == other.system
 
     @classmethod
     def of(cls, mf: hf.SCF) -> Point | None:
@@ -65,28 +73,62 @@ def _system(mol: Mole) -> Any:
     return mol.atom_charges().tolist(), mol.nelec, mol.cart, mol._basis
 
 
+def _moved(point: Point, positions: np.ndarray) -> float:
+    """Largest displacement of an atom, bohr."""
+    return float(np.linalg.norm(positions - point.positions, axis=1).max())
+
+
+def expected_defect(points: Sequence[Point], positions: np.ndarray) -> np.ndarray | None:
+    """The defect at a new geometry, (nao, nao) or (2, nao, nao), hartree; None without any.
+
+    It is taken for linear between the points: the new positions, as far as they are a combination
+    of the points', give its coefficients.
+
+    Args:
+        points: of one molecule, the last one last.
+        positions: (atoms, 3), bohr.
+    """
+    *earlier, last = points
+    if last.defect is None:
+        return None
+    known = [
+        point
+        for point in earlier
+        if point.defect is not None and _moved(point, last.positions) < _FAR
+    ]
+    if not known:
+        return last.defect
+    directions = np.array([(point.positions - last.positions).ravel() for point in known])
+    wanted = (positions - last.positions).ravel()
+    weights = np.linalg.lstsq(directions.T, wanted, rcond=_DEPENDENT)[0]
+    if abs(weights).max() > _FARTHEST:
+        return last.defect
+    changes = (w * (p.defect - last.defect) for w, p in zip(weights, known, strict=True))
+    return last.defect + sum(changes)
+
+
 @dataclass(frozen=True, eq=False)
 class PreviousStart:
     """The orbitals of the last point, orthonormalized in the new overlap.
 
     Fitted Fock matrices differ from PySCF's by a defect that belongs to the atoms and hardly
-    changes with their positions: the last point's corrects those of this one.
+    changes with their positions: that of the last points corrects those of this one.
 
     Attributes:
-        point: the last one.
+        points: of one molecule, the last one last.
         device: of the fitted Fock matrices.
     """
 
     name = "previous"
-    point: Point
+    points: tuple[Point, ...]
     device: str = "auto"
 
     def place(self, problem: Problem) -> Problem:
         """The SCF's own basis set."""
-        point, mol = self.point, problem.mol
+        point, mol = self.points[-1], problem.mol
         if point.kind != problem.shells.kind or point.system != _system(mol):
             raise UnsupportedMoleculeError("the last point was another molecule")
-        moved = np.linalg.norm(mol.atom_coords() - point.positions, axis=1).max()
+        moved = _moved(point, mol.atom_coords())
         if moved > _FAR:
             raise UnsupportedMoleculeError(f"an atom has moved by {moved:.1f} bohr")
         return problem
@@ -97,14 +139,15 @@ class PreviousStart:
 
         from ..fock.fitted import FittedFock
 
-        point, shells, overlap = self.point, problem.shells, problem.system.overlap
+        point, shells, overlap = self.points[-1], problem.shells, problem.system.overlap
+        defect = expected_defect(self.points, problem.mol.atom_coords())
         spins = [c @ orthonormal_basis(c.T @ overlap @ c) for c in point.spins]
         orbitals = shells.of_spins(spins if len(spins) == 2 else spins * 2)
         # The defect is smaller than what single precision leaves of a whole Fock matrix.
-        dtype = problem.precision if point.defect is None else torch.float64
+        dtype = problem.precision if defect is None else torch.float64
         fitted = FittedFock(problem.mol, resolve_device(self.device), dtype, memory=problem.memory)
         fock, _ = fitted(problem.core_hamiltonian, orbitals, problem.functional)
-        if point.defect is not None:
-            fock = fock + point.defect
+        if defect is not None:
+            fock = fock + defect
         hamiltonian = shells.effective(fock, orbitals, overlap)
-        return StartingPoint(hamiltonian, fitted, fitted_builds=1, defect=point.defect)
+        return StartingPoint(hamiltonian, fitted, fitted_builds=1, defect=defect)
