@@ -20,7 +20,7 @@ test: $(VENV)/.dev
 
 # What touches PySCF, on another version of it.
 AGAINST_PYSCF := plugin cycles diis fitted refine shells reference settings_of_the_user \
-	other_packages faults memory report
+	other_packages faults memory report starts points states cost
 test-pyscf: $(VENV)/.dev
 	$(BIN)/python -m pip install --quiet --no-deps --upgrade --target $(VENV)/pyscf-$(PYSCF) \
 		pyscf==$(PYSCF)

@@ -87,9 +87,20 @@ def test_defects_are_linear_between_points():
     np.testing.assert_array_equal(expected_defect(points, far), points[2].defect)
 
 
+def hydrogen(*distances):
+    return [gto.M(atom=f"H 0 0 0; H 0 0 {r}", basis="cc-pvdz", verbose=0) for r in distances]
+
+
+def breaks_symmetry():
+    """Older versions of PySCF do not know 'mix'."""
+    (mol,) = hydrogen(3.0)
+    return scf.UHF(mol).set(init_guess_breaksym="mix").run().spin_square()[0] > 0.8
+
+
+@pytest.mark.skipif(not breaks_symmetry(), reason="PySCF starts with the symmetry")
 def test_states_are_kept():
     """A singlet of broken symmetry goes on from its last orbitals."""
-    mols = [gto.M(atom=f"H 0 0 0; H 0 0 {r}", basis="cc-pvdz", verbose=0) for r in (3.0, 2.9, 2.8)]
+    mols = hydrogen(3.0, 2.9, 2.8)
     scanner = scf.UHF(mols[0]).set(init_guess_breaksym="mix").apply(deqh_guess).as_scanner()
     for k, mol in enumerate(mols):
         energy = scanner(mol)
@@ -100,8 +111,9 @@ def test_states_are_kept():
         assert scanner.deqh_report.start == ("previous" if k else "minao")
 
 
+@pytest.mark.skipif(not breaks_symmetry(), reason="PySCF starts with the symmetry")
 def test_broken_symmetry_stays_broken_after_a_jump():
-    mols = [gto.M(atom=f"H 0 0 0; H 0 0 {r}", basis="cc-pvdz", verbose=0) for r in (3.0, 4.5)]
+    mols = hydrogen(3.0, 4.5)
     scanner = scf.UHF(mols[0]).set(init_guess_breaksym="mix").apply(deqh_guess).as_scanner()
     for mol in mols:
         scanner(mol)
