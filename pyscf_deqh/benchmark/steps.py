@@ -108,12 +108,17 @@ def dynamics(mol: Any, method: Method, guess: bool, steps: int) -> dict[str, Any
     )  # fmt: skip
 
 
+def _name(geometry: Geometry) -> str:
+    """Its own, or that of its place in the file or folder."""
+    return geometry.name if geometry.info else f"{geometry.name} {geometry.place}"
+
+
 def run_molecule(
     geometry: Geometry, method: Method, kind: str, steps: int, first: str = "minao"
 ) -> dict[str, Any]:
     """One row: the same run with PySCF's own starts and with the guess."""
     run: Callable[..., dict[str, Any]] = {"optimize": optimize, "dynamics": dynamics}[kind]
-    row: dict[str, Any] = {"name": geometry.name, "nao": int(method.molecule(geometry).nao)}
+    row: dict[str, Any] = {"name": _name(geometry), "nao": int(method.molecule(geometry).nao)}
     for name in sorted(_RUNS, key=lambda name: name != first):
         mol = method.molecule(geometry)
         with lib.temporary_env(mol, verbose=0):
@@ -197,7 +202,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         rows = _read(args.json, settings)
         geometries = in_random_order(read_geometries(args.molecules))[: args.n]
         done = {row["name"] for row in rows}
-        todo = [g for g in geometries if g.name not in done]
+        todo = [g for g in geometries if _name(g) not in done]
         if todo:
             # The first calls of a process load the model and the integral library.
             run_molecule(WATER, method, args.kind, 2)
