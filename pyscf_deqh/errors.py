@@ -1,6 +1,7 @@
 """Exceptions that the package raises for input it cannot work with."""
 
-from collections.abc import Iterator
+import sys
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 # Packages of optional extras, by the name they are imported with.
@@ -13,6 +14,7 @@ _EXTRAS = {
     "ase": "md",
     "tblite": "md",
     "rdkit": "embed",
+    "geometric": "geomopt",
 }
 
 
@@ -52,6 +54,25 @@ class DatasetError(DEQHError, ValueError):
 
 class ConfigError(DEQHError, ValueError):
     """A configuration value is unknown or out of range."""
+
+
+def exit_status(command: Callable[[], int], interrupted: str) -> int:
+    """What a command returns to the shell; errors and interrupts are said on standard error.
+
+    Args:
+        command: does the work, and returns its own status.
+        interrupted: what to say of an interrupt.
+    """
+    try:
+        return command()
+    except DEQHError as error:
+        print(f"error: {error}", file=sys.stderr)
+    except ModuleNotFoundError as error:
+        print(f"error: {missing_extra(error)}", file=sys.stderr)
+    except KeyboardInterrupt:
+        print(interrupted, file=sys.stderr)
+        return 130
+    return 2
 
 
 @contextmanager

@@ -52,6 +52,12 @@ def functional_kind(numint: Any, xc: str) -> str:
     return numint._xc_type(xc)
 
 
+def has_exchange(mf: hf.SCF) -> bool:
+    """Whether the Fock matrix of an SCF holds exact exchange."""
+    numint = numint_of(mf)
+    return numint is None or numint.libxc.is_hybrid_xc(mf.xc)
+
+
 def has_plain_hcore(mf: hf.SCF) -> bool:
     """Whether the one-electron Hamiltonian is the molecule's alone: no X2C, no external charges,
     nothing that the user put in."""
@@ -147,9 +153,7 @@ def make_integrals(mf: hf.SCF) -> None:
     fitted = getattr(mf, "with_df", None)
     if isinstance(fitted, df.DF):
         # Without exact exchange PySCF fits the Coulomb matrix without a tensor.
-        numint = numint_of(mf)
-        exchange = numint is None or numint.libxc.is_hybrid_xc(mf.xc)
-        if fitted._cderi is None and exchange and not mf.only_dfj:
+        if fitted._cderi is None and has_exchange(mf) and not mf.only_dfj:
             fitted.build()
         return
     if mf._eri is None and holds_integrals(mf):

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -19,7 +18,7 @@ from tqdm import tqdm
 
 from ..checkpoint import DEFAULT_MODEL, weights_hash
 from ..data.geometry import Geometry, read_geometries
-from ..errors import ConfigError, DEQHError
+from ..errors import ConfigError, exit_status
 from ..files import write_json
 from ..fock.cycles import CONVERGED, CycleSettings
 from ..fock.grid import GRID
@@ -250,14 +249,11 @@ def _parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> int:
     args = _parser().parse_args(argv)
     method = Method(model=args.model, device=args.device)
-    try:
+
+    def run() -> int:
         geometries = in_random_order(read_geometries(args.molecules))[: args.n]
         results = run_ablation(geometries, method, args.parts, args.json)
-    except DEQHError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("interrupted; with --json, the same command goes on", file=sys.stderr)
-        return 130
-    print(ablation_table(results.rows))
-    return 0
+        print(ablation_table(results.rows))
+        return 0
+
+    return exit_status(run, "interrupted; with --json, the same command goes on")

@@ -21,7 +21,7 @@ from tqdm import tqdm
 
 from ..errors import DEQHError
 from ..files import write_json
-from ..fock.cost import Rates, rates_file, seconds_of_matrix
+from ..fock.cost import OWN, Rates, rates_file, seconds_of_matrix
 from ..guess import Options, make_guess
 
 _RING = [(1.395, "C"), (2.48, "H")]  # angstrom
@@ -78,7 +78,7 @@ def measure() -> Rates:
     progress = tqdm(steps.items(), desc="rates", unit="rate")
     rates = Rates(**{name: step() for name, step in progress})
     # A guess is a fixed time and some work that grows with the molecule.
-    own = 1.5 * seconds_of_matrix(small, rates)
+    own = OWN * seconds_of_matrix(small, rates)
     return Rates(**asdict(rates) | {"guess": max(rates.guess - own, rates.guess / 2)})
 
 

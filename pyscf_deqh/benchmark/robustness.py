@@ -11,7 +11,6 @@ from __future__ import annotations
 import argparse
 import json
 import random
-import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -22,7 +21,7 @@ from pyscf import dft, gto, scf
 from tqdm import tqdm
 
 from ..checkpoint import DEFAULT_MODEL
-from ..errors import ConfigError, DEQHError
+from ..errors import ConfigError, exit_status
 from ..files import write_json
 from ..fock.diis import corrected_diis
 from ..plugin import deqh_guess
@@ -192,21 +191,15 @@ def _read(path: Path) -> list[dict[str, Any]]:
 
 def main(argv: Sequence[str] | None = None) -> int:
     args = _parser().parse_args(argv)
-    try:
+
+    def run() -> int:
         rows = _read(args.json)
         done = [row["case"] for row in rows]
         todo = [case for case in cases(args.n, args.seed) if asdict(case) not in done]
         for case in tqdm(todo, desc="robustness", unit="SCF"):
             rows.append(run_case(case, args.model))
             write_json(args.json, {"environment": environment(), "rows": rows})
-    except ImportError as error:
-        print(f"error: {error}: pip install ase", file=sys.stderr)
-        return 2
-    except DEQHError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("interrupted; the same command goes on", file=sys.stderr)
-        return 130
-    print(table(rows))
-    return 0
+        print(table(rows))
+        return 0
+
+    return exit_status(run, "interrupted; the same command goes on")

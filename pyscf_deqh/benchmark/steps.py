@@ -12,7 +12,6 @@ import argparse
 import contextlib
 import io
 import json
-import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -23,7 +22,7 @@ from pyscf import lib
 from tqdm import tqdm
 
 from ..data.geometry import Geometry, read_geometries
-from ..errors import ConfigError, DEQHError
+from ..errors import ConfigError, exit_status
 from ..files import write_json
 from ..plugin import deqh_guess
 from .acceleration import WATER
@@ -198,7 +197,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = _parser().parse_args(argv)
     method = Method(args.xc, args.basis)
     settings = {"kind": args.kind, "xc": args.xc, "basis": args.basis, "steps": args.steps}
-    try:
+
+    def run() -> int:
         rows = _read(args.json, settings)
         geometries = in_random_order(read_geometries(args.molecules))[: args.n]
         done = {row["name"] for row in rows}
@@ -211,14 +211,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             rows.append(run_molecule(geometry, method, args.kind, args.steps, first))
             content = {"environment": environment(), "settings": settings, "rows": rows}
             write_json(args.json, content)
-    except ImportError as error:
-        print(f"error: {error}: pip install geometric", file=sys.stderr)
-        return 2
-    except DEQHError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("interrupted; the same command goes on", file=sys.stderr)
-        return 130
-    print(table(rows))
-    return 0
+        print(table(rows))
+        return 0
+
+    return exit_status(run, "interrupted; the same command goes on")

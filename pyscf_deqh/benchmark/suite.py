@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from ..checkpoint import DEFAULT_MODEL, weights_hash
-from ..errors import ConfigError, DEQHError
+from ..errors import ConfigError, exit_status
 from .acceleration import Results, check_rows, run_benchmark
 from .scf_runs import Method
 from .sets import SUITE, SuiteSet
@@ -165,15 +165,12 @@ def _print_table(folder: Path) -> int:
 
 def main(argv: Sequence[str] | None = None) -> int:
     args = _parser().parse_args(argv)
-    try:
+
+    def run() -> int:
         if not args.table_only:
             for name in args.sets:
                 print(f"{name}:", file=sys.stderr)
                 run_set(SUITE[name], args.out, args.model, args.device, args.n, args.shard)
         return _print_table(args.out)
-    except DEQHError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("interrupted; run the same command again to go on", file=sys.stderr)
-        return 130
+
+    return exit_status(run, "interrupted; run the same command again to go on")

@@ -8,7 +8,7 @@ import sys
 from dataclasses import fields
 from pathlib import Path
 
-from ..errors import ConfigError, DatasetError, DEQHError, missing_extra
+from ..errors import ConfigError, DatasetError, exit_status
 from .formats import open_labels
 from .formats.qh9 import QH9Database
 from .geometry import Geometry, read_geometries
@@ -220,17 +220,8 @@ def main(argv: list[str] | None = None) -> int:
     _add_info(commands)
     _add_download(commands)
     args = parser.parse_args(argv)
-    try:
-        return args.run(args)
-    except DEQHError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except ModuleNotFoundError as error:
-        print(f"error: {missing_extra(error)}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("interrupted; run the same command again to go on", file=sys.stderr)
-        return 130
+    interrupted = "interrupted; run the same command again to go on"
+    return exit_status(lambda: args.run(args), interrupted)
 
 
 if __name__ == "__main__":

@@ -20,12 +20,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..pyscf_api import functional_kind, holds_integrals, numint_of
+from ..pyscf_api import functional_kind, has_exchange, holds_integrals, numint_of
 
 if TYPE_CHECKING:
     from pyscf.scf import hf
 
-_SAVED, _OWN = 6.0, 1.5  # full Fock matrices, see above
+_SAVED, OWN = 6.0, 1.5  # full Fock matrices, see above
 _POINTS = 3000  # of the grid, for each atom, at level 0; PySCF's default is 3
 _KINDS = {"LDA": 0.8, "GGA": 1.0, "MGGA": 2.5}  # in sizes of a GGA's
 
@@ -82,10 +82,7 @@ def seconds_of_matrix(mf: hf.SCF, machine: Rates | None = None) -> float:
             points = len(mf.grids.weights)
         seconds += machine.grid * _KINDS.get(kind, 1.0) * points * n
     if getattr(mf, "with_df", None):
-        if numint is None or numint.libxc.is_hybrid_xc(mf.xc):
-            seconds += machine.fitted * n**3 * mf.mol.nelectron
-        else:
-            seconds += machine.fitted * n**3
+        seconds += machine.fitted * n**3 * (mf.mol.nelectron if has_exchange(mf) else 1)
     elif holds_integrals(mf):
         seconds += machine.in_core * n**4
     else:
@@ -123,7 +120,7 @@ def too_cheap(mf: Any, again: bool = False) -> str | None:
         again: the SCF's guess has asked before.
     """
     machine, seconds = rates(), seconds_of_matrix(mf)
-    saving = (_SAVED - _OWN) * seconds - machine.guess
+    saving = (_SAVED - OWN) * seconds - machine.guess
     about = f"a full Fock matrix takes some {1e3 * seconds:.0f} ms"
     if saving <= 0:
         return f"{about}: nothing to save"

@@ -196,13 +196,14 @@ class CorrectedDIIS(lib.diis.DIIS):
                 if before is None:
                     self._begin(s, mf)
                 if self._method is not None:
-                    hamiltonian = self._step(self._method, d, f, before)
+                    method = self._method  # it may end in the step
+                    hamiltonian = self._step(method, d, f, before)
+                    if self._cycles[-1].fitted_gradients and isinstance(mf, hf.SCF_Scanner):
+                        mf._deqh_defect = method.defect()
         except Exception as error:  # whatever it is, it may not stop PySCF's SCF
             self._stop(f"{type(error).__name__}: {error}")
             logger.debug(self, "%s", traceback.format_exc())
         mf.deqh_cycles = tuple(self._cycles)
-        if isinstance(mf, hf.SCF_Scanner) and self._method is not None:
-            mf._deqh_defect = self._method.defect()
         if before is None and hamiltonian is None and mf.diis_start_cycle == 0:
             return f  # PySCF's DIIS begins one cycle later
         extrapolated = self._plain.update(s, np.asarray(d), np.asarray(f), mf, *args, **kwargs)
