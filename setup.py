@@ -23,6 +23,7 @@ md17 = ["ase>=3.22"]
 md = ["ase>=3.23,<3.30", "tblite>=0.4"]
 embed = [*md, "rdkit>=2023.9"]
 geomopt = ["geometric>=1.0"]
+gpu = ["gpu4pyscf-cuda12x>=1.8"]
 pytest = ["pytest>=8", "pytest-xdist>=3.5"]
 
 setup(

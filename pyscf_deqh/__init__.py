@@ -16,7 +16,7 @@ from .errors import (
 )
 from .fock.diis import CorrectedCycle, corrected_diis
 from .plugin import deqh_guess, init_guess_by_deqh, register
-from .predict import predict_hamiltonian
+from .predict import predict_hamiltonian, predict_hamiltonians
 from .report import Report
 
 __version__ = "0.1.0"
@@ -37,6 +37,7 @@ __all__ = [
     "list_models",
     "load_model",
     "predict_hamiltonian",
+    "predict_hamiltonians",
 ]
 
 register()

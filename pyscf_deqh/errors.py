@@ -15,6 +15,8 @@ _EXTRAS = {
     "tblite": "md",
     "rdkit": "embed",
     "geometric": "geomopt",
+    "gpu4pyscf": "gpu",
+    "cupy": "gpu",
 }
 
 

@@ -16,12 +16,12 @@ from .errors import ConfigError, UnsupportedMoleculeError, own_errors
 from .fock.cost import too_cheap
 from .fock.cycles import CONVERGED, CORRECTED, NEAR, CycleSettings, Solution, run_cycles
 from .fock.density import density_of
-from .fock.diis import CorrectedDIIS, accelerate, hand_over, plain_diis
+from .fock.diis import accelerate, hand_over, is_corrected, plain_diis
 from .fock.problem import Problem
 from .fock.shells import breaks_spin_symmetry
 from .fock.states import lowest_state
 from .process import one_blas_thread
-from .pyscf_api import fills_by_aufbau, make_integrals
+from .pyscf_api import fills_by_aufbau
 from .report import Report, Seconds
 from .starts.previous import PreviousStart
 
@@ -108,11 +108,11 @@ def make_guess(mf: hf.SCF, mol: Mole, options: Options, overlap: np.ndarray | No
     is, if options are frugal, where the whole SCF takes no longer than a guess.
 
     Args:
-        mf: any molecular SCF object of PySCF.
+        mf: any molecular SCF object of PySCF or gpu4pyscf.
         mol: the molecule that it starts from.
         options: how the guess is made.
         overlap: of the orbitals, if it is known already. Then the SCF is taken to come next: its
-            corrected cycles get the fitted integrals.
+            corrected cycles get the fitted integrals. gpu4pyscf's does not hand it on.
 
     Raises:
         UnsupportedMoleculeError: the class, the molecule or its elements are unknown.
@@ -132,9 +132,9 @@ def make_guess(mf: hf.SCF, mol: Mole, options: Options, overlap: np.ndarray | No
             return _left_alone(problem, reason, notes, clock)
         start, own, refusals = placed
         clock.lap("start")
-        accelerated = mf.DIIS is CorrectedDIIS and mol is mf.mol
+        accelerated = is_corrected(mf) and mol is mf.mol
         if accelerated:
-            make_integrals(mf)
+            problem.engine.make_integrals(mf)
         clock.lap("integrals")
         with one_blas_thread:
             point = start(own)
@@ -150,13 +150,15 @@ def make_guess(mf: hf.SCF, mol: Mole, options: Options, overlap: np.ndarray | No
             fitted = fitted or point.fitted.like(mol, point.fitted.device, problem.precision)
             solution, fitted, states = lowest_state(problem, solution, fitted)
         clock.lap("cycles")
-        if accelerated and overlap is not None and fitted and complete:
+        scf_follows = overlap is not None or problem.engine.fixed
+        if accelerated and scf_follows and fitted and complete:
             hand_over(mf, fitted)
         with one_blas_thread:
             if solution.failure:
                 density = mf.get_init_guess(mol, key="minao")
             else:
                 density = density_of(solution, problem)
+        problem.engine.give_back()
     clock.lap("density")
     projected = () if own is problem else (f"made in {own.mol.basis} and projected",)
     report = Report(

@@ -120,7 +120,7 @@ def deqh_guess(
     mf.init_guess = KEY
     if not accelerate:
         diis.plain_diis(mf)
-    elif isinstance(mf, hf.SCF):
+    elif on_unsupported == "raise" or isinstance(mf, hf.SCF):
         diis.accelerate(mf)  # an SCF from a user's own density gains as well
     return mf
 

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import functools
+import importlib.util
+import itertools
 import time
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -11,6 +14,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from .checkpoint import DEFAULT_MODEL, ModelSpec, basis_of, load_model, resolve_model
+from .engine import HOST, Engine, gpu_engine
 from .errors import ConfigError, NumericalError, UnsupportedMoleculeError, own_errors
 from .fock.system import System, check_molecule
 from .graph.basis import check_basis
@@ -58,14 +62,20 @@ def cached_model(model: str | Path, device: str) -> tuple[DEQH, ModelSpec]:
     return _load_once(folder, device, (folder / "config.json").stat().st_mtime_ns)
 
 
-def resolve_device(device: str) -> str:
+def resolve_device(device: str, engine: Engine = HOST) -> str:
     """``auto`` resolved, anything else checked.
+
+    Args:
+        device: what a user has asked for.
+        engine: of the SCF; one on a GPU keeps the guess there.
 
     Raises:
         ConfigError: no such device.
     """
     import torch
 
+    if engine.fixed:
+        return engine.device
     if device == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
     try:
@@ -103,11 +113,68 @@ def predict_hamiltonian(
         CheckpointError: no such model, or a damaged one.
         ConfigError: no such device.
     """
+    _check(mol, model)
+    device = resolve_device(device)
+    engine = _engine_on(device)
+    system = System(mol, engine=engine)
+    memory = mol.max_memory if engine is HOST else float("inf")
+    with own_errors():
+        prediction, _ = solve_network(system, model, device, memory, initial)
+        return replace(prediction, hamiltonian=engine.host(prediction.hamiltonian))
+
+
+def predict_hamiltonians(
+    mols: Iterable[Mole],
+    model: str | Path = DEFAULT_MODEL,
+    device: str = "auto",
+    batch_size: int = 32,
+) -> Iterator[Prediction]:
+    """Solve a model's fixed point for many molecules, some at a time; in their order.
+
+    Args:
+        mols: built molecules in the model's basis set; read as they are needed.
+        model, device: see :func:`predict_hamiltonian`.
+        batch_size: molecules that are solved together. They are padded to the largest of them:
+            neighbours of similar size take least time.
+
+    Yields:
+        Predictions; a molecule's part of its batch's time is in ``network_seconds``.
+
+    Raises:
+        ConfigError: no such device, or a batch size below one.
+        UnsupportedMoleculeError, NotEnoughMemoryError, NumericalError, CheckpointError: see
+            :func:`predict_hamiltonian`.
+    """
+    if batch_size < 1:
+        raise ConfigError(f"batch_size must be at least 1, it is {batch_size}")
+    device = resolve_device(device)
+    engine, remaining = _engine_on(device), iter(mols)
+    while batch := list(itertools.islice(remaining, batch_size)):
+        for mol in batch:
+            _check(mol, model)
+        with own_errors():
+            predictions = _solve_batch([System(mol, engine=engine) for mol in batch], model, device)
+        yield from predictions
+
+
+def _check(mol: Mole, model: str | Path) -> None:
     check_molecule(mol)
     basis, template = basis_of(model)
     check_basis(mol, basis, template.numbers)
-    with own_errors():
-        return solve_network(System(mol), model, device, mol.max_memory, initial)[0]
+
+
+def _engine_on(device: str) -> Engine:
+    """gpu4pyscf for molecules on its GPU, where it is installed; else PySCF."""
+    if device == "cpu" or importlib.util.find_spec("gpu4pyscf") is None:
+        return HOST
+    try:
+        engine = gpu_engine()
+    except UnsupportedMoleculeError:
+        return HOST
+    import torch
+
+    its_own = torch.device(device).index in (None, torch.device(engine.device).index)
+    return engine if its_own else HOST
 
 
 def solve_network(
@@ -127,14 +194,67 @@ def solve_network(
     """
     import torch
 
-    device = resolve_device(device)
+    device = resolve_device(device, system.engine)
     try:
         return _solve(system, model, device, memory, initial)
     except torch.OutOfMemoryError:
+        if system.engine.fixed:
+            raise
         note = f"{device} ran out of memory: solved on the CPU"
     # Not in the handler, whose traceback would keep what the device holds.
     prediction, fitted = _solve(system, model, "cpu", memory, initial)
     return replace(prediction, notes=(note,)), fitted
+
+
+def _solve_batch(systems: list[System], model: str | Path, device: str) -> list[Prediction]:
+    """Of molecules that fit the model; arrays of NumPy."""
+    import torch
+
+    from .fock.fitted import FittedFock
+    from .graph.batch import collate
+    from .graph.build import build_graph
+
+    network, spec = cached_model(model, device)
+    graphs, seconds = [], []
+    for system in systems:
+        started = time.perf_counter()
+        memory = system.mol.max_memory if system.engine is HOST else float("inf")
+        fitted = FittedFock(system.mol, device, memory=memory, engine=system.engine)
+        graphs.append(build_graph(system, spec.reference, fitted=fitted))
+        seconds.append(time.perf_counter() - started)
+    started = time.perf_counter()
+    batch = collate(graphs, spec.template, spec.backbone.cutoff_bohr)
+    with torch.no_grad():
+        solution = network(batch.to(device))
+    differences = (solution.hamiltonian.cpu() - batch.reference).double().numpy()
+    network_seconds = (time.perf_counter() - started) / len(graphs)
+    return [
+        _prediction(
+            graph.reference + differences[i, : graph.nao, : graph.nao], spec, str(model), device,
+            int(solution.iterations[i]), float(solution.residual[i]), seconds[i], network_seconds,
+        )
+        for i, graph in enumerate(graphs)
+    ]  # fmt: skip
+
+
+def _prediction(
+    hamiltonian: np.ndarray,
+    spec: ModelSpec,
+    model: str,
+    device: str,
+    iterations: int,
+    residual: float,
+    graph_seconds: float,
+    network_seconds: float,
+) -> Prediction:
+    """Raises :class:`~pyscf_deqh.NumericalError` for NaN."""
+    if not np.isfinite(hamiltonian).all():
+        raise NumericalError("the network returned NaN for this molecule")
+    builds = 0 if spec.reference == "none" else 1
+    symmetric = (hamiltonian + hamiltonian.T) / 2
+    return Prediction(
+        symmetric, model, device, iterations, residual, builds, graph_seconds, network_seconds
+    )
 
 
 def _solve(
@@ -148,7 +268,8 @@ def _solve(
 
     network, spec = cached_model(model, device)
     started = time.perf_counter()
-    fitted = FittedFock(system.mol, device, memory=memory)
+    engine = system.engine
+    fitted = FittedFock(system.mol, device, memory=memory, engine=engine)
     graph = build_graph(system, spec.reference, fitted=fitted)
     batch = collate([graph], spec.template, spec.backbone.cutoff_bohr)
     start = None
@@ -162,18 +283,10 @@ def _solve(
     with torch.no_grad():
         solution = network(batch.to(device), start)
     # The network's correction is in single precision; the reference keeps its double precision.
-    difference = (solution.hamiltonian.cpu() - batch.reference)[0].double().numpy()
-    hamiltonian = graph.reference + difference
-    if not np.isfinite(hamiltonian).all():
-        raise NumericalError("the network returned NaN for this molecule")
-    prediction = Prediction(
-        hamiltonian=(hamiltonian + hamiltonian.T) / 2,
-        model=str(model),
-        device=device,
-        iterations=int(solution.iterations[0]),
-        residual=float(solution.residual[0]),
-        fock_builds=0 if spec.reference == "none" else 1,
-        graph_seconds=built - started,
-        network_seconds=time.perf_counter() - built,
-    )
+    difference = solution.hamiltonian[0] - batch.reference[0].to(device)
+    hamiltonian = engine.array(graph.reference) + engine.of_tensor(difference)
+    prediction = _prediction(
+        hamiltonian, spec, str(model), device, int(solution.iterations[0]),
+        float(solution.residual[0]), built - started, time.perf_counter() - built,
+    )  # fmt: skip
     return prediction, fitted

@@ -118,7 +118,8 @@ def fills_by_aufbau(mf: hf.SCF) -> bool:
     """Whether the orbitals are filled as the SCF's class does it, in symmetry-adapted classes by
     irreducible representation: not fractional, dynamic, smeared or by maximum overlap."""
     fill = getattr(mf.get_occ, "__func__", mf.get_occ)
-    return getattr(fill, "__module__", "") in _AUFBAU and getattr(fill, "__name__", "") == "get_occ"
+    module = getattr(fill, "__module__", "").removeprefix("gpu4")
+    return module in _AUFBAU and getattr(fill, "__name__", "") == "get_occ"
 
 
 def three_index_integrals(mol: Mole, auxiliary: Mole, shells: tuple[int, int]) -> np.ndarray:

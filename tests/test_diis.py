@@ -347,7 +347,7 @@ def test_gpu4pyscf_gets_its_own_diis(monkeypatch):
     """PySCF's to_gpu hands on attributes, and each that knows how is asked for its like."""
     module = types.ModuleType("gpu4pyscf.scf.diis")
     module.SCF_DIIS = object()
-    for name in ("gpu4pyscf", "gpu4pyscf.scf"):
+    for name in ("gpu4pyscf", "gpu4pyscf.scf", "gpu4pyscf.scf.hf"):
         monkeypatch.setitem(sys.modules, name, types.ModuleType(name))
     monkeypatch.setitem(sys.modules, "gpu4pyscf.scf.diis", module)
     mf = scf.RHF(make_mol(WATER)).apply(corrected_diis)

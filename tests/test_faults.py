@@ -10,7 +10,8 @@ from pyscf import scf
 
 from pyscf_deqh import NotEnoughMemoryError, NumericalError, deqh_guess, init_guess_by_deqh, plugin
 from pyscf_deqh import guess as guess_module
-from pyscf_deqh.fock import cycles, diis, fitted, integrals, problem
+from pyscf_deqh.engine import Engine, host
+from pyscf_deqh.fock import cycles, diis, fitted, problem
 from pyscf_deqh.graph import build
 from pyscf_deqh.nn.deqh import DEQH
 from pyscf_deqh.starts.network import NetworkStart
@@ -18,10 +19,10 @@ from pyscf_deqh.starts.network import NetworkStart
 # What is called in each stage.
 STAGES = {
     "problem": (problem.Shells, "of"),
-    "PySCF's integrals": (guess_module, "make_integrals"),
+    "PySCF's integrals": (Engine, "make_integrals"),
     "start: reference": (build, "sad_reference"),
-    "start: fitted integrals": (integrals, "_inverse_root"),
-    "start: grid": (fitted, "coarse_grid"),
+    "start: fitted integrals": (host, "_inverse_root"),
+    "start: grid": (Engine, "grids"),
     "start: network": (DEQH, "forward"),
     "density-fitted cycles": (cycles, "_density_fitted_cycles"),
     "density": (guess_module, "density_of"),

@@ -4,11 +4,12 @@ import torch
 from conftest import FORMAMIDE, make_mol
 from pyscf import df, dft, scf
 
+from pyscf_deqh.engine import HOST, host
 from pyscf_deqh.errors import NotEnoughMemoryError
-from pyscf_deqh.fock import grid, integrals
+from pyscf_deqh.fock import integrals
 from pyscf_deqh.fock.auxiliary import LIGHT
 from pyscf_deqh.fock.fitted import FittedFock
-from pyscf_deqh.fock.grid import coarse_grid
+from pyscf_deqh.fock.grid import GRID
 from pyscf_deqh.fock.integrals import FittedIntegrals
 
 FUNCTIONALS = ["hf", "lda,vwn", "pbe", "b3lyp", "wb97x", "m06-2x", "tpss"]
@@ -22,7 +23,7 @@ def pyscfs_own(mol, xc, unrestricted=False):
         mf = scf.RHF(mol) if xc == "hf" else dft.RKS(mol, xc=xc)
     mf = mf.density_fit(auxbasis=LIGHT)
     if xc != "hf":
-        mf.grids = coarse_grid(mol)
+        mf.grids = HOST.grids(mol, GRID)
     return mf
 
 
@@ -131,7 +132,8 @@ def test_blocks_change_nothing(monkeypatch):
     c, hcore = some_orbitals(mol), scf.hf.get_hcore(mol)
     expected = FittedFock(mol, dtype=torch.float64)(hcore, c, "b3lyp")[0]
     monkeypatch.setattr(integrals, "_BLOCK_BYTES", 2**16)
-    monkeypatch.setattr(grid, "_POINTS", 600)
+    monkeypatch.setattr(host, "INTEGRAL_BLOCK", 2**16)
+    monkeypatch.setattr(host, "GRID_BLOCK", 600)
     blocked = FittedFock(mol, dtype=torch.float64)(hcore, c, "b3lyp")[0]
     np.testing.assert_allclose(blocked, expected, atol=1e-10)
     monkeypatch.setattr(FittedFock, "_keeps_tensor", False)

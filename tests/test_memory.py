@@ -12,8 +12,8 @@ from test_fitted import some_orbitals
 
 from pyscf_deqh import NotEnoughMemoryError, deqh_guess
 from pyscf_deqh import guess as guess_module
+from pyscf_deqh.engine.host import _inverse_root
 from pyscf_deqh.fock.fitted import FittedFock
-from pyscf_deqh.fock.integrals import _inverse_root
 from pyscf_deqh.fock.problem import Problem
 from pyscf_deqh.guess import Options, make_guess
 from pyscf_deqh.pyscf_api import bytes_of_integrals, make_integrals

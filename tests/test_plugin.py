@@ -236,7 +236,7 @@ def test_spinors_fall_back():
         mf = spinors(make_mol(WATER))
         minao = mf.get_init_guess(key="minao")
         np.testing.assert_allclose(mf.get_init_guess(key="deqh"), minao)
-        with pytest.raises(UnsupportedMoleculeError, match="none of PySCF's molecular classes"):
+        with pytest.raises(UnsupportedMoleculeError, match="none of the molecular classes"):
             mf.apply(deqh_guess)
 
 
@@ -337,7 +337,7 @@ def test_out_of_gpu_memory_falls_back_to_the_cpu(monkeypatch):
         return build(self, *args)
 
     monkeypatch.setattr(predict_module, "cached_model", lambda folder, _: load(folder, "cpu"))
-    monkeypatch.setattr(predict_module, "resolve_device", lambda device: "meta")
+    monkeypatch.setattr(predict_module, "resolve_device", lambda *_: "meta")
     monkeypatch.setattr(FittedFock, "__call__", full)
     prediction = predict_hamiltonian(make_mol(WATER), device="cuda")
     assert prediction.device == "cpu"

@@ -2,8 +2,8 @@
 
 ``python -m pyscf_deqh.benchmark speed`` measures how fast the guess and training are, ``ablation``
 what the choices in the guess are worth, ``robustness`` how many Fock builds random SCFs take,
-``steps`` what optimizations and dynamics gain, and ``rates`` from what size on an SCF is worth a
-guess on this machine.
+``steps`` what optimizations and dynamics gain, ``gpu4pyscf`` what SCFs on a GPU gain, and ``rates``
+from what size on an SCF is worth a guess on this machine.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ _COMMANDS = {
     "robustness": ".robustness",
     "rates": ".rates",
     "steps": ".steps",
+    "gpu4pyscf": ".gpu4pyscf",
 }
 
 

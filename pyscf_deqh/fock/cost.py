@@ -6,7 +6,8 @@ fitted matrices in their place take as long as one and a half of them and a fixe
 fixed time, or that of loading PyTorch, is more than is saved, an SCF is better left alone.
 
 The rates are those of two cores of an AMD EPYC processor; ``python -m pyscf_deqh.benchmark rates``
-measures them anew and writes them into the user's cache folder.
+measures them anew and writes them into the user's cache folder. gpu4pyscf's are of an H200; on
+slower GPUs both sides take longer.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..engine import HOST, engine_of
 from ..pyscf_api import functional_kind, has_exchange, holds_integrals, numint_of
 
 if TYPE_CHECKING:
@@ -53,6 +55,13 @@ class Rates:
     imports: float = 1.9
 
 
+# On a GPU small molecules do not fill it: seconds of a matrix, of J and K for each orbital, of
+# fitted ones for each pair of orbitals, of a guess and corrected cycles, of loading PyTorch; and
+# the full Fock matrices that are saved beyond those.
+_GPU_MATRIX, _GPU_DIRECT, _GPU_FITTED = 0.02, 9e-4, 5.6e-7
+_GPU_GUESS, _GPU_IMPORTS, _GPU_SAVED = 0.3, 4.0, 7.0
+
+
 def rates_file() -> Path:
     """Where the rates of this machine are kept."""
     cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
@@ -72,6 +81,10 @@ def rates() -> Rates:
 
 def seconds_of_matrix(mf: hf.SCF, machine: Rates | None = None) -> float:
     """Of one full Fock matrix of an SCF object; by default on this machine."""
+    if engine_of(mf) is not HOST:
+        n = mf.mol.nao
+        more = _GPU_FITTED * n**2 if getattr(mf, "with_df", None) else _GPU_DIRECT * n
+        return _GPU_MATRIX + more
     machine, n = machine or rates(), mf.mol.nao
     numint = numint_of(mf)
     kind = "HF" if numint is None else functional_kind(numint, mf.xc)
@@ -119,13 +132,16 @@ def too_cheap(mf: Any, again: bool = False) -> str | None:
         mf: PySCF's SCF object.
         again: the SCF's guess has asked before.
     """
-    machine, seconds = rates(), seconds_of_matrix(mf)
-    saving = (_SAVED - OWN) * seconds - machine.guess
+    seconds = seconds_of_matrix(mf)
+    if engine_of(mf) is HOST:
+        imports, saving = rates().imports, (_SAVED - OWN) * seconds - rates().guess
+    else:
+        imports, saving = _GPU_IMPORTS, _GPU_SAVED * seconds - _GPU_GUESS
     about = f"a full Fock matrix takes some {1e3 * seconds:.0f} ms"
     if saving <= 0:
         return f"{about}: nothing to save"
     if "torch" not in sys.modules:
-        enough = saving >= machine.imports if again else _forgone.exceed(machine.imports, saving)
+        enough = saving >= imports if again else _forgone.exceed(imports, saving)
         if not enough:
             return f"{about}: loading PyTorch would take longer than was to save so far"
     return None

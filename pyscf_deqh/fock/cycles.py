@@ -11,8 +11,6 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
-import scipy.linalg
-from pyscf import gto
 
 from ..errors import NotEnoughMemoryError, own_errors
 from ..process import one_blas_thread
@@ -93,7 +91,7 @@ def run_cycles(
     except NotEnoughMemoryError as error:
         note = str(error)
     # Not in the handler, whose traceback would keep what the cycles held.
-    if fitted.device.type != "cpu":
+    if fitted.device.type != "cpu" and not fitted.engine.fixed:
         note = f"{fitted.device} ran out of memory: cycles on the CPU"
         fitted = fitted.like(problem.mol, "cpu", fitted.dtype)
         solution = run_cycles(solution, problem, fitted, settings, defect)
@@ -155,12 +153,9 @@ def occupied_orbitals(solution: Solution, problem: Problem) -> list[np.ndarray]:
     spins = problem.shells.occupied(solution.hamiltonian, start.system.overlap)
     if start is problem:
         return spins
-    mixed = gto.intor_cross("int1e_ovlp", problem.mol, start.mol)
-    mixed = mixed @ np.hstack(spins)
-    try:
-        projected = scipy.linalg.cho_solve(scipy.linalg.cho_factor(overlap), mixed)
-    except np.linalg.LinAlgError:
-        projected = np.linalg.lstsq(overlap, mixed, rcond=None)[0]
+    engine = problem.engine
+    mixed = engine.cross_overlap(problem.mol, start.mol) @ np.hstack(spins)
+    projected = engine.solve_positive(overlap, mixed)
     orthonormal = []
     for orbitals in np.split(projected, [spins[0].shape[1]], axis=1):
         # A projection shortens orbitals and tilts them towards each other.

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
-import scipy.linalg
-from pyscf.scf import ghf, rohf, uhf
 
 from ..errors import NumericalError
 from ..pyscf_api import solve
@@ -28,15 +28,15 @@ def density_of(solution: Solution, problem: Problem) -> np.ndarray:
     Raises:
         NumericalError: it holds NaN, or another number of electrons.
     """
-    mf, overlap = problem.mf, problem.system.overlap
-    if isinstance(mf, ghf.GHF):
-        overlap = scipy.linalg.block_diag(overlap, overlap)
+    overlap = problem.system.overlap
+    if _class_of(problem) == "ghf":
+        overlap = _diagonal(overlap, overlap)
     if solution.problem is problem:
         density, wanted = _filled(problem, solution.hamiltonian, overlap)
     else:
         density, wanted = _projected(solution, problem), sum(problem.shells.electrons)
     total = density.sum(0) if density.ndim == 3 else density
-    found = np.vdot(total, overlap).real
+    found = float(np.vdot(total, overlap).real)
     if not abs(found - wanted) < _ELECTRONS * wanted:
         raise NumericalError(
             f"the density matrix holds {found:.6g} instead of {wanted:g} electrons"
@@ -49,18 +49,46 @@ def _filled(
 ) -> tuple[np.ndarray, float]:
     """Density matrix, and the electrons that the SCF's own rule has filled in."""
     mf = problem.mf
-    if isinstance(mf, ghf.GHF):
-        hamiltonian = scipy.linalg.block_diag(hamiltonian, hamiltonian)
-    same = isinstance(mf, uhf.UHF) and hamiltonian.ndim == 2
+    if _class_of(problem) == "ghf":
+        hamiltonian = _diagonal(hamiltonian, hamiltonian)
+    same = _class_of(problem) == "uhf" and hamiltonian.ndim == 2
     energies, orbitals = solve(mf, (hamiltonian, hamiltonian) if same else hamiltonian, overlap)
     occupation = mf.get_occ(energies, orbitals)
     return mf.make_rdm1(orbitals, occupation), float(np.sum(occupation))
 
 
 def _projected(solution: Solution, problem: Problem) -> np.ndarray:
-    densities = [c @ c.T for c in occupied_orbitals(solution, problem)]
-    if isinstance(problem.mf, ghf.GHF):
-        return scipy.linalg.block_diag(*densities)
-    if isinstance(problem.mf, (uhf.UHF, rohf.ROHF)):
-        return np.array(densities)
-    return sum(densities)
+    spins = occupied_orbitals(solution, problem)
+    densities = [c @ c.T for c in spins]
+    name = _class_of(problem)
+    if name == "ghf":
+        density = _diagonal(*densities)
+    else:
+        density = np.stack(densities) if name in ("uhf", "rohf") else sum(densities)
+    if not problem.engine.factorizes:
+        return density
+    return problem.engine.tagged(density, **_tags(name, spins))
+
+
+def _tags(name: str | None, spins: list[Any]) -> dict[str, Any]:
+    """Orbitals and their occupations, of which a density is made."""
+    ones = [np.ones_like(c[0]) for c in spins]
+    if name == "ghf":
+        return {"mo_coeff": _diagonal(*spins), "mo_occ": np.concatenate(ones)}
+    coefficients = np.concatenate(spins, 1)
+    if name == "rhf":
+        return {"mo_coeff": coefficients, "mo_occ": np.concatenate(ones)}
+    up = np.concatenate([ones[0], np.zeros_like(ones[1])])
+    if name == "uhf":
+        coefficients = np.stack([coefficients, coefficients])
+    return {"mo_coeff": coefficients, "mo_occ": np.stack([up, 1 - up])}
+
+
+def _class_of(problem: Problem) -> str | None:
+    return problem.engine.class_of(problem.mf)
+
+
+def _diagonal(above: Any, below: Any) -> Any:
+    """A matrix of spin orbitals, of those of either spin."""
+    right, left = np.zeros_like(above), np.zeros_like(below)
+    return np.concatenate([np.concatenate([above, left], 1), np.concatenate([right, below], 1)])

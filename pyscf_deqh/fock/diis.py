@@ -15,6 +15,7 @@ that the result is the one that it would find.
 
 from __future__ import annotations
 
+import functools
 import importlib
 import time
 import traceback
@@ -25,11 +26,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from pyscf import lib
 from pyscf.lib import logger
-from pyscf.scf import diis, hf
+from pyscf.scf import hf
 
-from ..errors import ConfigError, own_errors
+from ..engine import HOST, Engine, engine_of, gpu_engine
+from ..errors import ConfigError, UnsupportedMoleculeError, own_errors
 from ..process import one_blas_thread
-from ..pyscf_api import cavity_of, fills_by_aufbau, numint_of, solve
+from ..pyscf_api import fills_by_aufbau, numint_of, solve
 from .cost import too_cheap
 from .cycles import LOST
 from .orbitals import (
@@ -49,9 +51,8 @@ if TYPE_CHECKING:
     from .fitted import FittedDifferences, FittedFock
 
 _MAX_FITTED = 20
-# Part of its goal at which a cycle of fitted ones ends: of PySCF's threshold, and of the gradient
-# that the step is expected to leave.
-_GOAL, _STOP = 0.1, 0.1
+# Part of PySCF's threshold at which a cycle of fitted ones ends.
+_GOAL = 0.1
 # What single precision leaves of the gradient, hartree per root of an electron pair.
 _ROUNDING = 7e-7
 # What a step leaves of the gradient: before the first one, and the least that is believed.
@@ -96,7 +97,7 @@ def corrected_diis(mf: hf.SCF) -> hf.SCF:
     :func:`~pyscf_deqh.deqh_guess` does this as well.
 
     Args:
-        mf: a molecular SCF object of PySCF; it is changed and returned.
+        mf: a molecular SCF object of PySCF or gpu4pyscf; it is changed and returned.
 
     Raises:
         ConfigError: a DIIS or its start has been chosen before.
@@ -104,19 +105,24 @@ def corrected_diis(mf: hf.SCF) -> hf.SCF:
     reason = _chosen(mf)
     if reason:
         raise ConfigError(f"corrected cycles take the place of DIIS, but {reason}")
-    mf.DIIS, mf.diis_start_cycle = CorrectedDIIS, 0
+    mf.DIIS, mf.diis_start_cycle = _corrected_class(engine_of(mf)), 0
     return mf
+
+
+def is_corrected(mf: hf.SCF) -> bool:
+    """Whether an SCF object uses corrected cycles."""
+    return isinstance(mf.DIIS, type) and issubclass(mf.DIIS, _Corrected)
 
 
 def plain_diis(mf: hf.SCF) -> None:
     """Undo :func:`corrected_diis`."""
-    if mf.DIIS is CorrectedDIIS:
-        mf.DIIS, mf.diis_start_cycle = diis.SCF_DIIS, hf.SCF.diis_start_cycle
+    if is_corrected(mf):
+        mf.DIIS, mf.diis_start_cycle = engine_of(mf).diis_class, hf.SCF.diis_start_cycle
 
 
 def accelerate(mf: hf.SCF) -> str | None:
     """The same where nothing speaks against it, else why not."""
-    if mf.DIIS is CorrectedDIIS:
+    if is_corrected(mf):
         return None
     reason = _chosen(mf) or _unsuitable(mf)
     if reason is None:
@@ -128,7 +134,7 @@ def _chosen(mf: hf.SCF) -> str | None:
     """What the user has chosen himself."""
     if mf.diis is not True:
         return f"mf.diis is {mf.diis!r}"
-    if mf.DIIS is not diis.SCF_DIIS and mf.DIIS is not CorrectedDIIS:
+    if mf.DIIS is not engine_of(mf).diis_class and not is_corrected(mf):
         return f"mf.DIIS is {mf.DIIS.__name__}"
     if mf.diis_start_cycle not in (0, hf.SCF.diis_start_cycle):
         return f"mf.diis_start_cycle is {mf.diis_start_cycle}"
@@ -155,7 +161,7 @@ def hand_over(mf: hf.SCF, fitted: FittedFock) -> None:
     _FITTED[mf] = fitted
 
 
-class CorrectedDIIS(lib.diis.DIIS):
+class _Corrected:
     """See :func:`corrected_diis`; PySCF makes one for each of its SCFs.
 
     It hands on to PySCF's commutator DIIS where corrected cycles are not possible or do not help:
@@ -166,18 +172,15 @@ class CorrectedDIIS(lib.diis.DIIS):
     """
 
     def __init__(self, mf: Any = None, filename: str | None = None):
-        super().__init__(mf, filename)
+        super().__init__(mf, filename)  # type: ignore[call-arg]  # of the engine's DIIS
         self.rollback, self.damp, self.Corth = 0, 0.0, None  # set by PySCF's kernel
-        self._plain: Any = diis.CDIIS(mf, filename)
+        self._engine = HOST if mf is None else engine_of(mf)
+        self._plain: Any = self._engine.diis_class(mf, filename)
+        self._mf = (lambda: None) if mf is None else weakref.ref(mf)
         self._method: _Method | None = None
         self._cycles: list[CorrectedCycle] = []
         self._failures = self._waits = 0
         self._leaves = _LEAVES
-
-    @classmethod
-    def to_gpu(cls) -> Any:
-        """gpu4pyscf's own DIIS, which PySCF's ``mf.to_gpu()`` asks for: it takes no other."""
-        return importlib.import_module("gpu4pyscf.scf.diis").SCF_DIIS
 
     def update(self, s: np.ndarray, d: Any, f: Any, mf: Any = None, *args: Any, **kwargs: Any):
         """The Hamiltonian of PySCF's next cycle.
@@ -186,8 +189,10 @@ class CorrectedDIIS(lib.diis.DIIS):
             s: overlap.
             d: density matrix.
             f: the full Fock matrix of ``d``, hartree.
-            mf: PySCF's SCF object.
+            mf: PySCF's SCF object; gpu4pyscf does not hand it on.
         """
+        handed_on = () if mf is None else (mf,)
+        mf = self._mf() if mf is None else mf
         before = self._cycles[-1] if self._cycles else None
         self._cycles.append(CorrectedCycle(np.nan))
         hamiltonian = None
@@ -206,7 +211,8 @@ class CorrectedDIIS(lib.diis.DIIS):
         mf.deqh_cycles = tuple(self._cycles)
         if before is None and hamiltonian is None and mf.diis_start_cycle == 0:
             return f  # PySCF's DIIS begins one cycle later
-        extrapolated = self._plain.update(s, np.asarray(d), np.asarray(f), mf, *args, **kwargs)
+        d, f = self._engine.array(d), self._engine.array(f)
+        extrapolated = self._plain.update(s, d, f, *handed_on, *args, **kwargs)
         return extrapolated if hamiltonian is None else hamiltonian
 
     def _begin(self, s: np.ndarray, mf: Any) -> None:
@@ -223,6 +229,7 @@ class CorrectedDIIS(lib.diis.DIIS):
 
     def _stop(self, reason: str) -> None:
         self._method = None
+        self._engine.give_back()
         logger.note(self, "No corrected cycles: %s. PySCF's DIIS goes on.", reason)
 
     def _step(
@@ -243,7 +250,7 @@ class CorrectedDIIS(lib.diis.DIIS):
         if gradient < goal or (far and 0 < self._waits < _MAX_WAITS):
             self._waits += far
             return None
-        tolerance = max(goal, _STOP * self._leaves * gradient, method.rounding)
+        tolerance = max(goal, self._engine.stop * self._leaves * gradient, method.rounding)
         hamiltonian, gradients, contamination = method.solve(d, f, tolerance)
         accepted = gradients[-1] < _FITTED_FAILED * gradient
         if far and contamination > _CONTAMINATED:
@@ -262,6 +269,32 @@ class CorrectedDIIS(lib.diis.DIIS):
         self._failures += 1
         if self._failures >= _PATIENCE:
             self._stop("they did not lower the gradient twice")
+
+
+class CorrectedDIIS(_Corrected, lib.diis.DIIS):
+    """Corrected cycles in PySCF's loop."""
+
+    @classmethod
+    def to_gpu(cls) -> Any:
+        """Those in gpu4pyscf's loop, which PySCF's ``mf.to_gpu()`` asks for."""
+        importlib.import_module("gpu4pyscf.scf.hf")
+        try:
+            return _corrected_class(gpu_engine())
+        except UnsupportedMoleculeError:
+            return importlib.import_module("gpu4pyscf.scf.diis").SCF_DIIS
+
+
+@functools.lru_cache(maxsize=2)
+def _corrected_class(engine: Engine) -> type:
+    """That of an engine, whose loop takes no other DIIS than its own."""
+    if engine is HOST:
+        return CorrectedDIIS
+
+    def to_cpu(cls: type) -> type:
+        return CorrectedDIIS
+
+    body = {"to_cpu": classmethod(to_cpu), "__doc__": "Corrected cycles in gpu4pyscf's loop."}
+    return type("GPUCorrectedDIIS", (_Corrected, engine.diis_base), body)
 
 
 class _Method:
@@ -283,23 +316,29 @@ class _Method:
         from .fitted import FittedFock
 
         problem = Problem.of(mf, mf.mol, overlap)
+        self._engine = problem.engine
         self.tolerance = problem.gradient_tolerance
         self.lost = LOST * problem.gradient_scale
         self._overlap = overlap
         kind = Shells.kind_of(mf, mf.mol)
-        self._shells = _OwnShells(problem.shells.electrons, kind, mf, basis)
-        if not isinstance(basis, np.ndarray) or basis.ndim != 2:
+        self._shells = _OwnShells(problem.shells.electrons, kind, problem.engine, mf, basis)
+        if getattr(basis, "ndim", 0) != 2:
             basis = orthonormal_basis(self._overlap)
         self._basis, self._root = basis, self._overlap @ basis
         if fitted is None:
-            fitted = FittedFock(mf.mol, dtype=problem.precision, memory=problem.memory)
+            fitted = FittedFock(
+                mf.mol, dtype=problem.precision, memory=problem.memory, engine=problem.engine
+            )
         elif fitted.dtype.itemsize < problem.precision.itemsize:
             fitted.free()
             fitted = fitted.like(mf.mol, fitted.device, problem.precision)
-        single = fitted.dtype.itemsize == 4
-        self.rounding = _ROUNDING * problem.gradient_scale if single else 0.0
-        self._core_hamiltonian, self._cavity = problem.core_hamiltonian, cavity_of(mf)
-        fitted.put_into(self._cavity)
+        self.rounding = 0.0
+        if fitted.dtype.itemsize == 4:
+            spinors = 3.0 if kind == Kind.GENERALIZED else 1.0
+            self.rounding = spinors * _ROUNDING * problem.gradient_scale
+        self._core_hamiltonian = problem.core_hamiltonian
+        self._solvent = problem.engine.solvent_of(mf)
+        fitted.put_into(self._solvent)
         self._model = _FockNearby(fitted, problem.functional, self._root)
 
     def gradient(self, d: Any, f: Any) -> float:
@@ -307,23 +346,24 @@ class _Method:
         norms = []
         for density, fock in zip(by_spin(d), by_spin(f), strict=True):
             product = self._basis.T @ fock @ density @ self._root
-            norms.append(np.linalg.norm(product - product.T))
+            norms.append(float(np.linalg.norm(product - product.T)))
         return float(np.linalg.norm(norms) / np.sqrt(2))
 
     def defect(self) -> np.ndarray | None:
         """What full Fock matrices have more than fitted ones, hartree, for the next point of a
         trajectory; None where it is not known, and in a solvent, whose response is in both."""
-        return self._model.defect(self._core_hamiltonian) if self._cavity is None else None
+        return self._model.defect(self._core_hamiltonian) if self._solvent is None else None
 
     def solve(self, d: Any, f: Any, tolerance: float) -> tuple[np.ndarray, list[float], float]:
         """Hamiltonian of the corrected cycles from a full Fock matrix, their gradients, and the
         spin contamination of unrestricted open shells."""
         kind = self._shells.kind
-        orbitals = _orbitals_of(kind, d, f, self._basis, self._root)
-        full = np.array([f.focka, f.fockb]) if kind == Kind.RESTRICTED_OPEN else np.asarray(f)
+        array = self._engine.array
+        orbitals = _orbitals_of(kind, array(d), f, self._basis, self._root)
+        full = np.stack([f.focka, f.fockb]) if kind == Kind.RESTRICTED_OPEN else array(f)
         self._model.know(orbitals, full)
         refined = refine(
-            self._model, self._overlap, self._shells, f, _MAX_FITTED, tolerance, np.asarray(d)
+            self._model, self._overlap, self._shells, f, _MAX_FITTED, tolerance, array(d)
         )
         if kind == Kind.RESTRICTED_OPEN:
             # PySCF tags what it gets with these two arrays, and fills the orbitals by them.
@@ -332,7 +372,7 @@ class _Method:
         contamination = 0.0
         if kind == Kind.UNRESTRICTED and len(set(self._shells.electrons)) == 2:
             contamination = spin_contamination(refined.orbitals, self._overlap)
-        return np.asarray(refined.hamiltonian), refined.gradients, contamination
+        return array(refined.hamiltonian), refined.gradients, contamination
 
 
 @dataclass(frozen=True, eq=False)
@@ -344,8 +384,8 @@ class _OwnShells(Shells):
         basis: orthonormal, of its kernel.
     """
 
-    mf: Any
-    basis: Any
+    mf: Any = None
+    basis: Any = None
 
     def orbitals(
         self, hamiltonian: np.ndarray, overlap: np.ndarray, fock: np.ndarray
@@ -356,7 +396,7 @@ class _OwnShells(Shells):
             occupations = self.mf.get_occ(energies, coefficients)
         if self.kind == Kind.UNRESTRICTED:
             return list(coefficients), list(occupations)
-        return [np.asarray(coefficients)], [occupations]
+        return [self.engine.array(coefficients)], [self.engine.array(occupations)]
 
 
 class _FockNearby:
@@ -370,6 +410,7 @@ class _FockNearby:
 
     def __init__(self, fitted: FittedFock, functional: Any, root: np.ndarray):
         self._fitted, self._functional, self._root = fitted, functional, root
+        self._host = fitted.engine.host
         self._origin: FittedDifferences | None = None
         self._fock = self._density = np.empty(0)
         # Earlier densities, and their defects less that of the origin.
@@ -383,15 +424,15 @@ class _FockNearby:
             fock: its full Fock matrix, (nao, nao) or (2, nao, nao), hartree.
         """
         origin = self._fitted.differences(orbitals, self._functional)
-        density = np.array(by_spin(density_matrix(orbitals)))
+        density = np.stack(by_spin(density_matrix(orbitals)))
         if self._origin is not None:
-            change = np.array(by_spin(fock - self._fock)) - origin.since(self._origin)
+            change = np.stack(by_spin(fock - self._fock)) - origin.since(self._origin)
             self._secants.append((self._density, np.zeros_like(change)))
             self._secants = [(d, e - change) for d, e in self._secants[-_SECANTS:]]
         self._origin, self._fock, self._density = origin, fock, density
         if self._secants:
-            self._directions = np.array([self._vector(d - density) for d, _ in self._secants])
-            gram = self._directions @ self._directions.T
+            self._directions = np.stack([self._vector(d - density) for d, _ in self._secants])
+            gram = self._host(self._directions @ self._directions.T)
             self._inverse = np.linalg.pinv(gram, rcond=_DEPENDENT, hermitian=True)
 
     def defect(self, hcore: np.ndarray) -> np.ndarray | None:
@@ -410,9 +451,9 @@ class _FockNearby:
         fock = self._fock + self._origin(orbitals)
         if not self._secants:
             return fock
-        change = np.array(by_spin(density_matrix(orbitals))) - self._density
-        weights = self._inverse @ (self._directions @ self._vector(change))
-        defect = sum(w * e for w, (_, e) in zip(weights, self._secants, strict=True))
+        change = np.stack(by_spin(density_matrix(orbitals))) - self._density
+        weights = self._inverse @ self._host(self._directions @ self._vector(change))
+        defect = sum(float(w) * e for w, (_, e) in zip(weights, self._secants, strict=True))
         return fock + np.reshape(defect, fock.shape)
 
 
@@ -426,7 +467,7 @@ def _orbitals_of(kind: Kind, d: Any, f: Any, basis: np.ndarray, root: np.ndarray
         basis, root: orthonormal X and S X.
     """
     if kind != Kind.RESTRICTED_OPEN:
-        spins = [scaled(*natural_orbitals(x, basis, root)) for x in by_spin(np.asarray(d))]
+        spins = [scaled(*natural_orbitals(x, basis, root)) for x in by_spin(d)]
         return spins if kind == Kind.UNRESTRICTED else spins[0]
     # PySCF hands on the sum of both spins' densities alone.
     occupation, natural = natural_orbitals(d, basis, root)

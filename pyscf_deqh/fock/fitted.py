@@ -9,7 +9,7 @@ Fock matrices differ from PySCF's by some micro-hartree on average.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, TypeVar
 
@@ -17,16 +17,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..engine import HOST, Engine
 from ..errors import NotEnoughMemoryError
 from ..pyscf_api import Cavity
 from .auxiliary import auxiliary_molecule
 from .functional import Functional
-from .grid import GRID, coarse_grid, orbital_values
+from .grid import GRID
 from .integrals import FittedIntegrals, n_orbital_pairs
 from .orbitals import Orbitals, by_spin
 
 if TYPE_CHECKING:
-    from pyscf.df import DF
     from pyscf.dft.gen_grid import Grids
     from pyscf.gto import Mole
 
@@ -43,26 +43,28 @@ class FittedFock:
 
     Args:
         mol: the molecule.
-        device, dtype: where and how the products are computed.
+        device, dtype: where and how the products are computed; by default where the engine is.
         auxbasis, grid: the auxiliary basis set, None for one for each element (see
             :mod:`~pyscf_deqh.fock.auxiliary`); radial shells and largest angular grid.
         memory: megabytes of which three quarters may be held at once; ``mol.max_memory`` if it is
             None. Where the integrals do not fit, there are Coulomb matrices (by PySCF's objects,
             which make them each time), but no exchange. Values on the grid that do not fit are
             made anew for each matrix.
+        engine: makes integrals and grid; matrices are its arrays.
     """
 
     def __init__(
         self,
         mol: Mole,
-        device: torch.device | str = "cpu",
+        device: torch.device | str | None = None,
         dtype: torch.dtype = torch.float32,
         auxbasis: str | None = None,
         grid: tuple[int, int] = GRID,
         memory: float | None = None,
+        engine: Engine = HOST,
     ):
-        self.mol = mol
-        self.device, self.dtype = torch.device(device), dtype
+        self.mol, self.engine = mol, engine
+        self.device, self.dtype = torch.device(device or engine.device), dtype
         self.auxbasis, self.grid = auxbasis, grid
         self._memory = mol.max_memory if memory is None else memory
         self._limit = self._left = 1e6 * _SHARE * self._memory
@@ -71,10 +73,11 @@ class FittedFock:
             self._limit = self._left = min(self._limit, on_device)
         self._long_range: dict[float, FittedIntegrals] = {}
         self._cavity: Cavity | None = None
+        self._response: Callable[[np.ndarray], np.ndarray] | None = None
 
     def like(self, mol: Mole, device: torch.device | str, dtype: torch.dtype) -> FittedFock:
         """The same for another molecule, device or precision."""
-        return FittedFock(mol, device, dtype, self.auxbasis, self.grid, self._memory)
+        return FittedFock(mol, device, dtype, self.auxbasis, self.grid, self._memory, self.engine)
 
     @cached_property
     def _auxiliary(self) -> Mole:
@@ -105,7 +108,8 @@ class FittedFock:
 
     @cached_property
     def _keeps_integrals(self) -> bool:
-        return self._reserve(self._triangle_bytes)
+        peak = self.engine.peak * self._triangle_bytes * 8 / self.dtype.itemsize
+        return peak + self._triangle_bytes <= self._left and self._reserve(self._triangle_bytes)
 
     @cached_property
     def _keeps_values(self) -> bool:
@@ -138,7 +142,9 @@ class FittedFock:
         )
 
     def _fit(self, omega: float = 0.0) -> FittedIntegrals:
-        return FittedIntegrals(self.mol, self._auxiliary, self.device, self.dtype, omega)
+        return FittedIntegrals(
+            self.mol, self._auxiliary, self.device, self.dtype, omega, self.engine
+        )
 
     @cached_property
     def integrals(self) -> FittedIntegrals:
@@ -154,14 +160,18 @@ class FittedFock:
             integrals.put_into(self._cavity)
         return integrals
 
-    def put_into(self, cavity: Cavity | None) -> None:
+    def put_into(self, solvent: Cavity | Callable[[np.ndarray], np.ndarray] | None) -> None:
         """Let Fock matrices hold the response of a solvent, where the integrals are kept.
 
         Differences of them do: its potential of a neutral solute, nuclei and all, is no part.
+
+        Args:
+            solvent: from the engine: its cavity, or its potential of a density.
         """
-        self._cavity = cavity
-        if cavity is not None and "integrals" in self.__dict__:
-            self.integrals.put_into(cavity)
+        self._cavity = solvent if isinstance(solvent, Cavity) else None
+        self._response = None if isinstance(solvent, Cavity) else solvent
+        if self._cavity is not None and "integrals" in self.__dict__:
+            self.integrals.put_into(self._cavity)
 
     def _long_range_integrals(self, omega: float) -> FittedIntegrals:
         if omega not in self._long_range:
@@ -172,22 +182,18 @@ class FittedFock:
         return self._long_range[omega]
 
     @cached_property
-    def _without_tensor(self) -> DF:
-        """PySCF's own fitted Coulomb matrices, for which it makes the integrals each time."""
-        from pyscf import df
-
-        fitted = df.DF(self.mol, self._auxiliary.basis)
-        fitted.max_memory = self._memory
-        return fitted
+    def _without_tensor(self) -> Callable[[np.ndarray], np.ndarray]:
+        """The engine's own fitted Coulomb matrices, for which it makes the integrals each time."""
+        return self.engine.fitted_coulomb(self.mol, self._auxiliary, self._memory)
 
     @cached_property
     def grids(self) -> Grids:
-        return coarse_grid(self.mol, self.grid)
+        return self.engine.grids(self.mol, self.grid)
 
     @cached_property
     def orbital_values(self) -> Tensor:
         """Orbitals and their gradients on the grid, (4, points, nao)."""
-        return orbital_values(self.mol, self.grids, self.device, self.dtype)
+        return self.engine.orbital_values(self.mol, self.grids, self.device, self.dtype)
 
     def free(self) -> None:
         """Let go of all that is kept: this object makes no more Fock matrices."""
@@ -210,21 +216,25 @@ class FittedFock:
             NotEnoughMemoryError: exact exchange is asked for and does not fit into memory.
         """
         spins = self._tensors(orbitals)
-        exchange, semilocal, energy = self._exchange_correlation(spins, Functional.of(xc))
+        functional = Functional.of(xc, self.engine)
+        exchange, semilocal, energy = self._exchange_correlation(spins, functional)
         coulomb = self._coulomb(_total_density(spins))
         focks = []
         for c, k, v in zip(by_spin(orbitals), exchange, semilocal, strict=True):
-            potential = (k + coulomb).double().cpu().numpy()
+            potential = self._array(k + coulomb)
             energy += float(np.vdot(c @ c.T, hcore + 0.5 * potential))
-            focks.append(hcore + potential + v.double().cpu().numpy())
+            focks.append(hcore + potential + self._array(v))
         return _like(orbitals, focks), energy
 
     def differences(self, orbitals: Orbitals, xc: str | Functional) -> FittedDifferences:
         """Differences from the Fock matrix of a density; arguments as of a call, and its errors."""
-        return FittedDifferences(self, orbitals, Functional.of(xc))
+        return FittedDifferences(self, orbitals, Functional.of(xc, self.engine))
 
     def _tensor(self, array: np.ndarray) -> Tensor:
-        return torch.from_numpy(np.ascontiguousarray(array)).to(self.device, self.dtype)
+        return self.engine.tensor(array, self.device, self.dtype)
+
+    def _array(self, tensor: Tensor) -> np.ndarray:
+        return self.engine.of_tensor(tensor)
 
     def _tensors(self, orbitals: Orbitals) -> list[Tensor]:
         return [self._tensor(c) for c in by_spin(orbitals)]
@@ -252,10 +262,12 @@ class FittedFock:
 
     def _coulomb(self, density: Tensor) -> Tensor:
         try:
-            return self.integrals.coulomb(density)
+            coulomb = self.integrals.coulomb(density)
         except NotEnoughMemoryError:
-            coulomb = self._without_tensor.get_jk(density.double().cpu().numpy(), with_k=False)[0]
-            return torch.from_numpy(coulomb).to(density)
+            return self._tensor(self._without_tensor(self._array(density)))
+        if self._response is not None:
+            coulomb = coulomb + self._tensor(self._response(self._array(density)))
+        return coulomb
 
     def _semilocal(self, spins: list[Tensor], functional: Functional) -> tuple[list[Tensor], float]:
         """Matrices (nao, nao) by spin and energy of what the functional says on the grid."""
@@ -264,16 +276,17 @@ class FittedFock:
             return [c.new_zeros(len(c), len(c)) for c in spins], 0.0
         points, unrestricted = len(self.grids.weights), len(spins) == 2
         if not self._keeps_values:
-            # PySCF recomputes the values block by block, and leaves out what is far away.
-            densities = np.array([(c @ c.T).double().cpu().numpy() for c in spins])
+            # The engine recomputes the values block by block, and leaves out what is far away.
+            densities = np.stack([self._array(c @ c.T) for c in spins])
             integrate = ni.nr_uks if unrestricted else ni.nr_rks
             _, energy, matrices = integrate(
                 self.mol, self.grids, xc, densities if unrestricted else densities[0],
                 max_memory=self._memory,
             )  # fmt: skip
-            return [self._tensor(matrix) for matrix in by_spin(np.asarray(matrices))], float(energy)
+            matrices = by_spin(self.engine.array(matrices))
+            return [self._tensor(matrix) for matrix in matrices], float(energy)
         values = self.orbital_values if kind != "LDA" else self.orbital_values[:1]
-        density = np.array([_density_on_grid(values, c, kind) for c in spins])
+        density = np.stack([self._array(_density_on_grid(values, c, kind)) for c in spins])
         rho = density if unrestricted else density[0]
         per_electron, derivative = ni.eval_xc_eff(xc, rho, 1, xctype=kind)[:2]
         energy = float(np.dot(per_electron * density[:, 0].sum(0), self.grids.weights))
@@ -328,7 +341,7 @@ class FittedDifferences:
         if len(known[0]) == 2 * len(coulomb):
             coulomb = torch.block_diag(coulomb, coulomb)
         return [
-            (coulomb + after - before).cpu().numpy()
+            self._fitted._array(coulomb + after - before)
             for after, before in zip(known, origin._known, strict=True)
         ]
 
@@ -347,14 +360,15 @@ class FittedDifferences:
             hcore: (nao, nao) one-electron Hamiltonian, hartree.
         """
         coulomb = self._fitted._coulomb(self._fitted._tensor(self._density)).double()
-        return np.array([hcore + (coulomb + known).cpu().numpy() for known in self._known])
+        array = self._fitted._array
+        return np.stack([hcore + array(coulomb + known) for known in self._known])
 
     def since(self, earlier: FittedDifferences) -> np.ndarray:
         """F(D0) - F(D) of an earlier origin D of the same form, (1 or 2, nao, nao), hartree."""
-        return np.array(self._minus(self._density, self._known, earlier))
+        return np.stack(self._minus(self._density, self._known, earlier))
 
 
-def _density_on_grid(values: Tensor, orbitals: Tensor, kind: str) -> np.ndarray:
+def _density_on_grid(values: Tensor, orbitals: Tensor, kind: str) -> Tensor:
     """Density, for GGA its gradient, for meta-GGA the kinetic energy density: (1, 4 or 5, points).
 
     Args:
@@ -367,7 +381,7 @@ def _density_on_grid(values: Tensor, orbitals: Tensor, kind: str) -> np.ndarray:
     rows += [2 * (psi[0] * gradient).sum(-1) for gradient in psi[1:]]
     if kind == "MGGA":
         rows.append(0.5 * psi[1:].square().sum((0, -1)))
-    return torch.stack(rows).double().cpu().numpy()
+    return torch.stack(rows)
 
 
 def _potential_matrix(values: Tensor, weighted: Tensor) -> Tensor:
@@ -393,4 +407,4 @@ def _total_density(spins: Sequence[_Matrix]) -> _Matrix:
 
 def _like(orbitals: Orbitals, matrices: list[np.ndarray]) -> np.ndarray:
     """One matrix where the orbitals are one array, else a stack of them."""
-    return matrices[0] if isinstance(orbitals, np.ndarray) else np.array(matrices)
+    return matrices[0] if hasattr(orbitals, "ndim") else np.stack(matrices)

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING
 
+from ..engine import HOST, Engine, engine_of
 from ..errors import UnsupportedMoleculeError
 from ..pyscf_api import functional_kind, numint_of
 
@@ -18,6 +19,10 @@ if TYPE_CHECKING:
 _SET_BY_PYSCF = {
     "omega", "libxc", "verbose", "stdout", "max_memory",
     "eval_xc", "eval_xc1", "hybrid_coeff", "rsh_coeff", "nlc_coeff", "_xc_type",
+}  # fmt: skip
+# What gpu4pyscf keeps on its object.
+_SET_BY_GPU4PYSCF = {
+    "omega", "gdftopt", "pair_mask", "screen_index", "xcfuns", "grid_blksize", "non0ao_idx",
 }  # fmt: skip
 
 
@@ -34,11 +39,9 @@ class Functional:
     numint: NumInt
 
     @classmethod
-    def of(cls, xc: str | Functional) -> Functional:
-        """A functional as PySCF has it."""
-        from pyscf.dft.numint import NumInt
-
-        return xc if isinstance(xc, Functional) else cls(xc, NumInt())
+    def of(cls, xc: str | Functional, engine: Engine = HOST) -> Functional:
+        """A functional as an engine has it."""
+        return xc if isinstance(xc, Functional) else cls(xc, engine.numint())
 
     @classmethod
     def of_scf(cls, mf: hf.SCF) -> Functional:
@@ -47,13 +50,13 @@ class Functional:
         Raises:
             UnsupportedMoleculeError: another package evaluates it.
         """
-        from pyscf.dft import numint, numint2c
-
-        name, own = getattr(mf, "xc", "hf"), numint_of(mf)
-        if own is None or type(own) is numint2c.NumInt2C:  # the guess has no two-component orbitals
-            return cls.of(name)
-        foreign = sorted(vars(own).keys() - _SET_BY_PYSCF)
-        if type(own) is not numint.NumInt or foreign:
+        engine, name, own = engine_of(mf), getattr(mf, "xc", "hf"), numint_of(mf)
+        # The guess has no two-component orbitals.
+        if own is None or type(own).__name__ == "NumInt2C":
+            return cls.of(name, engine)
+        known = _SET_BY_PYSCF if engine is HOST else _SET_BY_GPU4PYSCF
+        foreign = sorted(vars(own).keys() - known)
+        if type(own) is not type(engine.numint()) or foreign:
             kind = f"{type(own).__module__}.{type(own).__name__}"
             raise UnsupportedMoleculeError(
                 f"the functional is evaluated by {kind}"

@@ -6,20 +6,18 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 import numpy as np
-import scipy.linalg
 import torch
 from pyscf import gto
 from torch import Tensor
 
-from ..pyscf_api import Cavity, three_index_integrals
+from ..engine import HOST, Engine
+from ..pyscf_api import Cavity
 
 if TYPE_CHECKING:
     from pyscf.gto import Mole
 
 _BLOCK_BYTES = 2**27  # working memory of one block
-# Relative eigenvalue of a metric below which combinations of functions cannot be told apart, and
-# the square of a relative pivot below which its Cholesky factor is not to be trusted.
-_DEPENDENT, _CHOLESKY = 1e-9, 1e-8
+_STRIPES = 4  # in which a symmetric product is made: 5/8 of its operations
 
 
 class FittedIntegrals:
@@ -30,6 +28,7 @@ class FittedIntegrals:
         auxiliary: its auxiliary basis set, as a molecule.
         device, dtype: of the tensor and of its products.
         omega: range-separation parameter in 1/bohr: fits erf(omega r) / r, the long range.
+        engine: makes them.
 
     Attributes:
         packed: (functions, pairs of orbitals), each pair once.
@@ -42,32 +41,18 @@ class FittedIntegrals:
         device: torch.device | str,
         dtype: torch.dtype,
         omega: float = 0.0,
+        engine: Engine = HOST,
     ):
-        self.nao = mol.nao
-        n_pairs, n_auxiliary = n_orbital_pairs(mol), auxiliary.nao
-        size = dtype.itemsize
-        self.packed = torch.empty(n_auxiliary, n_pairs, device=device, dtype=dtype)
-        with mol.with_range_coulomb(omega), auxiliary.with_range_coulomb(omega):
-            metric = auxiliary.intor("int2c2e")
-            first = 0
-            for shells in _shell_blocks(auxiliary, max(_BLOCK_BYTES // (8 * n_pairs), 1)):
-                block = three_index_integrals(mol, auxiliary, shells)
-                rows = torch.from_numpy(np.ascontiguousarray(block.T)).to(device)
-                self.packed[first : first + len(rows)] = rows
-                first += len(rows)
-        # Compact functions cannot be told apart at long range.
-        factor = torch.from_numpy(_inverse_root(metric, cholesky=not omega)).to(device, dtype)
-        for columns in self.packed.split(max(_BLOCK_BYTES // (size * n_auxiliary), 1), dim=1):
-            columns[: len(factor)] = factor @ columns
-        self.packed = self.packed[: len(factor)]
+        self.nao, self._auxiliary = mol.nao, auxiliary
+        device = torch.device(device)
+        self.packed, self._factor = engine.fitted_integrals(mol, auxiliary, device, dtype, omega)
         row, column = torch.tril_indices(self.nao, self.nao, device=device)
         self._diagonal = row == column
         self._row, self._column = row, column
         square = torch.empty(self.nao, self.nao, dtype=torch.long, device=device)
-        square[row, column] = square[column, row] = torch.arange(n_pairs, device=device)
+        square[row, column] = square[column, row] = torch.arange(len(row), device=device)
         self._square = square.reshape(-1)
         self._tensor: Tensor | None = None
-        self._factor, self._auxiliary = factor, auxiliary
         self._solvent: Tensor | None = None
 
     def put_into(self, cavity: Cavity) -> None:
@@ -79,6 +64,7 @@ class FittedIntegrals:
         Args:
             cavity: of the continuum.
         """
+        assert self._factor is not None
         potentials = gto.intor_cross("int2c2e", self._auxiliary, cavity.charges)
         fitted = self._factor.double().cpu().numpy() @ potentials
         response = fitted @ np.linalg.solve(cavity.k, cavity.r @ fitted.T)
@@ -113,8 +99,11 @@ class FittedIntegrals:
         total = orbitals.new_zeros(self.nao, self.nao)
         for block in self._blocks():
             half = self._half(block, orbitals)
-            total += half @ (half if others is None else self._half(block, others)).T
-        return total
+            if others is None:
+                _add_gram_matrix(half, total)
+            else:
+                total += half @ self._half(block, others).T
+        return total if others is not None else total.tril() + total.tril(-1).T
 
     def _half(self, block: Tensor, orbitals: Tensor) -> Tensor:
         half = (block.reshape(-1, self.nao) @ orbitals).view(len(block), self.nao, -1)
@@ -129,37 +118,14 @@ class FittedIntegrals:
             yield from (self._unpack(rows) for rows in self.packed.split(n_rows))
 
 
+def _add_gram_matrix(rows: Tensor, total: Tensor) -> None:
+    """Add R R^T, but not all of what is above the diagonal."""
+    step = max(len(rows) // _STRIPES, 1)
+    for first in range(0, len(rows), step):
+        columns = slice(first, first + step)
+        total[first:, columns] += rows[first:] @ rows[columns].T
+
+
 def n_orbital_pairs(mol: Mole) -> int:
     """Pairs of orbitals, each once."""
     return mol.nao * (mol.nao + 1) // 2
-
-
-def _inverse_root(metric: np.ndarray, cholesky: bool = True) -> np.ndarray:
-    """R (k, n) with R^T R = M^-1 for a positive matrix M (n, n), or its pseudoinverse where
-    functions depend on each other, as those of close atoms do.
-
-    Args:
-        metric: M.
-        cholesky: try its Cholesky factor first, which is faster.
-    """
-    if cholesky:
-        try:
-            lower = scipy.linalg.cholesky(metric, lower=True)
-        except np.linalg.LinAlgError:
-            return _inverse_root(metric, cholesky=False)
-        if lower.diagonal().min() ** 2 > _CHOLESKY * metric.diagonal().max():
-            return np.tril(scipy.linalg.lapack.dtrtri(lower, lower=1)[0])
-    values, vectors = np.linalg.eigh(metric)
-    keep = values > _DEPENDENT * values[-1]
-    return (vectors[:, keep] / np.sqrt(values[keep])).T
-
-
-def _shell_blocks(auxiliary: Mole, limit: int) -> list[tuple[int, int]]:
-    """Consecutive shells with at most ``limit`` functions together (or one shell)."""
-    offsets = auxiliary.ao_loc_nr()
-    blocks, first = [], 0
-    for shell in range(1, auxiliary.nbas + 1):
-        if shell == auxiliary.nbas or offsets[shell + 1] - offsets[first] > limit:
-            blocks.append((first, shell))
-            first = shell
-    return blocks

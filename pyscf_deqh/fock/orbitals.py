@@ -1,13 +1,13 @@
-"""From H and S to orbitals, in float64 (NumPy and SciPy)."""
+"""From H and S to orbitals, in float64; arrays are those of an engine."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
-import scipy.linalg
 
+from ..engine import HOST, Engine
 from ..errors import NumericalError
 
 # Occupied orbitals (nao, k), each scaled by the root of its occupation: doubly occupied ones as one
@@ -32,14 +32,14 @@ def finite(hamiltonian: np.ndarray) -> np.ndarray:
 def by_spin(x: Orbitals) -> list[np.ndarray]:
     """One matrix for closed shells, two for unrestricted ones; also of densities and Fock matrices
     (nao, nao) or (2, nao, nao)."""
-    return [x] if isinstance(x, np.ndarray) and x.ndim == 2 else list(x)
+    matrix: Any = x
+    return [matrix] if getattr(x, "ndim", 0) == 2 else list(x)
 
 
 def density_matrix(orbitals: Orbitals) -> np.ndarray:
     """(nao, nao), or (2, nao, nao) of either spin."""
-    if isinstance(orbitals, np.ndarray):
-        return orbitals @ orbitals.T
-    return np.array([c @ c.T for c in orbitals])
+    densities = [c @ c.T for c in by_spin(orbitals)]
+    return densities[0] if hasattr(orbitals, "ndim") else np.stack(densities)
 
 
 def spin_contamination(spins: Orbitals, overlap: np.ndarray) -> float:
@@ -60,15 +60,21 @@ def orthonormal_basis(overlap: np.ndarray) -> np.ndarray:
     return x @ u.T if keep.all() else x
 
 
-def solve_roothaan(hamiltonian: np.ndarray, overlap: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def solve_roothaan(
+    hamiltonian: np.ndarray, overlap: np.ndarray, engine: Engine = HOST
+) -> tuple[np.ndarray, np.ndarray]:
     """Orbital energies (n,) in hartree, ascending, and orbitals (nao, n) of H C = S C e (Eq. 4).
+
+    Args:
+        hamiltonian, overlap: (nao, nao).
+        engine: of these arrays.
 
     Raises:
         NumericalError: the Hamiltonian holds NaN or infinity.
     """
     finite(hamiltonian)
     try:
-        return scipy.linalg.eigh(hamiltonian, overlap, driver="gvd")
+        return engine.eigh(hamiltonian, overlap)
     except np.linalg.LinAlgError:
         x = orthonormal_basis(overlap)
         energies, u = np.linalg.eigh(x.T @ hamiltonian @ x)

@@ -7,10 +7,9 @@ from functools import cached_property
 from typing import TYPE_CHECKING
 
 import numpy as np
-from pyscf.scf import ghf, hf, rohf, uhf
 
+from ..engine import Engine, engine_of
 from ..errors import UnsupportedMoleculeError
-from ..pyscf_api import bytes_of_integrals, has_plain_hcore
 from .functional import Functional
 from .shells import Shells
 from .system import System, check_molecule
@@ -18,9 +17,8 @@ from .system import System, check_molecule
 if TYPE_CHECKING:
     import torch
     from pyscf.gto import Mole
+    from pyscf.scf import hf
 
-# With their subclasses all molecular ones but those of spinors.
-_CLASSES = (hf.RHF, uhf.UHF, rohf.ROHF, ghf.GHF)
 _DEPENDENT = 1e-4  # eigenvalue of the overlap
 # Threshold of PySCF (norm of the gradient, hartree) below which single precision is too little.
 _SINGLE = 1e-5
@@ -30,14 +28,15 @@ def check_method(mf: hf.SCF) -> Functional:
     """Refuse SCF objects that a guess would serve half; the functional of others.
 
     Raises:
-        UnsupportedMoleculeError: spinors, classes that are not PySCF's, functionals that PySCF does
-            not evaluate.
+        UnsupportedMoleculeError: spinors, classes that are neither PySCF's nor gpu4pyscf's,
+            functionals that these do not evaluate.
     """
-    if not isinstance(mf, _CLASSES):
+    engine = engine_of(mf)
+    if engine.class_of(mf) is None:
         kind = f"{type(mf).__module__}.{type(mf).__name__}"
-        known = ", ".join(c.__name__ for c in _CLASSES)
+        known = ", ".join(c.__name__ for c in engine.classes().values())
         raise UnsupportedMoleculeError(
-            f"no guess for {kind}, which is none of PySCF's molecular classes {known}"
+            f"no guess for {kind}, which is none of the molecular classes {known}"
         )
     return Functional.of_scf(mf)
 
@@ -63,7 +62,7 @@ class Problem:
         """``mf``'s own problem, or that of its class for another molecule.
 
         Args:
-            mf: any molecular SCF object of PySCF.
+            mf: any molecular SCF object of PySCF or gpu4pyscf.
             mol: the molecule that it starts from.
             overlap: as PySCF's kernel hands it on; of spin orbitals or of another shape it is
                 made anew.
@@ -76,25 +75,32 @@ class Problem:
         if overlap is None:
             overlap = mf.get_ovlp(mol)
         spatial = overlap.shape == (mol.nao, mol.nao)
-        system = System(mol, overlap if spatial else None)
+        system = System(mol, overlap if spatial else None, engine_of(mf))
         return cls(mf, system, Shells.of(mf, mol), functional)
 
     def in_basis_of(self, mol: Mole) -> Problem:
         """The same for a copy of the molecule in another basis set."""
-        return self if mol is self.system.mol else replace(self, system=System(mol))
+        if mol is self.system.mol:
+            return self
+        return replace(self, system=System(mol, engine=self.engine))
 
     @property
     def mol(self) -> Mole:
         return self.system.mol
 
+    @property
+    def engine(self) -> Engine:
+        """Of ``mf``."""
+        return self.system.engine
+
     @cached_property
     def core_hamiltonian(self) -> np.ndarray:
         """``mf``'s one-electron Hamiltonian (nao, nao), hartree; the molecule's alone where ``mf``
         has one of spin orbitals."""
-        if has_plain_hcore(self.mf):
+        if self.engine.has_plain_hcore(self.mf):
             return self.system.core_hamiltonian
-        own = np.asarray(self.mf.get_hcore(self.mol))
-        spatial = own.shape == self.system.overlap.shape and not np.iscomplexobj(own)
+        own = self.engine.array(self.mf.get_hcore(self.mol))
+        spatial = own.shape == self.system.overlap.shape and own.dtype.kind != "c"
         return own if spatial else self.system.core_hamiltonian
 
     @cached_property
@@ -123,6 +129,6 @@ class Problem:
 
     @property
     def memory(self) -> float:
-        """Megabytes that ``mf.max_memory`` leaves beside the two-electron integrals that ``mf``
-        holds."""
-        return max(self.mf.max_memory - bytes_of_integrals(self.mf) / 1e6, 0.0)
+        """Megabytes that are left for the guess beside the two-electron integrals that ``mf``
+        holds: of ``mf.max_memory``, or of its GPU."""
+        return self.engine.memory(self.mf)

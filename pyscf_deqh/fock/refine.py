@@ -59,10 +59,7 @@ def refine(
     Raises:
         NumericalError: a Fock matrix holds NaN or infinity.
     """
-    from pyscf.scf import diis
-
-    extrapolation = diis.CDIIS()
-    extrapolation.verbose = 0
+    extrapolation = shells.engine.extrapolation()
     fock = hamiltonian
     if density is not None:
         hamiltonian = extrapolation.update(overlap, density, fock)

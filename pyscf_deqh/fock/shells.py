@@ -8,13 +8,13 @@ from enum import Enum, auto
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from pyscf import lib
-from pyscf.scf import ghf, hf, rohf, uhf
 
+from ..engine import HOST, Engine, engine_of
 from .orbitals import Orbitals, by_spin, density_matrix, solve_roothaan
 
 if TYPE_CHECKING:
     from pyscf.gto import Mole
+    from pyscf.scf import hf
 
 
 class Kind(Enum):
@@ -38,16 +38,16 @@ def _electrons(mf: hf.SCF, mol: Mole) -> tuple[int, int]:
 def breaks_spin_symmetry(mf: hf.SCF, mol: Mole) -> bool:
     """Whether PySCF breaks the spin symmetry of every guess of ``mf``: of UHF's singlets."""
     up, down = _electrons(mf, mol)
-    singlet = isinstance(mf, uhf.UHF) and mol.spin == 0 and up == down
-    return singlet and bool(mf.init_guess_breaksym)
+    unrestricted = engine_of(mf).class_of(mf) == "uhf"
+    return unrestricted and mol.spin == 0 and up == down and bool(mf.init_guess_breaksym)
 
 
 def _kind(mf: hf.SCF, mol: Mole) -> Kind:
     # Irreducible representations that the user filled may be no aufbau state.
     # A generalized guess has the orbitals of both spins alike.
-    if getattr(mf, "irrep_nelec", None) or isinstance(mf, ghf.GHF):
-        return Kind.AVERAGED
-    return Shells.kind_of(mf, mol)
+    kind = Shells.kind_of(mf, mol)
+    averaged = getattr(mf, "irrep_nelec", None) or kind == Kind.GENERALIZED
+    return Kind.AVERAGED if averaged else kind
 
 
 @dataclass(frozen=True)
@@ -57,27 +57,29 @@ class Shells:
     Attributes:
         electrons: of either spin.
         kind: what the two spins may do.
+        engine: of all arrays.
     """
 
     electrons: tuple[int, int]
     kind: Kind
+    engine: Engine = HOST
 
     @classmethod
     def of(cls, mf: hf.SCF, mol: Mole) -> Shells:
         """Those of ``mf``, or of ``mf``'s class for another molecule."""
-        return cls(_electrons(mf, mol), _kind(mf, mol))
+        return cls(_electrons(mf, mol), _kind(mf, mol), engine_of(mf))
 
     @staticmethod
     def kind_of(mf: hf.SCF, mol: Mole) -> Kind:
         """What ``mf``'s class allows the two spins, whatever its guess may know of them."""
-        if isinstance(mf, ghf.GHF):
+        name, (up, down) = engine_of(mf).class_of(mf), _electrons(mf, mol)
+        if name == "ghf":
             return Kind.GENERALIZED
-        up, down = _electrons(mf, mol)
-        if isinstance(mf, uhf.UHF):
+        if name == "uhf":
             return Kind.UNRESTRICTED
-        if isinstance(mf, rohf.ROHF):
+        if name == "rohf":
             return Kind.RESTRICTED_OPEN if up >= down else Kind.AVERAGED
-        return Kind.CLOSED if isinstance(mf, hf.RHF) and up == down else Kind.AVERAGED
+        return Kind.CLOSED if name == "rhf" and up == down else Kind.AVERAGED
 
     @classmethod
     def closed(cls, n_electrons: int) -> Shells:
@@ -98,17 +100,20 @@ class Shells:
             coefficients: (nao, n) the same of the orbitals.
         """
         up, down = sorted(self.electrons, reverse=True)
-        n = len(energies[0])
         if self.kind == Kind.UNRESTRICTED:
-            return [(np.arange(n) < count).astype(float) for count in self.electrons]
-        occupation, order = np.zeros(n), np.arange(n)
+            occupations = [np.zeros_like(e) for e in energies]
+            for occupation, count in zip(occupations, self.electrons, strict=True):
+                occupation[:count] = 1.0
+            return occupations
+        occupation = np.zeros_like(energies[0])
+        occupation[:down] = 2.0
         alpha = getattr(fock, "focka", None)
-        if alpha is not None:
-            c = coefficients[0]
+        if alpha is None:
+            occupation[down:up] = 1.0
+        else:
+            c = coefficients[0][:, down:]
             alpha_energies = np.einsum("pi,pi->i", c, alpha @ c)
-            order[down:] = down + np.argsort(alpha_energies[down:])
-        occupation[order[:down]] = 2.0
-        occupation[order[down:up]] = 1.0
+            occupation[down + np.argsort(alpha_energies)[: up - down]] = 1.0
         return [occupation]
 
     def orbitals(
@@ -121,7 +126,7 @@ class Shells:
             overlap: (nao, nao).
             fock: see :meth:`fill`.
         """
-        solved = [solve_roothaan(h, overlap) for h in by_spin(hamiltonian)]
+        solved = [solve_roothaan(h, overlap, self.engine) for h in by_spin(hamiltonian)]
         if self.kind == Kind.UNRESTRICTED and len(solved) == 1:
             solved *= 2
         energies, coefficients = zip(*solved, strict=True)
@@ -174,11 +179,11 @@ class Shells:
         """
         if self.kind != Kind.RESTRICTED_OPEN:
             return fock
-        return rohf.get_roothaan_fock(fock, density_matrix(orbitals), overlap)
+        return self.engine.roothaan(fock, density_matrix(orbitals), overlap)
 
     def tagged(self, hamiltonian: np.ndarray, fock: Any) -> np.ndarray:
         """The Hamiltonian, for restricted open shells with the tags of ``fock``, which PySCF needs
         to fill its orbitals."""
         if self.kind != Kind.RESTRICTED_OPEN:
             return hamiltonian
-        return lib.tag_array(hamiltonian, focka=fock.focka, fockb=fock.fockb)
+        return self.engine.tagged(hamiltonian, focka=fock.focka, fockb=fock.fockb)

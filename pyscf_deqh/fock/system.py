@@ -6,8 +6,8 @@ from functools import cached_property
 from typing import TYPE_CHECKING
 
 import numpy as np
-from pyscf.scf import hf
 
+from ..engine import HOST, Engine
 from ..errors import UnsupportedMoleculeError
 from ..pyscf_api import is_periodic
 
@@ -23,10 +23,11 @@ class System:
     Args:
         mol: a built molecule.
         overlap: if it is known already.
+        engine: makes the matrices.
     """
 
-    def __init__(self, mol: Mole, overlap: np.ndarray | None = None):
-        self.mol = mol
+    def __init__(self, mol: Mole, overlap: np.ndarray | None = None, engine: Engine = HOST):
+        self.mol, self.engine = mol, engine
         if overlap is not None:
             self.overlap = overlap
 
@@ -38,17 +39,17 @@ class System:
     @cached_property
     def overlap(self) -> np.ndarray:
         """Overlap of the orbitals."""
-        return self.mol.intor_symmetric("int1e_ovlp")
+        return self.engine.overlap(self.mol)
 
     @cached_property
     def core_hamiltonian(self) -> np.ndarray:
         """Kinetic energy, nuclear attraction and effective core potentials, hartree."""
-        return np.asarray(hf.get_hcore(self.mol))
+        return self.engine.core_hamiltonian(self.mol)
 
     @cached_property
     def atomic_density(self) -> np.ndarray:
         """Superposed atomic densities: PySCF's minao guess, tagged with its orbitals."""
-        return hf.init_guess_by_minao(self.mol)
+        return self.engine.atomic_density(self.mol)
 
 
 def check_molecule(mol: Mole) -> None:

@@ -41,15 +41,16 @@ def build_graph(
     else:
         atomic_density = system.atomic_density
         fock = sad_reference(system, fitted or FittedFock(mol))
-        basis_vectors = solve_roothaan(fock, overlap)[1]
+        basis_vectors = solve_roothaan(fock, overlap, system.engine)[1]
+    host = system.engine.host
     graph = MolecularGraph(
         numbers=np.array([mol.atom_charge(i) for i in range(mol.natm)], dtype=np.int32),
         positions=mol.atom_coords(),
         n_occupied=(mol.nelectron + 1) // 2,
-        overlap=overlap,
-        reference=fock,
-        atomic_density=np.asarray(atomic_density),
-        basis_vectors=basis_vectors,
+        overlap=host(overlap),
+        reference=host(fock),
+        atomic_density=host(atomic_density),
+        basis_vectors=host(basis_vectors),
     )
     if hamiltonian is not None:
         if hamiltonian.shape != overlap.shape:

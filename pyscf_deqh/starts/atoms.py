@@ -34,8 +34,8 @@ class AtomsStart:
         from ..fock.grid import GRID
 
         fitted = FittedFock(
-            problem.mol, resolve_device(self.device), problem.precision, self.auxbasis,
-            self.grid or GRID, problem.memory,
+            problem.mol, resolve_device(self.device, problem.engine), problem.precision,
+            self.auxbasis, self.grid or GRID, problem.memory, problem.engine,
         )  # fmt: skip
         hamiltonian = sad_reference(problem.system, fitted)
         return StartingPoint(hamiltonian, fitted, fitted_builds=1)

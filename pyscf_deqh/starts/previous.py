@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from pyscf.scf import hf
 
 from ..errors import UnsupportedMoleculeError
 from ..fock.orbitals import orthonormal_basis
@@ -18,6 +17,7 @@ from . import StartingPoint
 
 if TYPE_CHECKING:
     from pyscf.gto import Mole
+    from pyscf.scf import hf
 
 # Displacement of an atom beyond which the last point is no neighbour, bohr.
 _FAR = 1.0
@@ -145,7 +145,10 @@ class PreviousStart:
         orbitals = shells.of_spins(spins if len(spins) == 2 else spins * 2)
         # The defect is smaller than what single precision leaves of a whole Fock matrix.
         dtype = problem.precision if defect is None else torch.float64
-        fitted = FittedFock(problem.mol, resolve_device(self.device), dtype, memory=problem.memory)
+        device = resolve_device(self.device, problem.engine)
+        fitted = FittedFock(
+            problem.mol, device, dtype, memory=problem.memory, engine=problem.engine
+        )
         fock, _ = fitted(problem.core_hamiltonian, orbitals, problem.functional)
         if defect is not None:
             fock = fock + defect

@@ -1,0 +1,155 @@
+"""``python -m pyscf_deqh.benchmark gpu4pyscf``: SCFs on a GPU, from this guess and from their own.
+
+B3LYP for molecules of 3 to 122 atoms, direct and density-fitted, each from both guesses in one
+process on one card. Before that, SCFs of each kind of the second molecule are not counted: what
+CUDA compiles and loads then is there for all.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from ..data.geometry import read_geometries
+from ..errors import ConfigError, exit_status
+from ..files import write_json
+from ..plugin import deqh_guess
+from ..predict import predict_hamiltonians
+from .environment import environment
+from .scf_runs import Method
+from .sets import FOLDER
+
+MOLECULES = FOLDER / "sizes_test.xyz"
+MODES = ("direct", "density-fitted")
+_BATCHES = (1, 8, 32)
+_ROW = "{:16} {:>5} {:>6} {:15} {:>8} {:>8} {:>7} {:>6} {:>6} {:>9}"
+
+
+def _scf(mol: Any, xc: str, mode: str, guess: bool) -> Any:
+    from gpu4pyscf import dft
+
+    mf = dft.RKS(mol, xc=xc)
+    if mode == "density-fitted":
+        mf = mf.density_fit()
+    return mf.apply(deqh_guess) if guess else mf
+
+
+def _run(mol: Any, xc: str, mode: str, guess: bool) -> tuple[float, Any]:
+    """Seconds of an SCF, and its object."""
+    import cupy
+
+    mf = _scf(mol, xc, mode, guess)
+    cupy.cuda.Device().synchronize()
+    started = time.perf_counter()
+    mf.kernel()
+    cupy.cuda.Device().synchronize()
+    return time.perf_counter() - started, mf
+
+
+def compare(mol: Any, name: str, xc: str, mode: str, repeats: int, guess_first: bool) -> dict:
+    """A row: SCFs from either guess, in turns."""
+    seconds: dict[bool, list[float]] = {False: [], True: []}
+    last: dict[bool, Any] = {}
+    for repeat in range(repeats):
+        for guess in sorted(seconds, reverse=guess_first != bool(repeat % 2)):
+            took, last[guess] = _run(mol, xc, mode, guess)
+            seconds[guess].append(took)
+    own, ours = last[False], last[True]
+    report = ours.deqh_report
+    means = {guess: statistics.fmean(times) for guess, times in seconds.items()}
+    return {
+        "name": name, "atoms": mol.natm, "orbitals": mol.nao, "basis": mol.basis, "mode": mode,
+        "minao_seconds": means[False], "deqh_seconds": means[True],
+        "ratio": means[True] / means[False], "minao_times": seconds[False],
+        "deqh_times": seconds[True], "minao_cycles": own.cycles, "deqh_cycles": ours.cycles,
+        "guess_seconds": report.seconds.total, "corrected_seconds":
+        sum(cycle.seconds for cycle in ours.deqh_cycles), "start": report.start,
+        "fallback": report.fallback, "notes": list(report.notes),
+        "energy_difference": float(ours.e_tot - own.e_tot),
+        "converged": bool(own.converged and ours.converged),
+    }  # fmt: skip
+
+
+def _line(row: dict) -> str:
+    return _ROW.format(
+        row["name"][:16], row["atoms"], row["orbitals"], row["mode"],
+        f"{row['minao_seconds']:.2f}", f"{row['deqh_seconds']:.2f}", f"{row['ratio']:.3f}",
+        row["minao_cycles"], row["deqh_cycles"], f"{row['energy_difference']:.1e}",
+    )  # fmt: skip
+
+
+def measure(args: argparse.Namespace) -> int:
+    try:
+        import cupy
+        import gpu4pyscf
+    except ImportError as error:
+        raise ConfigError(f"gpu4pyscf cannot be imported: {error}") from error
+    geometries = [g for g in read_geometries(args.molecules) if len(g.numbers) <= args.max_atoms]
+    if not geometries:
+        raise ConfigError(f"no molecule of at most {args.max_atoms} atoms in {args.molecules}")
+    ends = time.perf_counter() + args.seconds
+    versions = {module.__name__: module.__version__ for module in (cupy, gpu4pyscf)}
+    results: dict[str, Any] = {"environment": environment() | versions, "xc": args.xc, "rows": []}
+    mols = [[Method(basis=basis).molecule(g) for g in geometries] for basis in args.basis]
+    for mode in args.mode:
+        for guess in (False, True):
+            _run(mols[0][min(1, len(geometries) - 1)], args.xc, mode, guess)
+    print(_ROW.format("molecule", "atoms", "nao", "mode", "own s", "deqh s", "ratio", "own", "deqh",
+                      "E diff"))  # fmt: skip
+    for same_basis in mols:
+        print(same_basis[0].basis)
+        pairs = [(i, mode) for i in range(len(same_basis)) for mode in args.mode]
+        for i, mode in tqdm(pairs, desc=same_basis[0].basis, unit="pair"):
+            if time.perf_counter() > ends:
+                tqdm.write("left out: the time is over")
+                break
+            name = geometries[i].name
+            row = compare(same_basis[i], name, args.xc, mode, args.repeats, bool(i % 2))
+            results["rows"].append(row)
+            tqdm.write(_line(row))
+            if args.json:
+                write_json(args.json, results)
+    results["predictions"] = _predictions(geometries)
+    if args.json:
+        write_json(args.json, results)
+    return 0
+
+
+def _predictions(geometries: Sequence[Any]) -> list[dict]:
+    """Molecules per second of ``predict_hamiltonians``, for copies of the second molecule."""
+    rows = []
+    mol = Method().molecule(geometries[min(1, len(geometries) - 1)])
+    for size in _BATCHES:
+        list(predict_hamiltonians([mol] * size, batch_size=size))
+        started = time.perf_counter()
+        done = list(predict_hamiltonians([mol] * size * 2, batch_size=size))
+        rate = len(done) / (time.perf_counter() - started)
+        network = 1 / statistics.fmean(p.network_seconds for p in done)
+        rows.append({"atoms": mol.natm, "batch": size, "rate": rate, "network_rate": network})
+        print(f"predict_hamiltonians, {mol.natm} atoms, batches of {size}: {rate:.1f} molecules/s "
+              f"({network:.0f} of the network alone)")  # fmt: skip
+    return rows
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        prog="python -m pyscf_deqh.benchmark gpu4pyscf",
+        description=__doc__,
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    parser.add_argument("--molecules", type=Path, default=MOLECULES, help="xyz or extxyz file")
+    parser.add_argument("--max-atoms", type=int, default=10**6, help="leave out larger molecules")
+    parser.add_argument("--basis", nargs="+", default=["def2-svp", "def2-tzvp"])
+    parser.add_argument("--mode", nargs="+", choices=MODES, default=list(MODES))
+    parser.add_argument("--xc", default="b3lyp")
+    parser.add_argument("--repeats", type=int, default=2, help="SCFs from either guess, in turns")
+    parser.add_argument("--seconds", type=float, default=3600.0, help="begin no row after these")
+    parser.add_argument("--json", type=Path, metavar="OUT", help="write all figures here")
+    args = parser.parse_args(argv)
+    return exit_status(lambda: measure(args), "stopped")

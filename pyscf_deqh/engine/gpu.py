@@ -1,0 +1,215 @@
+"""gpu4pyscf as an engine: arrays of CuPy, integrals, functionals and linear algebra on the GPU.
+
+Read and tested in gpu4pyscf 1.8.1 and 1.9.0:
+
+==========================================  ====================================================
+``scf.hf.SCF`` and its classes              none of PySCF's; ``ROHF`` is a subclass of ``RHF``
+``mf.DIIS(mf, file)``, ``update(s, d, f)``  without the SCF object; a subclass of ``lib.diis.DIIS``
+``get_init_guess(mol, key)``                without the overlap
+``DF(mol).build(omega=)``, ``.loop()``      unpacked blocks of fitted integrals, on the GPU
+``numint.eval_ao(mol, coords, 1)``          (4, nao, points) with ``transpose=False``
+``with_solvent._B_dot_x``                   potential of the solvent's response to a density
+==========================================  ====================================================
+
+CuPy and PyTorch share arrays on the same GPU without a copy (DLPack), and its default stream.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import cupy
+import gpu4pyscf
+import numpy as np
+import torch
+from gpu4pyscf import df, lib
+from gpu4pyscf.dft import gen_grid, numint
+from gpu4pyscf.lib import cupy_helper
+from gpu4pyscf.scf import diis, ghf, hf, rohf, uhf
+from torch import Tensor
+
+from ..errors import UnsupportedMoleculeError
+from ..pyscf_api import has_exchange
+from .host import GRID_BLOCK, Engine
+
+if TYPE_CHECKING:
+    from pyscf.gto import Mole
+
+_OLDEST = (1, 8)
+_GRID_BLOCK = 16 * GRID_BLOCK
+
+
+class GPU4PySCF(Engine):
+    """gpu4pyscf's part of the work, on CuPy's current GPU.
+
+    Raises:
+        UnsupportedMoleculeError: it is too old, or PyTorch sees no GPU.
+    """
+
+    fixed = factorizes = True
+    stop = 0.4
+    peak = 1.0
+
+    def __init__(self) -> None:
+        if tuple(map(int, gpu4pyscf.__version__.split(".")[:2])) < _OLDEST:
+            oldest = ".".join(map(str, _OLDEST))
+            raise UnsupportedMoleculeError(
+                f"gpu4pyscf {gpu4pyscf.__version__} is too old for a guess, which takes {oldest} "
+                "or later"
+            )
+        if not torch.cuda.is_available():
+            raise UnsupportedMoleculeError(
+                "PyTorch sees no GPU, but gpu4pyscf needs a guess on one: install a build of "
+                "PyTorch for CUDA (https://pytorch.org/get-started)"
+            )
+
+    @property
+    def device(self) -> str:  # type: ignore[override]
+        return f"cuda:{cupy.cuda.Device().id}"
+
+    def classes(self) -> dict[str, Any]:
+        return {"ghf": ghf.GHF, "uhf": uhf.UHF, "rohf": rohf.ROHF, "rhf": hf.RHF}
+
+    def class_of(self, mf: Any) -> str | None:
+        # Their matrices are triangles, in a loop of their own.
+        if any(cls.__module__.endswith("_lowmem") for cls in type(mf).__mro__):
+            return None
+        return super().class_of(mf)
+
+    def array(self, x: Any) -> Any:
+        if isinstance(x, Tensor):
+            return self.of_tensor(x)
+        return cupy_helper.asarray(x)
+
+    def host(self, x: Any) -> np.ndarray:
+        return cupy.asnumpy(x)
+
+    def tensor(self, x: Any, device: torch.device | str, dtype: torch.dtype) -> Tensor:
+        return torch.from_dlpack(cupy.ascontiguousarray(cupy_helper.asarray(x))).to(device, dtype)
+
+    def of_tensor(self, x: Tensor) -> Any:
+        return cupy.from_dlpack(x.detach().double().contiguous())
+
+    def tagged(self, x: Any, **tags: Any) -> Any:
+        return cupy_helper.tag_array(x, **tags)
+
+    def eigh(self, matrix: Any, overlap: Any) -> tuple[Any, Any]:
+        try:
+            values, vectors = cupy_helper.eigh(matrix, overlap)
+        except RuntimeError as error:
+            raise np.linalg.LinAlgError(str(error)) from error
+        if not bool(cupy.isfinite(values).all()):
+            raise np.linalg.LinAlgError("the overlap is not positive")
+        return values, vectors
+
+    def solve_positive(self, matrix: Any, right: Any) -> Any:
+        values, vectors = cupy.linalg.eigh(matrix)
+        keep = values > np.finfo(float).eps * len(values) * values[-1]
+        basis = vectors[:, keep] / cupy.sqrt(values[keep])
+        return basis @ (basis.T @ right)
+
+    def _object(self, mol: Mole) -> Any:
+        return hf.RHF(mol)
+
+    def overlap(self, mol: Mole) -> Any:
+        return cupy_helper.asarray(self._object(mol).get_ovlp())
+
+    def cross_overlap(self, mol: Mole, other: Mole) -> Any:
+        return cupy_helper.asarray(super().cross_overlap(mol, other))
+
+    def core_hamiltonian(self, mol: Mole) -> Any:
+        return cupy_helper.asarray(self._object(mol).get_hcore())
+
+    def has_plain_hcore(self, mf: Any) -> bool:
+        return getattr(mf.get_hcore, "__func__", None) is hf.SCF.get_hcore
+
+    def atomic_density(self, mol: Mole) -> Any:
+        # gpu4pyscf's minao leaves out the overlap of atoms: no network has seen its like.
+        density = super().atomic_density(mol)
+        tags = {name: self.array(getattr(density, name)) for name in ("mo_coeff", "mo_occ")}
+        return self.tagged(self.array(np.asarray(density)), **tags)
+
+    def fitted_integrals(
+        self, mol: Mole, auxiliary: Mole, device: torch.device, dtype: torch.dtype, omega: float
+    ) -> tuple[Tensor, Tensor | None]:
+        fitted = df.DF(mol)
+        fitted.auxmol, fitted.verbose = auxiliary, 0
+        with mol.with_range_coulomb(omega), auxiliary.with_range_coulomb(omega):
+            fitted.build(omega=omega or None)
+        row, column = torch.tril_indices(mol.nao, mol.nao, device=device)
+        # CuPy's memory, which gpu4pyscf counts and finds again.
+        packed = torch.from_dlpack(cupy.empty((auxiliary.nao, len(row)), dtype=_CUPY_TYPES[dtype]))
+        first = 0
+        for block, _ in fitted.loop():
+            rows = torch.from_dlpack(block)[:, row, column]
+            packed[first : first + len(rows)] = rows
+            first += len(rows)
+        return packed[:first], None
+
+    def fitted_coulomb(self, mol: Mole, auxiliary: Mole, memory: float) -> Callable[[Any], Any]:
+        fitted = df.DF(mol)
+        fitted.auxmol, fitted.verbose = auxiliary, 0
+        fitted.build(build_cderi=False)
+        return lambda density: fitted.get_jk(density, with_k=False)[0]
+
+    def grids(self, mol: Mole, size: tuple[int, int]) -> Any:
+        grids = gen_grid.Grids(mol)
+        grids.verbose, grids.atom_grid = 0, size
+        grids.build()
+        grids.weights = cupy_helper.asarray(grids.weights)
+        grids.coords = cupy_helper.asarray(grids.coords)
+        return grids
+
+    def orbital_values(
+        self, mol: Mole, grids: Any, device: torch.device, dtype: torch.dtype
+    ) -> Tensor:
+        n = len(grids.weights)
+        values = torch.from_dlpack(cupy.empty((4, n, mol.nao), dtype=_CUPY_TYPES[dtype]))
+        for first in range(0, n, _GRID_BLOCK):
+            part = slice(first, first + _GRID_BLOCK)
+            block = numint.eval_ao(mol, grids.coords[part], deriv=1, transpose=False)
+            values[:, part] = torch.from_dlpack(block).transpose(1, 2)
+        return values
+
+    def numint(self) -> Any:
+        return numint.NumInt()
+
+    def roothaan(self, focks: Any, densities: Any, overlap: Any) -> Any:
+        return rohf.get_roothaan_fock(focks, densities, overlap)
+
+    def extrapolation(self) -> Any:
+        extrapolation = diis.CDIIS()
+        extrapolation.verbose = 0
+        return extrapolation
+
+    @property
+    def diis_base(self) -> type:
+        return lib.diis.DIIS
+
+    @property
+    def diis_class(self) -> type:
+        return diis.SCF_DIIS
+
+    def memory(self, mf: Any) -> float:
+        cupy.get_default_memory_pool().free_all_blocks()
+        torch.cuda.empty_cache()
+        return torch.cuda.mem_get_info(self.device)[0] / 1e6
+
+    def make_integrals(self, mf: Any) -> None:
+        fitted = getattr(mf, "with_df", None)
+        if fitted is not None and fitted._cderi is None and has_exchange(mf) and not mf.only_dfj:
+            fitted.build()
+
+    def solvent_of(self, mf: Any) -> Any:
+        solvent: Any = getattr(mf, "with_solvent", None)
+        response = getattr(solvent, "_B_dot_x", None)
+        if response is None or solvent.frozen or not solvent._intermediates:
+            return None
+        return response
+
+    def give_back(self) -> None:
+        torch.cuda.empty_cache()
+
+
+_CUPY_TYPES = {torch.float32: np.float32, torch.float64: np.float64}

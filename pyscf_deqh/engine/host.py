@@ -1,0 +1,274 @@
+"""PySCF as an engine: arrays of NumPy, integrals on the CPU."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import scipy.linalg
+from pyscf import gto, lib
+from pyscf.scf import diis, ghf, hf, rohf, uhf
+
+from ..pyscf_api import bytes_of_integrals, cavity_of, has_plain_hcore, make_integrals
+
+if TYPE_CHECKING:
+    import torch
+    from pyscf.gto import Mole
+    from torch import Tensor
+
+GRID_BLOCK = 8192  # grid points of one block
+INTEGRAL_BLOCK = 2**27  # bytes of one block of three-index integrals
+# Relative eigenvalue of a metric below which combinations of functions cannot be told apart, and
+# the square of a relative pivot below which its Cholesky factor is not to be trusted.
+_DEPENDENT, _CHOLESKY = 1e-9, 1e-8
+
+
+class Engine:
+    """PySCF's part of the work; an engine with other arrays overrides it.
+
+    Arrays are in atomic units and (nao, nao) unless something else is said.
+
+    Attributes:
+        device: where tensors live if nobody asks for another device.
+        fixed: whether they can live nowhere else.
+        factorizes: whether its Fock matrices gain from densities that are tagged with orbitals.
+        stop: part of the gradient that a corrected step is expected to leave, at which its fitted
+            cycles end; the larger, the more a fitted matrix costs in full ones.
+        peak: memory that making fitted integrals takes for a while, in sizes of the result in
+            double precision.
+    """
+
+    device = "cpu"
+    fixed = factorizes = False
+    stop = 0.1
+    peak = 0.0
+
+    # Classes.
+
+    def classes(self) -> dict[str, Any]:
+        """Those of molecular SCFs with spatial orbitals; subclasses come before their bases."""
+        return {"ghf": ghf.GHF, "uhf": uhf.UHF, "rohf": rohf.ROHF, "rhf": hf.RHF}
+
+    def class_of(self, mf: Any) -> str | None:
+        """Which of them an SCF object is of; None for others."""
+        for name, cls in self.classes().items():
+            if isinstance(mf, cls):
+                return name
+        return None
+
+    # Arrays.
+
+    def array(self, x: Any) -> Any:
+        """As an array of this engine."""
+        return np.asarray(x)
+
+    def host(self, x: Any) -> np.ndarray:
+        """As an array of NumPy."""
+        return np.asarray(x)
+
+    def tensor(self, x: Any, device: torch.device | str, dtype: torch.dtype) -> Tensor:
+        """As a tensor."""
+        import torch
+
+        return torch.from_numpy(np.ascontiguousarray(x)).to(device, dtype)
+
+    def of_tensor(self, x: Tensor) -> Any:
+        """A tensor as an array of this engine, float64."""
+        return x.double().cpu().numpy()
+
+    def tagged(self, x: Any, **tags: Any) -> Any:
+        """With attributes, as PySCF passes orbitals and Fock matrices on."""
+        return lib.tag_array(x, **tags)
+
+    # Linear algebra beyond NumPy's.
+
+    def eigh(self, matrix: Any, overlap: Any) -> tuple[Any, Any]:
+        """Eigenvalues (n,), ascending, and vectors (n, n) of H C = S C e.
+
+        Raises:
+            numpy.linalg.LinAlgError: the overlap is not positive.
+        """
+        return scipy.linalg.eigh(matrix, overlap, driver="gvd")
+
+    def solve_positive(self, matrix: Any, right: Any) -> Any:
+        """X of A X = B for a positive matrix A; of least squares, if it is not."""
+        try:
+            return scipy.linalg.cho_solve(scipy.linalg.cho_factor(matrix), right)
+        except np.linalg.LinAlgError:
+            return np.linalg.lstsq(matrix, right, rcond=None)[0]
+
+    # One-electron matrices.
+
+    def overlap(self, mol: Mole) -> Any:
+        return mol.intor_symmetric("int1e_ovlp")
+
+    def cross_overlap(self, mol: Mole, other: Mole) -> Any:
+        """Of the orbitals of a molecule in two basis sets, (nao, other nao)."""
+        return gto.intor_cross("int1e_ovlp", mol, other)
+
+    def core_hamiltonian(self, mol: Mole) -> Any:
+        """Kinetic energy, nuclear attraction and effective core potentials."""
+        return np.asarray(hf.get_hcore(mol))
+
+    def has_plain_hcore(self, mf: Any) -> bool:
+        """Whether this is the one-electron Hamiltonian of an SCF object."""
+        return has_plain_hcore(mf)
+
+    def atomic_density(self, mol: Mole) -> Any:
+        """Superposed atomic densities, the guess ``minao``, tagged with its orbitals."""
+        return hf.init_guess_by_minao(mol)
+
+    # Fitted integrals.
+
+    def fitted_integrals(
+        self, mol: Mole, auxiliary: Mole, device: torch.device, dtype: torch.dtype, omega: float
+    ) -> tuple[Tensor, Tensor | None]:
+        """B and R of (mn|rs) = sum_P B_P,mn B_P,rs, B = R (Q|mn), R^T R = (P|Q)^-1.
+
+        Args:
+            mol, auxiliary: the molecule in orbitals and in auxiliary functions.
+            device, dtype: of the result.
+            omega: range separation in 1/bohr: fits erf(omega r) / r. 0 for 1 / r.
+
+        Returns:
+            B (functions, pairs of orbitals), each pair once in the order of ``tril_indices``; R
+            (functions, nao of ``auxiliary``), None where it is not known.
+        """
+        import torch
+
+        from ..pyscf_api import three_index_integrals
+
+        n_pairs, n_auxiliary = mol.nao * (mol.nao + 1) // 2, auxiliary.nao
+        packed = torch.empty(n_auxiliary, n_pairs, device=device, dtype=dtype)
+        with mol.with_range_coulomb(omega), auxiliary.with_range_coulomb(omega):
+            metric = auxiliary.intor("int2c2e")
+            first = 0
+            for shells in _shell_blocks(auxiliary, max(INTEGRAL_BLOCK // (8 * n_pairs), 1)):
+                block = three_index_integrals(mol, auxiliary, shells)
+                rows = torch.from_numpy(np.ascontiguousarray(block.T)).to(device)
+                packed[first : first + len(rows)] = rows
+                first += len(rows)
+        # Compact functions cannot be told apart at long range.
+        factor = torch.from_numpy(_inverse_root(metric, cholesky=not omega)).to(device, dtype)
+        for columns in packed.split(max(INTEGRAL_BLOCK // (dtype.itemsize * n_auxiliary), 1), 1):
+            columns[: len(factor)] = factor @ columns
+        return packed[: len(factor)], factor
+
+    def fitted_coulomb(self, mol: Mole, auxiliary: Mole, memory: float) -> Callable[[Any], Any]:
+        """From densities to fitted Coulomb matrices, whose integrals are made each time.
+
+        Args:
+            memory: in megabytes.
+        """
+        from pyscf import df
+
+        fitted = df.DF(mol, auxiliary.basis)
+        fitted.max_memory = memory
+        return lambda density: fitted.get_jk(density, with_k=False)[0]
+
+    # The grid.
+
+    def grids(self, mol: Mole, size: tuple[int, int]) -> Any:
+        """Integration grid of so many radial shells and at most so many points in each."""
+        from pyscf.dft import gen_grid
+
+        grids = gen_grid.Grids(mol)
+        grids.verbose, grids.atom_grid = 0, size
+        return grids.build(with_non0tab=True)
+
+    def orbital_values(
+        self, mol: Mole, grids: Any, device: torch.device, dtype: torch.dtype
+    ) -> Tensor:
+        """Orbitals and their gradients on a grid, (4, points, nao)."""
+        import torch
+        from pyscf.dft import numint
+
+        ni = numint.NumInt()
+        values = torch.empty(4, len(grids.weights), mol.nao, device=device, dtype=dtype)
+        # PySCF's screening tables come in blocks of its own size.
+        step = GRID_BLOCK - GRID_BLOCK % numint.BLKSIZE
+        for first in range(0, len(grids.weights), step):
+            part = slice(first, first + step)
+            table = grids.non0tab[first // numint.BLKSIZE :]
+            block = ni.eval_ao(mol, grids.coords[part], deriv=1, non0tab=table, cutoff=grids.cutoff)
+            values[:, part] = torch.from_numpy(block).to(device)
+        return values
+
+    def numint(self) -> Any:
+        """A new object that evaluates functionals."""
+        from pyscf.dft.numint import NumInt
+
+        return NumInt()
+
+    # SCF objects.
+
+    def roothaan(self, focks: Any, densities: Any, overlap: Any) -> Any:
+        """Roothaan's effective Fock matrix of those of either spin, tagged with them."""
+        return rohf.get_roothaan_fock(focks, densities, overlap)
+
+    def extrapolation(self) -> Any:
+        """A new commutator DIIS."""
+        extrapolation = diis.CDIIS()
+        extrapolation.verbose = 0
+        return extrapolation
+
+    @property
+    def diis_base(self) -> type:
+        """What an SCF object's ``DIIS`` must be a subclass of."""
+        return lib.diis.DIIS
+
+    @property
+    def diis_class(self) -> type:
+        """An SCF object's ``DIIS`` that no user has changed."""
+        return diis.SCF_DIIS
+
+    def memory(self, mf: Any) -> float:
+        """Megabytes that are left for a guess beside the two-electron integrals that ``mf``
+        holds."""
+        return max(mf.max_memory - bytes_of_integrals(mf) / 1e6, 0.0)
+
+    def make_integrals(self, mf: Any) -> None:
+        """Make the two-electron integrals that ``mf`` will hold."""
+        make_integrals(mf)
+
+    def solvent_of(self, mf: Any) -> Any:
+        """A polarizable continuum around ``mf``'s molecule; None without one."""
+        return cavity_of(mf)
+
+    def give_back(self) -> None:
+        """Let others have the memory that is kept for new tensors."""
+
+
+def _inverse_root(metric: np.ndarray, cholesky: bool = True) -> np.ndarray:
+    """R (k, n) with R^T R = M^-1 for a positive matrix M (n, n), or its pseudoinverse where
+    functions depend on each other, as those of close atoms do.
+
+    Args:
+        metric: M.
+        cholesky: try its Cholesky factor first, which is faster.
+    """
+    if cholesky:
+        try:
+            lower = scipy.linalg.cholesky(metric, lower=True)
+        except np.linalg.LinAlgError:
+            return _inverse_root(metric, cholesky=False)
+        if lower.diagonal().min() ** 2 > _CHOLESKY * metric.diagonal().max():
+            return np.tril(scipy.linalg.lapack.dtrtri(lower, lower=1)[0])
+    values, vectors = np.linalg.eigh(metric)
+    keep = values > _DEPENDENT * values[-1]
+    return (vectors[:, keep] / np.sqrt(values[keep])).T
+
+
+def _shell_blocks(auxiliary: Mole, limit: int) -> list[tuple[int, int]]:
+    """Consecutive shells with at most ``limit`` functions together (or one shell)."""
+    offsets = auxiliary.ao_loc_nr()
+    blocks, first = [], 0
+    for shell in range(1, auxiliary.nbas + 1):
+        if shell == auxiliary.nbas or offsets[shell + 1] - offsets[first] > limit:
+            blocks.append((first, shell))
+            first = shell
+    return blocks
+
+
+HOST = Engine()

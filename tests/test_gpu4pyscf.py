@@ -1,0 +1,198 @@
+"""The guess for gpu4pyscf's objects: with strict stand-ins where there is no GPU."""
+
+import functools
+import importlib.util
+import json
+import sys
+from types import SimpleNamespace
+
+import gpu_stand_in
+import numpy as np
+import pytest
+import torch
+from conftest import FORMAMIDE, WATER, make_mol
+from pyscf import dft, scf
+
+from pyscf_deqh import (
+    ConfigError,
+    UnsupportedMoleculeError,
+    deqh_guess,
+    plugin,
+    predict_hamiltonian,
+    predict_hamiltonians,
+)
+from pyscf_deqh.benchmark.gpu4pyscf import main
+from pyscf_deqh.engine import gpu_engine
+from pyscf_deqh.fock import diis
+from pyscf_deqh.fock.fitted import FittedFock
+from pyscf_deqh.fock.orbitals import solve_roothaan
+from pyscf_deqh.fock.reference import sad_reference
+from pyscf_deqh.fock.system import System
+
+RADICAL = [("N", (0.0, 0.0, 0.14)), ("H", (0.0, 0.80, -0.49)), ("H", (0.0, -0.80, -0.49))]
+
+
+def gpu4pyscf_itself():
+    """Its classes, where it can run."""
+    if not torch.cuda.is_available():
+        return None
+    lib, df, dft, scf = (pytest.importorskip(f"gpu4pyscf.{x}") for x in ("lib", "df", "dft", "scf"))
+    classes = {name: getattr(scf, name) for name in ("RHF", "UHF", "ROHF", "GHF")}
+    classes |= {name: getattr(dft, name) for name in ("RKS", "UKS", "ROKS")}
+    return SimpleNamespace(LibDIIS=lib.diis.DIIS, DF=df.DF, ndarray=importlib.import_module(
+        "cupy").ndarray, **classes)  # fmt: skip
+
+
+@pytest.fixture
+def gpu(monkeypatch):
+    """gpu4pyscf, or stand-ins that the plug-in knows as it would know that after its import."""
+    itself = gpu4pyscf_itself()
+    if itself is not None:
+        yield itself
+        return
+    module = gpu_stand_in.install(monkeypatch)
+    gpu_engine.cache_clear()
+    diis._corrected_class.cache_clear()
+    from pyscf_deqh.engine.gpu import GPU4PySCF
+
+    monkeypatch.setattr(GPU4PySCF, "device", "cpu")
+    original = module.SCF.get_init_guess
+    plugin._know_deqh(module.SCF)
+    yield gpu_stand_in
+    module.SCF.get_init_guess = original
+    gpu_stand_in.remove()
+    gpu_engine.cache_clear()
+    diis._corrected_class.cache_clear()
+
+
+METHODS = {
+    "RHF": ("RHF", WATER, {}, {}),
+    "RKS": ("RKS", FORMAMIDE, {}, {"xc": "b3lyp"}),
+    "RKS, range-separated": ("RKS", WATER, {}, {"xc": "wb97x"}),
+    "RKS, meta-GGA": ("RKS", WATER, {}, {"xc": "tpss"}),
+    "RKS, def2-TZVP": ("RKS", WATER, {"basis": "def2-tzvp"}, {"xc": "pbe0"}),
+    "RKS, sulfur": ("RKS", [("S", WATER[0][1]), *WATER[1:]], {}, {"xc": "pbe0"}),
+    "UHF": ("UHF", RADICAL, {"spin": 1}, {}),
+    "UKS": ("UKS", RADICAL, {"spin": 1}, {"xc": "b3lyp"}),
+    "ROHF": ("ROHF", RADICAL, {"spin": 1}, {}),
+    "ROKS": ("ROKS", RADICAL, {"spin": 1}, {"xc": "pbe"}),
+}
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_scfs_take_fewer_fock_matrices_to_the_same_result(gpu, method):
+    name, atoms, options, settings = METHODS[method]
+    mol = make_mol(atoms, **options)
+    plain = getattr(gpu, name)(mol, **settings)
+    energy = plain.kernel()
+    mf = getattr(gpu, name)(mol, **settings).apply(deqh_guess)
+    assert issubclass(mf.DIIS, gpu.LibDIIS)
+    assert abs(mf.kernel() - energy) < 1e-8
+    assert plain.converged
+    assert mf.converged
+    assert mf.deqh_report.fallback is None
+    assert any(cycle.accepted for cycle in mf.deqh_cycles)
+    assert mf.cycles <= plain.cycles - 3
+    reference = getattr(dft if "KS" in name else scf, name)(mol)
+    for key, value in settings.items():
+        setattr(reference, key, value)
+    assert abs(reference.kernel() - energy) < 1e-8
+
+
+def test_projected_densities_are_tagged_with_their_orbitals(gpu):
+    for name in ("RKS", "UKS", "ROKS"):
+        mol = make_mol(WATER, basis="def2-tzvp")
+        mf = getattr(gpu, name)(mol, xc="pbe").apply(deqh_guess, max_cycles=0, accelerate=False)
+        dm = mf.get_init_guess(mol, "deqh")
+        c, occupation = dm.mo_coeff, dm.mo_occ
+        made = (c * occupation[..., None, :]) @ c.swapaxes(-1, -2)
+        np.testing.assert_allclose(np.asarray((made - dm).get()), 0, atol=1e-10)
+        assert "made in def2-svp and projected" in mf.deqh_report.notes
+
+
+def test_what_it_does_not_serve_is_refused_by_name(gpu, monkeypatch):
+    class RKS(gpu.RKS):
+        __module__ = "gpu4pyscf.dft.rks_lowmem"
+
+    with pytest.raises(UnsupportedMoleculeError, match="none of the molecular classes"):
+        RKS(make_mol(WATER), xc="pbe").apply(deqh_guess)
+    gpu_engine.cache_clear()
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(UnsupportedMoleculeError, match="PyTorch sees no GPU"):
+        gpu.RHF(make_mol(WATER)).apply(deqh_guess)
+    monkeypatch.setattr(sys.modules["gpu4pyscf"], "__version__", "1.7.6")
+    with pytest.raises(UnsupportedMoleculeError, match=r"too old for a guess, which takes 1\.8"):
+        gpu.RHF(make_mol(WATER)).apply(deqh_guess)
+
+
+def test_objects_keep_their_options_when_they_move(gpu):
+    mf = scf.RHF(make_mol(WATER)).apply(deqh_guess)
+    moved = mf.DIIS.to_gpu()
+    assert issubclass(moved, gpu.LibDIIS)
+    assert moved.to_cpu() is mf.DIIS
+
+
+def test_one_fitted_density_is_pyscfs(gpu):
+    """Integrals, grid, functional and linear algebra of this engine against PySCF's."""
+    mol = make_mol(FORMAMIDE)
+    engine = gpu_engine()
+    here, there = System(mol), System(mol, engine=engine)
+    for name in ("overlap", "core_hamiltonian"):
+        found = engine.host(getattr(there, name))
+        np.testing.assert_allclose(found, getattr(here, name), atol=1e-9)
+    expected = sad_reference(here, FittedFock(mol, dtype=torch.float64))
+    fitted = FittedFock(mol, dtype=torch.float64, engine=engine)
+    found = engine.host(sad_reference(there, fitted))
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+    energies, orbitals = solve_roothaan(engine.array(expected), there.overlap, engine)
+    reference = solve_roothaan(expected, here.overlap)[0]
+    np.testing.assert_allclose(engine.host(energies), reference, atol=1e-9)
+    c = engine.host(orbitals)[:, :12]
+    for xc in ("pbe", "camb3lyp", "tpss"):
+        differences = [
+            f.engine.host(f.differences(f.engine.array(c), xc)(f.engine.array(1.05 * c)))
+            for f in (fitted, FittedFock(mol, dtype=torch.float64))
+        ]
+        np.testing.assert_allclose(*differences, atol=1e-6)
+
+
+def test_batches_of_molecules_are_predicted_as_single_ones():
+    mols = [make_mol(WATER), make_mol(FORMAMIDE), make_mol(WATER, charge=1, spin=1)]
+    found = list(predict_hamiltonians(mols, batch_size=2))
+    assert [p.hamiltonian.shape[0] for p in found] == [mol.nao for mol in mols]
+    for mol, prediction in zip(mols, found, strict=True):
+        single = predict_hamiltonian(mol)
+        np.testing.assert_allclose(prediction.hamiltonian, single.hamiltonian, atol=2e-6)
+        assert prediction.iterations == single.iterations
+    with pytest.raises(ConfigError, match="batch_size"):
+        list(predict_hamiltonians(mols, batch_size=0))
+    with pytest.raises(UnsupportedMoleculeError):
+        list(predict_hamiltonians([make_mol(WATER, basis="sto-3g")]))
+
+
+def test_the_benchmark_compares_both_guesses(gpu, tmp_path, capsys, monkeypatch):
+    on_cpu = functools.partial(predict_hamiltonians, device="cpu")
+    monkeypatch.setattr("pyscf_deqh.benchmark.gpu4pyscf.predict_hamiltonians", on_cpu)
+    xyz, found = tmp_path / "a.xyz", tmp_path / "a.json"
+    write_xyz(xyz, WATER)
+    options = ["--molecules", str(xyz), "--basis", "def2-svp", "--mode", "direct", "--xc", "pbe"]
+    assert main([*options, "--repeats", "1", "--json", str(found)]) == 0
+    (row,) = json.loads(found.read_text())["rows"]
+    assert row["atoms"] == 3
+    assert row["converged"]
+    assert abs(row["energy_difference"]) < 1e-8
+    assert row["ratio"] == row["deqh_seconds"] / row["minao_seconds"]
+    assert "molecules/s" in capsys.readouterr().out
+    assert main([*options, "--max-atoms", "1"]) == 2
+
+
+def write_xyz(path, atoms):
+    lines = [f"{symbol} {x} {y} {z}" for symbol, (x, y, z) in atoms]
+    path.write_text("\n".join([str(len(atoms)), "name=water", *lines]) + "\n")
+
+
+def test_without_gpu4pyscf_the_benchmark_says_so(capsys):
+    if importlib.util.find_spec("gpu4pyscf"):
+        pytest.skip("gpu4pyscf is there")
+    assert main([]) == 2
+    assert "gpu4pyscf cannot be imported" in capsys.readouterr().err
