@@ -58,6 +58,7 @@ setup(
         "md": md,
         "embed": embed,
         "geomopt": geomopt,
+        "gpu": gpu,
         "md17": md17,
         "download": ["gdown>=5"],
         "test": [*train, *plot, *embed, *geomopt, *pytest],

@@ -68,9 +68,10 @@ def deqh_guess(
     After the guess ``mf.deqh_report`` tells what happened in it, see :class:`~pyscf_deqh.Report`.
 
     Args:
-        mf: any molecular SCF object of PySCF; it is changed and returned.
+        mf: any molecular SCF object of PySCF or gpu4pyscf; it is changed and returned.
         model: name of a bundled model, or folder of an exported one.
-        device: ``'auto'``, ``'cpu'``, ``'cuda'`` …
+        device: ``'auto'``, ``'cpu'``, ``'cuda'`` …; guesses for gpu4pyscf's objects stay on their
+            GPU.
         on_unsupported: what to do where there is no guess: ``'raise'`` the error, or warn and use
             ``'minao'``.
         max_cycles: limit of density-fitted cycles after the network (fitted integrals, coarse grid,
@@ -97,8 +98,8 @@ def deqh_guess(
         ConfigError: ``on_unsupported`` or ``start`` is none of these, or ``max_cycles`` is
             negative.
         CheckpointError: there is no such model.
-        UnsupportedMoleculeError: the object is no molecular SCF of PySCF's with spatial orbitals
-            (spinors, gpu4pyscf), or another package evaluates its functional, and
+        UnsupportedMoleculeError: the object is no molecular SCF with spatial orbitals
+            (spinors), or another package evaluates its functional, and
             ``on_unsupported`` is ``'raise'``.
     """
     if on_unsupported not in ON_UNSUPPORTED:
@@ -268,7 +269,7 @@ def register() -> None:
     """Make PySCF's SCF classes know the key ``'deqh'``. Called when the package is imported.
 
     gpu4pyscf's classes are none of PySCF's and take a key that they do not know for minao. They
-    learn, before or after this, to say that there is no guess for them.
+    learn it, before or after this.
     """
     _know_deqh(hf.SCF)
     _know_points()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -115,3 +116,29 @@ def test_small_scfs_load_no_pytorch():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "False"
+
+
+class _OnGPU:
+    """What of a gpu4pyscf object the estimate looks at."""
+
+    def __init__(self, nao, fitted):
+        self.mol = SimpleNamespace(nao=nao)
+        self.with_df = object() if fitted else None
+
+
+# Of docs/results/gpu4pyscf-h200.json: orbitals, whether density-fitted, seconds of its own guess,
+# Fock matrices from that.
+MEASURED = [
+    (24, False, 0.524, 8), (24, True, 0.336, 8), (138, False, 1.449, 11), (138, True, 0.769, 11),
+    (308, False, 3.499, 14), (308, True, 1.557, 14), (580, False, 6.302, 14),
+    (580, True, 4.014, 14), (1150, False, 14.408, 15), (1150, True, 11.867, 15),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("nao", "fitted", "seconds", "builds"), MEASURED)
+def test_estimates_on_a_gpu_are_near_what_was_measured(nao, fitted, seconds, builds, monkeypatch):
+    monkeypatch.setattr(cost, "engine_of", lambda mf: "gpu")
+    estimate = cost.seconds_of_matrix(_OnGPU(nao, fitted))
+    assert estimate == pytest.approx(seconds / builds, rel=0.35)
+    worth = cost.too_cheap(_OnGPU(nao, fitted)) is None
+    assert worth == (nao > 24 and (nao, fitted) != (138, True))

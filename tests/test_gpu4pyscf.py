@@ -79,7 +79,14 @@ METHODS = {
 }
 
 
-@pytest.mark.parametrize("method", METHODS)
+# The others differ in what PySCF itself evaluates in the stand-ins; a GPU takes them all.
+ALWAYS = ("RKS, range-separated", "RKS, def2-TZVP", "UKS", "ROHF")
+SLOW = () if torch.cuda.is_available() else METHODS.keys() - ALWAYS
+
+
+@pytest.mark.parametrize(
+    "method", [pytest.param(m, marks=[pytest.mark.slow] if m in SLOW else []) for m in METHODS]
+)
 def test_scfs_take_fewer_fock_matrices_to_the_same_result(gpu, method):
     name, atoms, options, settings = METHODS[method]
     mol = make_mol(atoms, **options)
@@ -111,7 +118,8 @@ def test_projected_densities_are_tagged_with_their_orbitals(gpu):
 
 
 def test_what_it_does_not_serve_is_refused_by_name(gpu, monkeypatch):
-    class RKS(gpu.RKS):
+    # gpu.RKS may be a function that chooses a class.
+    class RKS(type(gpu.RKS(make_mol(WATER), xc="pbe"))):
         __module__ = "gpu4pyscf.dft.rks_lowmem"
 
     with pytest.raises(UnsupportedMoleculeError, match="none of the molecular classes"):
@@ -162,7 +170,9 @@ def test_batches_of_molecules_are_predicted_as_single_ones():
     assert [p.hamiltonian.shape[0] for p in found] == [mol.nao for mol in mols]
     for mol, prediction in zip(mols, found, strict=True):
         single = predict_hamiltonian(mol)
-        np.testing.assert_allclose(prediction.hamiltonian, single.hamiltonian, atol=2e-6)
+        # Single precision, whose sums have no fixed order on a GPU.
+        atol = 1e-4 if torch.cuda.is_available() else 2e-6
+        np.testing.assert_allclose(prediction.hamiltonian, single.hamiltonian, atol=atol)
         assert prediction.iterations == single.iterations
     with pytest.raises(ConfigError, match="batch_size"):
         list(predict_hamiltonians(mols, batch_size=0))
@@ -196,3 +206,9 @@ def test_without_gpu4pyscf_the_benchmark_says_so(capsys):
         pytest.skip("gpu4pyscf is there")
     assert main([]) == 2
     assert "gpu4pyscf cannot be imported" in capsys.readouterr().err
+
+
+def test_the_lowest_state_is_left_out_with_a_note(gpu):
+    mf = gpu.RHF(make_mol(WATER)).apply(deqh_guess, lowest=True)
+    mf.get_init_guess(mf.mol, "deqh")
+    assert "the lowest state is not looked for on a GPU" in mf.deqh_report.notes

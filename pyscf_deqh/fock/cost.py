@@ -55,11 +55,11 @@ class Rates:
     imports: float = 1.9
 
 
-# On a GPU small molecules do not fill it: seconds of a matrix, of J and K for each orbital, of
+# On a GPU, which small molecules do not fill: seconds of a matrix, of J and K for each orbital, of
 # fitted ones for each pair of orbitals, of a guess and corrected cycles, of loading PyTorch; and
-# the full Fock matrices that are saved beyond those.
-_GPU_MATRIX, _GPU_DIRECT, _GPU_FITTED = 0.02, 9e-4, 5.6e-7
-_GPU_GUESS, _GPU_IMPORTS, _GPU_SAVED = 0.3, 4.0, 7.0
+# the full Fock matrices that are saved.
+_GPU_MATRIX, _GPU_DIRECT, _GPU_FITTED = 0.05, 8e-4, 5.6e-7
+_GPU_GUESS, _GPU_IMPORTS, _GPU_SAVED = 0.85, 4.0, 9.0
 
 
 def rates_file() -> Path:

@@ -16,6 +16,7 @@ import numpy as np
 import scipy.linalg
 from pyscf import lib
 
+from ..engine import HOST
 from ..process import one_blas_thread
 from .cycles import Solution
 from .density import density_of
@@ -175,6 +176,9 @@ def lowest_state(
     """
     if problem.shells.kind not in (Kind.CLOSED, Kind.UNRESTRICTED, Kind.RESTRICTED_OPEN):
         note = "the lowest state is not looked for in generalized orbitals and chosen occupations"
+        return replace(solution, notes=(*solution.notes, note)), fitted, ()
+    if problem.engine is not HOST:
+        note = "the lowest state is not looked for on a GPU"
         return replace(solution, notes=(*solution.notes, note)), fitted, ()
     import torch
 
