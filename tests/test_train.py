@@ -112,7 +112,7 @@ def test_training_learns_and_its_model_starts_an_scf(config, tmp_path):
     config.optimizer = replace(config.optimizer, learning_rate=1e-2)
     config.solver = replace(config.solver, gradient="random-depth")
     train(config)
-    rows = list(csv.DictReader(next(config.run.folder.glob("csv/*/metrics.csv")).open()))
+    rows = metrics(config)
     losses = [float(r["valid/loss"]) for r in rows if r["valid/loss"]]
     assert losses[-1] < 0.6 * losses[0]
     assert any((config.run.folder / "tensorboard").iterdir())
@@ -141,7 +141,7 @@ def test_qhnet_and_its_ablations_learn(config, tmp_path, consistent, overlap):
     # Long epochs: a checkpoint of some hundred tensors takes as long as a step.
     config.run.max_epochs, config.run.batches_per_epoch = 4, 12
     train(config)
-    rows = list(csv.DictReader(next(config.run.folder.glob("csv/*/metrics.csv")).open()))
+    rows = metrics(config)
     losses = [float(r["valid/loss"]) for r in rows if r["valid/loss"]]
     assert losses[-1] < 0.5 * losses[0]
     assert read_config(config.run.folder / "config.yaml") == config
@@ -258,14 +258,21 @@ def test_replayed_gradients_are_those_of_an_eager_pass():
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 def test_replayed_steps_are_the_same_training(config, tmp_path):
+    """By its validation: Adam turns gradients of nothing but rounding into whole steps, and padded
+    batches round otherwise."""
     config.solver = replace(config.solver, gradient="random-depth", forward_max_iterations=1)
     config.run.accelerator = "gpu"
     train(config)
     captured = replace(config, run=replace(config.run, folder=tmp_path / "b", cuda_graphs=True))
     train(captured)
-    replayed = last(captured)
-    for name, value in last(config).items():
-        torch.testing.assert_close(replayed[name], value, rtol=1e-3, atol=1e-5)
+    for name in ("valid/loss", "valid/mae"):
+        found = [[float(row[name]) for row in metrics(c) if row[name]] for c in (captured, config)]
+        assert len(found[0]) == config.run.max_epochs
+        np.testing.assert_allclose(*found, rtol=5e-3)
+
+
+def metrics(config):
+    return list(csv.DictReader(next(config.run.folder.glob("csv/*/metrics.csv")).open()))
 
 
 @pytest.mark.parametrize(("section", "values", "message"), [
