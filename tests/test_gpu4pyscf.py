@@ -205,7 +205,7 @@ def test_without_gpu4pyscf_the_benchmark_says_so(capsys):
     if importlib.util.find_spec("gpu4pyscf"):
         pytest.skip("gpu4pyscf is there")
     assert main([]) == 2
-    assert "gpu4pyscf cannot be imported" in capsys.readouterr().err
+    assert "pip install 'pyscf_deqh[gpu]'" in capsys.readouterr().err
 
 
 def test_the_lowest_state_is_left_out_with_a_note(gpu):

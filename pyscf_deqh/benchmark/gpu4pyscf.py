@@ -85,11 +85,9 @@ def _line(row: dict) -> str:
 
 
 def measure(args: argparse.Namespace) -> int:
-    try:
-        import cupy
-        import gpu4pyscf
-    except ImportError as error:
-        raise ConfigError(f"gpu4pyscf cannot be imported: {error}") from error
+    import cupy
+    import gpu4pyscf
+
     geometries = [g for g in read_geometries(args.molecules) if len(g.numbers) <= args.max_atoms]
     if not geometries:
         raise ConfigError(f"no molecule of at most {args.max_atoms} atoms in {args.molecules}")
