@@ -22,7 +22,8 @@ from pyscf.scf import hf
 
 from .after_import import AfterImport
 from .checkpoint import DEFAULT_MODEL, list_models, resolve_model
-from .errors import ConfigError
+from .engine import engine_of
+from .errors import ConfigError, UnsupportedMoleculeError
 from .fock import diis
 from .fock.cost import too_cheap
 from .fock.cycles import CycleSettings
@@ -236,7 +237,8 @@ def _know_points() -> None:
     def __call__(self, mol_or_geom, **kwargs):
         options: Options = getattr(self, "_deqh", None) or _options(frugal=True)
         by_name = isinstance(self.init_guess, str) and self.init_guess.lower() == KEY
-        if not (by_name and options.every_point and fills_by_aufbau(self)):
+        served = options.every_point and fills_by_aufbau(self) and _has_engine(self)
+        if not (by_name and served):
             return original(self, mol_or_geom, **kwargs)
         points, self._deqh_points = getattr(self, "_deqh_points", ()), ()
         if not points and (point := Point.of(self)) is not None:
@@ -257,6 +259,14 @@ def _know_points() -> None:
         return energy
 
     hf.SCF_Scanner.__call__ = __call__
+
+
+def _has_engine(mf: hf.SCF) -> bool:
+    try:
+        engine_of(mf)
+    except UnsupportedMoleculeError:
+        return False
+    return True
 
 
 def _subclasses(cls: Any) -> Iterator[Any]:

@@ -251,6 +251,7 @@ class SCF(lib.StreamObject):
     diis_damp = 0
     init_guess = "minao"
     init_guess_breaksym = 0
+    chkfile = None
     _keys = {"mol", "init_guess", "DIIS", "xc", "grids", "with_df", "diis_start_cycle"}  # noqa: RUF012
 
     def __init__(self, mol):
@@ -260,6 +261,10 @@ class SCF(lib.StreamObject):
             getattr(scf, name.lower().replace("ks", "hf")), name.replace("KS", "HF")
         )(mol)
         self.converged, self.mo_coeff, self.cycles = False, None, 0
+
+    def reset(self, mol):
+        self.mol = mol
+        self.own.reset(mol)
 
     def get_init_guess(self, mol=None, key="minao", **kwargs):
         if not isinstance(key, str):
@@ -292,7 +297,9 @@ class SCF(lib.StreamObject):
     def get_occ(self, mo_energy=None, mo_coeff=None):
         return wrap(self.own.get_occ(mo_energy.values))
 
-    def make_rdm1(self, mo_coeff, mo_occ):
+    def make_rdm1(self, mo_coeff=None, mo_occ=None):
+        mo_coeff = self.mo_coeff if mo_coeff is None else mo_coeff
+        mo_occ = self.mo_occ if mo_occ is None else mo_occ
         dm = self.own.make_rdm1(mo_coeff.values, mo_occ.values)
         return ndarray(np.asarray(dm), mo_coeff=mo_coeff, mo_occ=mo_occ)
 
@@ -302,7 +309,7 @@ class SCF(lib.StreamObject):
             f = diis.update(s1e, asarray(dm), f)
         return f
 
-    def kernel(self, dm0=None):
+    def kernel(self, dm0=None, **kwargs):
         """As ``gpu4pyscf.scf.hf._kernel``; counts its Fock matrices in ``builds``."""
         mol, tolerance = self.mol, self.conv_tol_grad or self.conv_tol**0.5
         dm = self.get_init_guess(mol, self.init_guess) if dm0 is None else dm0

@@ -212,3 +212,14 @@ def test_the_lowest_state_is_left_out_with_a_note(gpu):
     mf = gpu.RHF(make_mol(WATER)).apply(deqh_guess, lowest=True)
     mf.get_init_guess(mf.mol, "deqh")
     assert "the lowest state is not looked for on a GPU" in mf.deqh_report.notes
+
+
+def test_scans_go_on_where_there_is_no_guess(gpu, monkeypatch):
+    gpu_engine.cache_clear()
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    scan = scf.hf.as_scanner(gpu.RHF(make_mol(WATER)))
+    scan.init_guess = "deqh"
+    for _ in range(2):
+        mol = make_mol(WATER)
+        assert abs(scan(mol) - scf.RHF(mol).kernel()) < 1e-8
+    assert "PyTorch sees no GPU" in scan.deqh_report.fallback
