@@ -6,7 +6,7 @@ import functools
 import importlib.util
 import itertools
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -115,12 +115,10 @@ def predict_hamiltonian(
     """
     _check(mol, model)
     device = resolve_device(device)
-    engine = _engine_on(device)
-    system = System(mol, engine=engine)
-    memory = mol.max_memory if engine is HOST else float("inf")
+    system = System(mol, engine=_engine_on(device))
     with own_errors():
-        prediction, _ = solve_network(system, model, device, memory, initial)
-        return replace(prediction, hamiltonian=engine.host(prediction.hamiltonian))
+        prediction, _ = solve_network(system, model, device, initial=initial)
+    return _on_host(prediction, system.engine)
 
 
 def predict_hamiltonians(
@@ -153,8 +151,12 @@ def predict_hamiltonians(
         for mol in batch:
             _check(mol, model)
         with own_errors():
-            predictions = _solve_batch([System(mol, engine=engine) for mol in batch], model, device)
-        yield from predictions
+            predictions, _ = _solve([System(mol, engine=engine) for mol in batch], model, device)
+        yield from (_on_host(prediction, engine) for prediction in predictions)
+
+
+def _on_host(prediction: Prediction, engine: Engine) -> Prediction:
+    return replace(prediction, hamiltonian=engine.host(prediction.hamiltonian))
 
 
 def _check(mol: Mole, model: str | Path) -> None:
@@ -181,7 +183,7 @@ def solve_network(
     system: System,
     model: str | Path,
     device: str,
-    memory: float,
+    memory: float | None = None,
     initial: np.ndarray | None = None,
 ) -> tuple[Prediction, FittedFock]:
     """:func:`predict_hamiltonian` of a molecule that was found to fit the model, and what builds
@@ -196,18 +198,26 @@ def solve_network(
 
     device = resolve_device(device, system.engine)
     try:
-        return _solve(system, model, device, memory, initial)
+        (prediction,), fitted = _solve([system], model, device, memory, initial)
+        return prediction, fitted
     except torch.OutOfMemoryError:
         if system.engine.fixed:
             raise
         note = f"{device} ran out of memory: solved on the CPU"
     # Not in the handler, whose traceback would keep what the device holds.
-    prediction, fitted = _solve(system, model, "cpu", memory, initial)
+    (prediction,), fitted = _solve([system], model, "cpu", memory, initial)
     return replace(prediction, notes=(note,)), fitted
 
 
-def _solve_batch(systems: list[System], model: str | Path, device: str) -> list[Prediction]:
-    """Of molecules that fit the model; arrays of NumPy."""
+def _solve(
+    systems: Sequence[System],
+    model: str | Path,
+    device: str,
+    memory: float | None = None,
+    initial: np.ndarray | None = None,
+) -> tuple[list[Prediction], FittedFock]:
+    """Of molecules that fit the model, solved together, in arrays of their engine; and what builds
+    further Fock matrices of the last one. Other arguments as of :func:`solve_network`."""
     import torch
 
     from .fock.fitted import FittedFock
@@ -215,78 +225,45 @@ def _solve_batch(systems: list[System], model: str | Path, device: str) -> list[
     from .graph.build import build_graph
 
     network, spec = cached_model(model, device)
-    graphs, seconds = [], []
+    graphs, graph_seconds = [], []
     for system in systems:
         started = time.perf_counter()
-        memory = system.mol.max_memory if system.engine is HOST else float("inf")
         fitted = FittedFock(system.mol, device, memory=memory, engine=system.engine)
         graphs.append(build_graph(system, spec.reference, fitted=fitted))
-        seconds.append(time.perf_counter() - started)
+        graph_seconds.append(time.perf_counter() - started)
     started = time.perf_counter()
     batch = collate(graphs, spec.template, spec.backbone.cutoff_bohr)
-    with torch.no_grad():
-        solution = network(batch.to(device))
-    differences = (solution.hamiltonian.cpu() - batch.reference).double().numpy()
-    network_seconds = (time.perf_counter() - started) / len(graphs)
-    return [
-        _prediction(
-            graph.reference + differences[i, : graph.nao, : graph.nao], spec, str(model), device,
-            int(solution.iterations[i]), float(solution.residual[i]), seconds[i], network_seconds,
-        )
-        for i, graph in enumerate(graphs)
-    ]  # fmt: skip
-
-
-def _prediction(
-    hamiltonian: np.ndarray,
-    spec: ModelSpec,
-    model: str,
-    device: str,
-    iterations: int,
-    residual: float,
-    graph_seconds: float,
-    network_seconds: float,
-) -> Prediction:
-    """Raises :class:`~pyscf_deqh.NumericalError` for NaN."""
-    if not np.isfinite(hamiltonian).all():
-        raise NumericalError("the network returned NaN for this molecule")
-    builds = 0 if spec.reference == "none" else 1
-    symmetric = (hamiltonian + hamiltonian.T) / 2
-    return Prediction(
-        symmetric, model, device, iterations, residual, builds, graph_seconds, network_seconds
-    )
-
-
-def _solve(
-    system: System, model: str | Path, device: str, memory: float, initial: np.ndarray | None
-) -> tuple[Prediction, FittedFock]:
-    import torch
-
-    from .fock.fitted import FittedFock
-    from .graph.batch import collate
-    from .graph.build import build_graph
-
-    network, spec = cached_model(model, device)
-    started = time.perf_counter()
-    engine = system.engine
-    fitted = FittedFock(system.mol, device, memory=memory, engine=engine)
-    graph = build_graph(system, spec.reference, fitted=fitted)
-    batch = collate([graph], spec.template, spec.backbone.cutoff_bohr)
     start = None
     if initial is not None:
-        if initial.shape != graph.overlap.shape:
+        if initial.shape != graphs[0].overlap.shape:
             raise UnsupportedMoleculeError(
-                f"initial has shape {initial.shape}, the molecule has {graph.nao} orbitals"
+                f"initial has shape {initial.shape}, the molecule has {graphs[0].nao} orbitals"
             )
         start = torch.as_tensor(initial, dtype=batch.overlap.dtype)[None].to(device)
     built = time.perf_counter()
     with torch.no_grad():
         solution = network(batch.to(device), start)
-    # The network's correction is in single precision; the reference keeps its double precision.
-    difference = solution.hamiltonian[0] - batch.reference[0].to(device)
-    hamiltonian = engine.array(graph.reference) + engine.of_tensor(difference)
-    prediction = _prediction(
-        hamiltonian, spec, str(model), device, int(solution.iterations[0]),
-        float(solution.residual[0]), built - started, time.perf_counter() - built,
-    )  # fmt: skip
-    return prediction, fitted
+    differences = solution.hamiltonian - batch.reference.to(device)
+    hamiltonians = []
+    for system, graph, difference in zip(systems, graphs, differences, strict=True):
+        # The network's correction is in single precision; the reference keeps its double precision.
+        correction = system.engine.of_tensor(difference[: graph.nao, : graph.nao])
+        hamiltonian = system.engine.array(graph.reference) + correction
+        if not np.isfinite(hamiltonian).all():
+            raise NumericalError("the network returned NaN for this molecule")
+        hamiltonians.append((hamiltonian + hamiltonian.T) / 2)
+    ended, n = time.perf_counter(), len(graphs)
+    predictions = [
+        Prediction(
+            hamiltonian=hamiltonian,
+            model=str(model),
+            device=device,
+            iterations=int(solution.iterations[i]),
+            residual=float(solution.residual[i]),
+            fock_builds=0 if spec.reference == "none" else 1,
+            graph_seconds=graph_seconds[i] + (built - started) / n,
+            network_seconds=(ended - built) / n,
+        )
+        for i, hamiltonian in enumerate(hamiltonians)
+    ]
+    return predictions, fitted

@@ -1,6 +1,6 @@
 """gpu4pyscf as an engine: arrays of CuPy, integrals, functionals and linear algebra on the GPU.
 
-Read and tested in gpu4pyscf 1.8.1 and 1.9.0:
+Read in gpu4pyscf 1.8.1 and 1.9.0, and tested in 1.9.0:
 
 ==========================================  ====================================================
 ``scf.hf.SCF`` and its classes              none of PySCF's; ``ROHF`` is a subclass of ``RHF``
@@ -17,7 +17,7 @@ CuPy and PyTorch share arrays on the same GPU without a copy (DLPack), and its d
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import cupy
 import gpu4pyscf
@@ -47,6 +47,8 @@ class GPU4PySCF(Engine):
         UnsupportedMoleculeError: it is too old, or PyTorch sees no GPU.
     """
 
+    scf: ClassVar[dict[str, Any]] = {"hf": hf, "uhf": uhf, "rohf": rohf, "ghf": ghf, "diis": diis}
+    diis_base = lib.diis.DIIS
     fixed = factorizes = True
     stop = 0.4
     peak = 1.0
@@ -68,9 +70,6 @@ class GPU4PySCF(Engine):
     def device(self) -> str:  # type: ignore[override]
         return f"cuda:{cupy.cuda.Device().id}"
 
-    def classes(self) -> dict[str, Any]:
-        return {"ghf": ghf.GHF, "uhf": uhf.UHF, "rohf": rohf.ROHF, "rhf": hf.RHF}
-
     def class_of(self, mf: Any) -> str | None:
         # Their matrices are triangles, in a loop of their own.
         if any(cls.__module__.endswith("_lowmem") for cls in type(mf).__mro__):
@@ -78,8 +77,6 @@ class GPU4PySCF(Engine):
         return super().class_of(mf)
 
     def array(self, x: Any) -> Any:
-        if isinstance(x, Tensor):
-            return self.of_tensor(x)
         return cupy_helper.asarray(x)
 
     def host(self, x: Any) -> np.ndarray:
@@ -109,17 +106,14 @@ class GPU4PySCF(Engine):
         basis = vectors[:, keep] / cupy.sqrt(values[keep])
         return basis @ (basis.T @ right)
 
-    def _object(self, mol: Mole) -> Any:
-        return hf.RHF(mol)
-
     def overlap(self, mol: Mole) -> Any:
-        return cupy_helper.asarray(self._object(mol).get_ovlp())
+        return cupy_helper.asarray(hf.RHF(mol).get_ovlp())
 
     def cross_overlap(self, mol: Mole, other: Mole) -> Any:
         return cupy_helper.asarray(super().cross_overlap(mol, other))
 
     def core_hamiltonian(self, mol: Mole) -> Any:
-        return cupy_helper.asarray(self._object(mol).get_hcore())
+        return cupy_helper.asarray(hf.RHF(mol).get_hcore())
 
     def has_plain_hcore(self, mf: Any) -> bool:
         return getattr(mf.get_hcore, "__func__", None) is hf.SCF.get_hcore
@@ -133,8 +127,7 @@ class GPU4PySCF(Engine):
     def fitted_integrals(
         self, mol: Mole, auxiliary: Mole, device: torch.device, dtype: torch.dtype, omega: float
     ) -> tuple[Tensor, Tensor | None]:
-        fitted = df.DF(mol)
-        fitted.auxmol, fitted.verbose = auxiliary, 0
+        fitted = _fitted(mol, auxiliary)
         with mol.with_range_coulomb(omega), auxiliary.with_range_coulomb(omega):
             fitted.build(omega=omega or None)
         row, column = torch.tril_indices(mol.nao, mol.nao, device=device)
@@ -148,8 +141,7 @@ class GPU4PySCF(Engine):
         return packed[:first], None
 
     def fitted_coulomb(self, mol: Mole, auxiliary: Mole, memory: float) -> Callable[[Any], Any]:
-        fitted = df.DF(mol)
-        fitted.auxmol, fitted.verbose = auxiliary, 0
+        fitted = _fitted(mol, auxiliary)
         fitted.build(build_cderi=False)
         return lambda density: fitted.get_jk(density, with_k=False)[0]
 
@@ -175,22 +167,6 @@ class GPU4PySCF(Engine):
     def numint(self) -> Any:
         return numint.NumInt()
 
-    def roothaan(self, focks: Any, densities: Any, overlap: Any) -> Any:
-        return rohf.get_roothaan_fock(focks, densities, overlap)
-
-    def extrapolation(self) -> Any:
-        extrapolation = diis.CDIIS()
-        extrapolation.verbose = 0
-        return extrapolation
-
-    @property
-    def diis_base(self) -> type:
-        return lib.diis.DIIS
-
-    @property
-    def diis_class(self) -> type:
-        return diis.SCF_DIIS
-
     def memory(self, mf: Any) -> float:
         cupy.get_default_memory_pool().free_all_blocks()
         torch.cuda.empty_cache()
@@ -213,3 +189,9 @@ class GPU4PySCF(Engine):
 
 
 _CUPY_TYPES = {torch.float32: np.float32, torch.float64: np.float64}
+
+
+def _fitted(mol: Mole, auxiliary: Mole) -> Any:
+    fitted = df.DF(mol)
+    fitted.auxmol, fitted.verbose = auxiliary, 0
+    return fitted

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import scipy.linalg
@@ -30,6 +30,8 @@ class Engine:
     Arrays are in atomic units and (nao, nao) unless something else is said.
 
     Attributes:
+        scf: its modules of this name.
+        diis_base: what an SCF object's ``DIIS`` must be a subclass of.
         device: where tensors live if nobody asks for another device.
         fixed: whether they can live nowhere else.
         factorizes: whether its Fock matrices gain from densities that are tagged with orbitals.
@@ -39,6 +41,10 @@ class Engine:
             double precision.
     """
 
+    scf: ClassVar[dict[str, Any]] = {
+        "hf": hf, "uhf": uhf, "rohf": rohf, "ghf": ghf, "diis": diis,
+    }  # fmt: skip
+    diis_base: ClassVar[Any] = lib.diis.DIIS
     device = "cpu"
     fixed = factorizes = False
     stop = 0.1
@@ -48,7 +54,8 @@ class Engine:
 
     def classes(self) -> dict[str, Any]:
         """Those of molecular SCFs with spatial orbitals; subclasses come before their bases."""
-        return {"ghf": ghf.GHF, "uhf": uhf.UHF, "rohf": rohf.ROHF, "rhf": hf.RHF}
+        modules = {"ghf": "ghf", "uhf": "uhf", "rohf": "rohf", "rhf": "hf"}
+        return {name: getattr(self.scf[m], name.upper()) for name, m in modules.items()}
 
     def class_of(self, mf: Any) -> str | None:
         """Which of them an SCF object is of; None for others."""
@@ -205,23 +212,18 @@ class Engine:
 
     def roothaan(self, focks: Any, densities: Any, overlap: Any) -> Any:
         """Roothaan's effective Fock matrix of those of either spin, tagged with them."""
-        return rohf.get_roothaan_fock(focks, densities, overlap)
+        return self.scf["rohf"].get_roothaan_fock(focks, densities, overlap)
 
     def extrapolation(self) -> Any:
         """A new commutator DIIS."""
-        extrapolation = diis.CDIIS()
+        extrapolation = self.scf["diis"].CDIIS()
         extrapolation.verbose = 0
         return extrapolation
 
     @property
-    def diis_base(self) -> type:
-        """What an SCF object's ``DIIS`` must be a subclass of."""
-        return lib.diis.DIIS
-
-    @property
     def diis_class(self) -> type:
         """An SCF object's ``DIIS`` that no user has changed."""
-        return diis.SCF_DIIS
+        return self.scf["diis"].SCF_DIIS
 
     def memory(self, mf: Any) -> float:
         """Megabytes that are left for a guess beside the two-electron integrals that ``mf``

@@ -47,9 +47,9 @@ class FittedFock:
         auxbasis, grid: the auxiliary basis set, None for one for each element (see
             :mod:`~pyscf_deqh.fock.auxiliary`); radial shells and largest angular grid.
         memory: megabytes of which three quarters may be held at once; ``mol.max_memory`` if it is
-            None. Where the integrals do not fit, there are Coulomb matrices (by PySCF's objects,
-            which make them each time), but no exchange. Values on the grid that do not fit are
-            made anew for each matrix.
+            None, or all that the GPU of an engine has free. Where the integrals do not fit, there
+            are Coulomb matrices (by the engine's objects, which make them each time), but no
+            exchange. Values on the grid that do not fit are made anew for each matrix.
         engine: makes integrals and grid; matrices are its arrays.
     """
 
@@ -66,7 +66,9 @@ class FittedFock:
         self.mol, self.engine = mol, engine
         self.device, self.dtype = torch.device(device or engine.device), dtype
         self.auxbasis, self.grid = auxbasis, grid
-        self._memory = mol.max_memory if memory is None else memory
+        if memory is None:
+            memory = float("inf") if engine.fixed else mol.max_memory
+        self._memory = memory
         self._limit = self._left = 1e6 * _SHARE * self._memory
         if self.device.type == "cuda":
             on_device = _SHARE * torch.cuda.mem_get_info(self.device)[0]

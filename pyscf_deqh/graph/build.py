@@ -40,7 +40,7 @@ def build_graph(
         basis_vectors = orthonormal_basis(overlap)
     else:
         atomic_density = system.atomic_density
-        fock = sad_reference(system, fitted or FittedFock(mol))
+        fock = sad_reference(system, fitted or FittedFock(mol, engine=system.engine))
         basis_vectors = solve_roothaan(fock, overlap, system.engine)[1]
     host = system.engine.host
     graph = MolecularGraph(
