@@ -144,6 +144,26 @@ def test_where_the_fitted_matrices_are_exact_one_cycle_is_enough(method, monkeyp
     assert second.gradient < 1e-6
 
 
+def test_what_the_guess_has_made_serves_the_first_solution(monkeypatch):
+    """Its Fock matrices, less the full one's defect, save a fitted cycle or two."""
+    mol = make_mol(FORMAMIDE)
+    with_it, _ = run(scf.RKS(mol, xc="pbe").apply(deqh_guess))
+    monkeypatch.setattr(FittedFock, "remembered", lambda *_: [])
+    without, _ = run(scf.RKS(mol, xc="pbe").apply(deqh_guess))
+    cycles = [len(mf.deqh_cycles[0].fitted_gradients) for mf in (with_it, without)]
+    assert cycles[0] < cycles[1]
+    assert with_it.e_tot == pytest.approx(without.e_tot, abs=1e-8)
+
+
+def test_nothing_is_solved_where_only_the_energy_has_to_stay():
+    mf, _ = run(scf.RHF(make_mol(WATER)).apply(corrected_diis))
+    found = mf.deqh_cycles
+    tolerance = np.sqrt(mf.conv_tol)
+    assert found[-1].gradient < 0.7 * tolerance
+    for cycle in found:
+        assert bool(cycle.fitted_gradients) == (cycle.gradient > 0.7 * tolerance)
+
+
 def some_densities(n_alpha, n_beta, count):
     """Orbitals of either spin of the formamide cation, turned at random."""
     mol = make_mol(WATER)

@@ -9,6 +9,7 @@ from pyscf_deqh.errors import NotEnoughMemoryError
 from pyscf_deqh.fock import integrals
 from pyscf_deqh.fock.auxiliary import LIGHT
 from pyscf_deqh.fock.fitted import FittedFock
+from pyscf_deqh.fock.functional import Functional
 from pyscf_deqh.fock.grid import GRID
 from pyscf_deqh.fock.integrals import FittedIntegrals
 
@@ -103,6 +104,52 @@ def test_differences_are_pyscfs(xc):
     difference = FittedFock(mol, dtype=torch.float64).differences(c, xc)
     np.testing.assert_allclose(difference(d), expected, atol=1e-6)
     np.testing.assert_allclose(difference(c), 0, atol=1e-12)
+
+
+@pytest.mark.parametrize("xc", ["hf", "b3lyp"])
+def test_what_was_made_of_orbitals_is_not_made_again(xc, monkeypatch):
+    mol = make_mol()
+    fitted, functional = FittedFock(mol), Functional.of(xc)
+    orbitals = [nearby_orbitals(mol, 0.1 * i) for i in range(12)]
+    hcore = scf.hf.get_hcore(mol)
+    focks = [fitted(hcore, c, functional)[0] for c in orbitals]
+    known = fitted.remembered(functional)
+    assert [id(c) for c in known] == [id(c) for c in orbitals[-len(known) :]]
+    assert 2 < len(known) < 12
+    assert not fitted.remembered(Functional.of("pbe"))
+
+    def never(*_):
+        raise AssertionError("made again")
+
+    monkeypatch.setattr(fitted, "_semilocal", never)
+    monkeypatch.setattr(fitted, "_exchange", never)
+    np.testing.assert_array_equal(fitted(hcore, known[0], functional)[0], focks[-len(known)])
+    change = fitted.differences(known[-1], functional)(known[0])
+    np.testing.assert_allclose(change, focks[-len(known)] - focks[-1], atol=1e-4)
+    with pytest.raises(AssertionError, match="made again"):  # equal ones are others
+        fitted(hcore, known[0].copy(), functional)
+    fitted.forget()
+    assert not fitted.remembered(functional)
+
+
+@pytest.mark.parametrize("basis", ["def2-svp", {"H": "def2-svp", "default": "aug-cc-pvdz"}])
+def test_the_grid_leaves_out_only_what_no_electron_sees(basis):
+    mol = make_mol([*FORMAMIDE, ("ghost-N", (0, 0, 3)), ("H1", (0, 0, 30))], basis=basis, spin=1)
+    whole = dft.gen_grid.Grids(mol)
+    whole.atom_grid = GRID
+    whole.build()
+    grids = HOST.grids(mol, GRID)
+    assert len(grids.weights) < 0.95 * len(whole.weights)
+    ni = dft.numint.NumInt()
+    focks = [ni.nr_rks(mol, g, "pbe", c @ c.T) for g in (grids, whole) for c in [diffuse(mol)]]
+    assert focks[0][0] == pytest.approx(focks[1][0], abs=1e-5)
+    np.testing.assert_allclose(focks[0][2], focks[1][2], atol=5e-6)
+
+
+def diffuse(mol):
+    """An electron in each of the softest orbitals of a molecule."""
+    energy, c = scf.RHF(mol).eig(mol.intor("int1e_kin"), mol.intor("int1e_ovlp"))
+    return c[:, np.argsort(energy)[: mol.nelectron]]
 
 
 def test_differences_of_similar_densities_are_precise_in_single_precision():

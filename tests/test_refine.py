@@ -92,6 +92,27 @@ def test_a_known_density_takes_part_in_the_extrapolation():
     np.testing.assert_allclose(result.hamiltonian, expected, atol=1e-10)
 
 
+def test_earlier_densities_take_part_as_well():
+    """From the third of four cycles on, with what they knew, the fourth is the same."""
+    mol = make_mol()
+    mf = scf.RHF(mol)
+    overlap, made = mf.get_ovlp(), []
+
+    def build(orbitals):
+        made.append(orbitals)
+        return mf.get_fock(dm=orbitals @ orbitals.T)
+
+    shells, start = Shells.closed(mol.nelectron), mf.get_hcore()
+    whole = refine(build, overlap, shells, start, 4, 0)
+    first, second, third = made[:3]
+    dm = third @ third.T
+    last = refine(
+        build, overlap, shells, mf.get_fock(dm=dm), 1, 0, density=dm, earlier=[first, second]
+    )
+    assert last.gradients[0] == pytest.approx(whole.gradients[3], rel=1e-6)
+    np.testing.assert_allclose(last.hamiltonian, whole.hamiltonian, atol=1e-8)
+
+
 def test_stops_at_the_tolerance_or_the_limit():
     mol = make_mol()
     start = dft.RKS(mol, xc="pbe").run().get_fock()

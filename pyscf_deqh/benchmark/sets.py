@@ -1,4 +1,4 @@
-"""Bundled test molecules, and the sets of the suite: which molecules, method and classical guesses.
+"""Bundled test molecules, and the sets of the suite: which molecules and which method.
 
 ``molecules/README.md`` tells how the molecules were made.
 """
@@ -13,7 +13,7 @@ from typing import Any
 
 from ..checkpoint import DEFAULT_MODEL
 from ..data.geometry import Geometry, read_geometries
-from .scf_runs import CHEAP_SCF, Method
+from .scf_runs import Method
 
 FOLDER = Path(__file__).parent / "molecules"
 BUNDLED = FOLDER / "qm9_test.xyz"
@@ -39,7 +39,6 @@ class SuiteSet:
         name: of the set and its files.
         title: in the table.
         file: molecules.
-        inits: classical guesses to compare with; the first one is minao.
         xc, basis, charge, spin, density_fit, solvent, unrestricted: see :class:`Method`.
         limit: number of molecules; None for all.
         others: molecules of another kind than the models learnt.
@@ -48,7 +47,6 @@ class SuiteSet:
     name: str
     title: str
     file: Path
-    inits: tuple[str, ...]
     xc: str = Method.xc
     basis: str = Method.basis
     limit: int | None = None
@@ -78,26 +76,24 @@ class SuiteSet:
 
 def _transfer(name: str, title: str, **method: Any) -> SuiteSet:
     """Something that the bundled models did not learn, at the neutral singlets' geometries."""
-    return SuiteSet(
-        name, f"QM9 test, {title}", BUNDLED, ("minao",), limit=_TRANSFER_MOLECULES, **method
-    )
+    return SuiteSet(name, f"QM9 test, {title}", BUNDLED, limit=_TRANSFER_MOLECULES, **method)
 
 
 def _other(name: str, title: str) -> SuiteSet:
-    return SuiteSet(name, title, FOLDER / f"{name}_test.xyz", ("minao",), others=True)
+    return SuiteSet(name, title, FOLDER / f"{name}_test.xyz", others=True)
 
 
 SUITE = {
     entry.name: entry
     for entry in (
-        SuiteSet("qm9", "QM9 test", BUNDLED, ("minao", "1e", CHEAP_SCF)),
-        SuiteSet("md", "MD snapshots", FOLDER / "md_test.xyz", ("minao", CHEAP_SCF)),
+        SuiteSet("qm9", "QM9 test", BUNDLED),
+        SuiteSet("md", "MD snapshots", FOLDER / "md_test.xyz"),
         *(_other(name, title) for name, title in (
             ("fragments", "drug fragments with S, P, Cl, Br, Si"), ("ions", "ions"),
             ("heavy", "heavy elements"), ("radicals", "radicals"),
             ("counterpoise", "counterpoise dimers"),
         )),
-        SuiteSet("larger", "larger molecules", FOLDER / "larger_test.xyz", ("minao", CHEAP_SCF)),
+        SuiteSet("larger", "larger molecules", FOLDER / "larger_test.xyz"),
         *(_transfer(xc, f"{xc}/{Method.basis}", xc=xc) for xc in ("pbe", "pbe0", "wb97x", "hf")),
         *(_transfer(b, f"{Method.xc}/{b}", basis=b)
           for b in ("def2-tzvp", "cc-pvdz", "cc-pvtz", "aug-cc-pvdz")),

@@ -23,6 +23,8 @@ from .scf_runs import Method
 from .sets import SUITE, SuiteSet
 from .suite_table import failed, suite_table
 
+_CLASSICAL = ("minao",)
+
 
 @dataclass
 class SetResults:
@@ -74,7 +76,7 @@ def read_results(folder: Path, entry: SuiteSet) -> SetResults | None:
             environments.append(environment)
     if not methods:
         return None
-    results = Results(entry.method(methods[0]["model"]), entry.inits, None)
+    results = Results(entry.method(methods[0]["model"]), _CLASSICAL, None)
     results.rows = list(rows.values())
     results.failures = [f for name, f in failures.items() if name not in rows]
     return SetResults(results, methods, environments)
@@ -116,7 +118,7 @@ def run_set(
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{entry.name}-{k}of{of}.json"
     method = entry.method(model, device)
-    if run_benchmark(todo, method, entry.inits, path, progress, resume=True).interrupted:
+    if run_benchmark(todo, method, _CLASSICAL, path, progress, resume=True).interrupted:
         raise KeyboardInterrupt
 
 

@@ -7,30 +7,27 @@ from typing import Any
 
 from .acceleration import Results
 from .report import markdown_table
-from .scf_runs import CHEAP_SCF
 from .sets import SEED, SUITE
 
 # Hartree. Convergence leaves differences of 1e-9; another state lies farther away.
 _ABOVE = 1e-6
 
-# Header, classical guess, name in the summary, factor, digits.
+# Header, name in the summary, factor, digits.
 _COLUMNS = (
-    ("wall vs minao", "minao", "wall_ratio", 1.0, 3),
-    ("wall vs 1e", "1e", "wall_ratio", 1.0, 3),
-    ("wall vs cheap-scf", CHEAP_SCF, "wall_ratio", 1.0, 3),
-    ("full Fock builds", "minao", "full_builds_deqh", 1.0, 1),
-    ("of minao", "minao", "full_builds_baseline", 1.0, 1),
-    ("cycles that PySCF prints", "minao", "cycles_deqh", 1.0, 1),
-    ("from minao", "minao", "cycles_baseline", 1.0, 1),
-    ("MAE of H / micro-Eh, network", "minao", "hamiltonian_mae", 1e6, 0),
-    ("of the guess", "minao", "refined_mae", 1e6, 2),
-    ("density-fitted and corrected cycles", "minao", "guess_cycles", 1.0, 1),
-    ("guess, share of minao's time", "minao", "guess_share", 1.0, 3),
+    ("wall vs minao", "wall_ratio", 1.0, 3),
+    ("full Fock builds", "full_builds_deqh", 1.0, 1),
+    ("of minao", "full_builds_baseline", 1.0, 1),
+    ("cycles that PySCF prints", "cycles_deqh", 1.0, 1),
+    ("from minao", "cycles_baseline", 1.0, 1),
+    ("MAE of H / micro-Eh, network", "hamiltonian_mae", 1e6, 0),
+    ("of the guess", "refined_mae", 1e6, 2),
+    ("density-fitted and corrected cycles", "guess_cycles", 1.0, 1),
+    ("guess, share of minao's time", "guess_share", 1.0, 3),
 )
 
 _EXPLANATION = (
     "Mean ± standard deviation (median) over the molecules where both runs converged. wall: "
-    "seconds, DEQH over the classical guess, guesses included; full Fock builds: the first one, "
+    "seconds, DEQH over minao, guess included; full Fock builds: the first one, "
     "one in each of PySCF's cycles, the check at the end. MAE of H: against the converged Fock "
     "matrix, of the network's prediction and of the guess after its cycles; density-fitted and "
     "corrected cycles: those in fitted Fock matrices, in the guess and in the SCF. The guess's "
@@ -77,11 +74,11 @@ def _unique(lines: Iterable[str]) -> list[str]:
 
 
 def _row(name: str, results: Results) -> list[str]:
-    summaries = results.summaries()
-    n, rows = summaries["minao"]["n"], len(results.rows) + len(results.failures)
+    summary = results.summaries()["minao"]
+    n, rows = summary["n"], len(results.rows) + len(results.failures)
     cells = [SUITE[name].title, str(n) if n == rows else f"{n} of {rows}"]
-    for _, init, quantity, factor, digits in _COLUMNS:
-        value = summaries.get(init, {}).get(quantity)
+    for _, quantity, factor, digits in _COLUMNS:
+        value = summary[quantity]
         # A prediction of one functional has no error against the matrix of another.
         foreign = quantity == "hamiltonian_mae" and SUITE[name].is_transfer
         if value is None or not value["n"] or foreign:

@@ -51,8 +51,9 @@ if TYPE_CHECKING:
     from .fitted import FittedDifferences, FittedFock
 
 _MAX_FITTED = 20
-# Part of PySCF's threshold at which a cycle of fitted ones ends.
-_GOAL = 0.1
+# Part of PySCF's threshold at which a cycle of fitted ones ends, and below which there is none:
+# PySCF only has to see that the energy stays.
+_GOAL, _ENOUGH = 0.2, 0.7
 # What single precision leaves of the gradient, hartree per root of an electron pair.
 _ROUNDING = 7e-7
 # What a step leaves of the gradient: before the first one, and the least that is believed.
@@ -244,17 +245,20 @@ class _Corrected:
             leaves = gradient / before.gradient
             self._leaves = min(max(leaves, _LEAVES_AT_LEAST), 1.0)
             if leaves > _FAILED:
+                method.forget()
                 self._fail()
                 return None
         goal = _GOAL * method.tolerance
-        if gradient < goal or (far and 0 < self._waits < _MAX_WAITS):
+        if gradient < _ENOUGH * method.tolerance or (far and 0 < self._waits < _MAX_WAITS):
             self._waits += far
             return None
         tolerance = max(goal, self._engine.stop * self._leaves * gradient, method.rounding)
         hamiltonian, gradients, contamination = method.solve(d, f, tolerance)
-        accepted = gradients[-1] < _FITTED_FAILED * gradient
+        accepted = gradients[-1] < max(_FITTED_FAILED * gradient, goal)
         if far and contamination > _CONTAMINATED:
             accepted = False
+        if not accepted:
+            method.forget()
         self._waits = int(far and not accepted)
         if not far and not accepted:
             self._fail()
@@ -354,6 +358,10 @@ class _Method:
         trajectory; None where it is not known, and in a solvent, whose response is in both."""
         return self._model.defect(self._core_hamiltonian) if self._solvent is None else None
 
+    def forget(self) -> None:
+        """Let go of the last fitted matrices, which have led nowhere."""
+        self._model.forget()
+
     def solve(self, d: Any, f: Any, tolerance: float) -> tuple[np.ndarray, list[float], float]:
         """Hamiltonian of the corrected cycles from a full Fock matrix, their gradients, and the
         spin contamination of unrestricted open shells."""
@@ -362,8 +370,9 @@ class _Method:
         orbitals = _orbitals_of(kind, array(d), f, self._basis, self._root)
         full = np.stack([f.focka, f.fockb]) if kind == Kind.RESTRICTED_OPEN else array(f)
         self._model.know(orbitals, full)
+        earlier = self._model.remembered(orbitals)
         refined = refine(
-            self._model, self._overlap, self._shells, f, _MAX_FITTED, tolerance, array(d)
+            self._model, self._overlap, self._shells, f, _MAX_FITTED, tolerance, array(d), earlier
         )
         if kind == Kind.RESTRICTED_OPEN:
             # PySCF tags what it gets with these two arrays, and fills the orbitals by them.
@@ -434,6 +443,20 @@ class _FockNearby:
             self._directions = np.stack([self._vector(d - density) for d, _ in self._secants])
             gram = self._host(self._directions @ self._directions.T)
             self._inverse = np.linalg.pinv(gram, rcond=_DEPENDENT, hermitian=True)
+
+    def remembered(self, origin: Orbitals) -> list[Orbitals]:
+        """Orbitals of the last fitted matrices but the origin's, in its form.
+
+        Args:
+            origin: its orbitals.
+        """
+        form = [len(c) for c in by_spin(origin)]
+        known = self._fitted.remembered(self._functional)
+        return [c for c in known if c is not origin and [len(spin) for spin in by_spin(c)] == form]
+
+    def forget(self) -> None:
+        """Begin without them."""
+        self._fitted.forget()
 
     def defect(self, hcore: np.ndarray) -> np.ndarray | None:
         """Full less fitted Fock matrix at the origin, hartree; None without one, or of generalized

@@ -9,7 +9,9 @@ Fock matrices differ from PySCF's by some micro-hartree on average.
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, TypeVar
 
@@ -36,6 +38,26 @@ _Matrix = TypeVar("_Matrix", np.ndarray, Tensor)
 _SHARE = 0.75
 # Values on the grid, and what is made of them for one matrix, in sizes of the values.
 _VALUES_AND_PRODUCTS = 1.5
+# Densities whose Fock matrices are remembered.
+_REMEMBERED = 6
+
+
+@dataclass(frozen=True, eq=False)
+class _Made:
+    """What was made of orbitals: all of their Fock matrix but Coulomb's part.
+
+    Attributes:
+        orbitals: as they were handed over.
+        functional: of the matrices.
+        exchange, semilocal: matrices (nao, nao) by spin, hartree.
+        energy: of the semilocal part, hartree.
+    """
+
+    orbitals: Orbitals
+    functional: Functional
+    exchange: list[Tensor]
+    semilocal: list[Tensor]
+    energy: float
 
 
 class FittedFock:
@@ -74,6 +96,7 @@ class FittedFock:
             on_device = _SHARE * torch.cuda.mem_get_info(self.device)[0]
             self._limit = self._left = min(self._limit, on_device)
         self._long_range: dict[float, FittedIntegrals] = {}
+        self._made: deque[_Made] = deque(maxlen=_REMEMBERED)
         self._cavity: Cavity | None = None
         self._response: Callable[[np.ndarray], np.ndarray] | None = None
 
@@ -202,6 +225,7 @@ class FittedFock:
         for name in ("integrals", "_without_tensor", "orbital_values"):
             self.__dict__.pop(name, None)
         self._long_range.clear()
+        self.forget()
 
     def __call__(
         self, hcore: np.ndarray, orbitals: Orbitals, xc: str | Functional
@@ -217,12 +241,10 @@ class FittedFock:
         Raises:
             NotEnoughMemoryError: exact exchange is asked for and does not fit into memory.
         """
-        spins = self._tensors(orbitals)
-        functional = Functional.of(xc, self.engine)
-        exchange, semilocal, energy = self._exchange_correlation(spins, functional)
-        coulomb = self._coulomb(_total_density(spins))
-        focks = []
-        for c, k, v in zip(by_spin(orbitals), exchange, semilocal, strict=True):
+        made = self._make(orbitals, Functional.of(xc, self.engine))
+        coulomb = self._coulomb(_total_density(self._tensors(orbitals)))
+        energy, focks = made.energy, []
+        for c, k, v in zip(by_spin(orbitals), made.exchange, made.semilocal, strict=True):
             potential = self._array(k + coulomb)
             energy += float(np.vdot(c @ c.T, hcore + 0.5 * potential))
             focks.append(hcore + potential + self._array(v))
@@ -241,14 +263,31 @@ class FittedFock:
     def _tensors(self, orbitals: Orbitals) -> list[Tensor]:
         return [self._tensor(c) for c in by_spin(orbitals)]
 
+    def remembered(self, functional: Functional) -> list[Orbitals]:
+        """Those of the last Fock matrices in a functional, in their order. If they, and not equal
+        ones, are asked for again, only the Coulomb part is made anew."""
+        return [made.orbitals for made in self._made if made.functional.same_as(functional)]
+
+    def forget(self) -> None:
+        """Let go of what is remembered."""
+        self._made.clear()
+
+    def _make(self, orbitals: Orbitals, functional: Functional) -> _Made:
+        for made in self._made:
+            if made.orbitals is orbitals and made.functional.same_as(functional):
+                return made
+        made = self._exchange_correlation(orbitals, self._tensors(orbitals), functional)
+        self._made.append(made)
+        return made
+
     def _exchange_correlation(
-        self, spins: list[Tensor], functional: Functional
-    ) -> tuple[list[Tensor], list[Tensor], float]:
-        """Exact exchange and semilocal matrices (nao, nao) by spin, and the semilocal energy."""
+        self, orbitals: Orbitals, spins: list[Tensor], functional: Functional
+    ) -> _Made:
         semilocal, energy = self._semilocal(spins, functional)
         # Electrons exchange with those of their own spin: half of a closed shell's density.
         share = 0.5 if len(spins) == 1 else 1.0
-        return [share * self._exchange(functional, c) for c in spins], semilocal, energy
+        exchange = [share * self._exchange(functional, c) for c in spins]
+        return _Made(orbitals, functional, exchange, semilocal, energy)
 
     def _exchange(self, functional: Functional, c: Tensor, d: Tensor | None = None) -> Tensor:
         """What of the functional is exact exchange, of the density C D^T or C C^T."""
@@ -326,9 +365,12 @@ class FittedDifferences:
         generalized = len(halves[0]) == 2 * nao
         if generalized:
             halves = [halves[0][:nao], halves[0][nao:]]
-        spins = fitted._tensors(halves)
-        exchange, semilocal, _ = fitted._exchange_correlation(spins, self._functional)
-        known = [k.double() + v.double() for k, v in zip(exchange, semilocal, strict=True)]
+            spins = fitted._tensors(halves)
+            made = fitted._exchange_correlation(halves, spins, self._functional)
+        else:
+            made = fitted._make(orbitals, self._functional)
+        parts = zip(made.exchange, made.semilocal, strict=True)
+        known = [k.double() + v.double() for k, v in parts]
         if generalized:
             mixed = fitted._exchange(self._functional, *spins).double()
             above, below = (known[0], mixed), (mixed.T, known[1])

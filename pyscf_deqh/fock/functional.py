@@ -65,6 +65,10 @@ class Functional:
             )
         return cls(name, own)
 
+    def same_as(self, other: Functional) -> bool:
+        """Whether the other gives the same matrices."""
+        return self.name == other.name and (self.numint is other.numint or self.kind == "HF")
+
     @cached_property
     def kind(self) -> str:
         """``HF``, ``LDA``, ``GGA`` or ``MGGA``."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -43,6 +43,7 @@ def refine(
     max_builds: int,
     tolerance: float,
     density: np.ndarray | None = None,
+    earlier: Sequence[Orbitals] = (),
 ) -> Refined:
     """Alternate orbitals and Fock matrices, extrapolated by DIIS (Pulay, 1982).
 
@@ -55,24 +56,32 @@ def refine(
         max_builds: limit of Fock matrices, at least one.
         tolerance: stop once the norm of the orbital gradient (hartree) is below this.
         density: if ``hamiltonian`` is the Fock matrix of this, of the same shape: DIIS takes it in.
+        earlier: orbitals whose Fock matrices cost next to nothing: DIIS takes them in as well, if
+            a density is given.
 
     Raises:
         NumericalError: a Fock matrix holds NaN or infinity.
     """
     extrapolation = shells.engine.extrapolation()
     fock = hamiltonian
+
+    def extrapolate(orbitals: Orbitals) -> tuple[np.ndarray, np.ndarray]:
+        built = finite(shells.effective(build(orbitals), orbitals, overlap))
+        filled = density_matrix(orbitals)
+        if filled.ndim > built.ndim:  # Roothaan's matrix is one for both spins
+            filled = filled.sum(0)
+        return built, extrapolation.update(overlap, filled, built)
+
     if density is not None:
+        for orbitals in earlier:
+            extrapolate(orbitals)
         hamiltonian = extrapolation.update(overlap, density, fock)
     gradients: list[float] = []
     while True:
         coefficients, occupations = shells.orbitals(hamiltonian, overlap, fock)
         orbitals = shells.filled(coefficients, occupations)
-        fock = finite(shells.effective(build(orbitals), orbitals, overlap))
+        fock, hamiltonian = extrapolate(orbitals)
         pairs = zip(by_spin(fock), coefficients, occupations, strict=True)
         gradients.append(float(np.linalg.norm([_gradient(*pair) for pair in pairs])))
-        density = density_matrix(orbitals)
-        if density.ndim > fock.ndim:  # Roothaan's matrix is one for both spins
-            density = density.sum(0)
-        hamiltonian = extrapolation.update(overlap, density, fock)
         if gradients[-1] < tolerance or len(gradients) >= max_builds:
             return Refined(shells.tagged(hamiltonian, fock), orbitals, fock, gradients)
