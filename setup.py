@@ -22,7 +22,8 @@ md17 = ["ase>=3.22"]
 # ASE has announced that it will remove `fixcm`, which the thermostat has to be told.
 md = ["ase>=3.23,<3.30", "tblite>=0.4"]
 embed = [*md, "rdkit>=2023.9"]
-geomopt = ["geometric>=1.0"]
+# pyberny brings the molecules of two benchmarks.
+geomopt = ["geometric>=1.0", "pyberny>=0.7"]
 gpu = ["gpu4pyscf-cuda12x>=1.8"]
 pytest = ["pytest>=8", "pytest-xdist>=3.5"]
 

@@ -37,4 +37,4 @@ def count(envs):
 _, optimized = geometric_solver.kernel(
     mf, assert_convergence=False, maxsteps=max_points, callback=count
 )
-print(f"{len(builds)} points, {sum(builds)} Fock matrices")
+print(mf.deqh_scan)

@@ -17,7 +17,7 @@ from .errors import (
 from .fock.diis import CorrectedCycle, corrected_diis
 from .plugin import deqh_guess, init_guess_by_deqh, register
 from .predict import predict_hamiltonian, predict_hamiltonians
-from .report import Report
+from .report import Report, Scan
 
 __version__ = "0.1.0"
 
@@ -30,6 +30,7 @@ __all__ = [
     "NotEnoughMemoryError",
     "NumericalError",
     "Report",
+    "Scan",
     "UnsupportedMoleculeError",
     "corrected_diis",
     "deqh_guess",

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .errors import CheckpointError
+from .errors import CheckpointError, ConfigError
 from .graph.layout import OrbitalTemplate
 from .process import single_precision
 
@@ -55,7 +55,7 @@ def save_model(model: DEQH, spec: ModelSpec, folder: str | Path, half: bool = Fa
     """Write weights (with ``half`` in half precision) and configuration, which has their hash."""
     from safetensors.torch import save_file
 
-    from .nn.backbones import kind_of
+    from .nn.backbones import name_of
 
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
@@ -71,7 +71,7 @@ def save_model(model: DEQH, spec: ModelSpec, folder: str | Path, half: bool = Fa
         "format": _FORMAT,
         "basis": spec.basis,
         "template": spec.template.to_config(),
-        "backbone": {"kind": kind_of(spec.backbone)} | spec.backbone.to_config(),
+        "backbone": {"kind": name_of(spec.backbone)} | spec.backbone.to_config(),
         "solver": spec.solver.to_config(),
         "sha256": _sha256(folder / _WEIGHTS),
     }
@@ -163,6 +163,6 @@ def load_model(name: str | Path = DEFAULT_MODEL, device: str = "cpu") -> tuple[D
         with single_precision:
             model = DEQH(build_backbone(spec.template, spec.backbone), spec.solver)
         model.backbone.load_state_dict(load_file(weights))
-    except (OSError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
+    except (OSError, KeyError, TypeError, RuntimeError, SafetensorError, ConfigError) as error:
         raise CheckpointError(f"cannot load the model in {folder}: {error}") from error
     return model.eval().requires_grad_(False).to(device), spec

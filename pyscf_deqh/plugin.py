@@ -30,7 +30,7 @@ from .fock.cycles import CycleSettings
 from .fock.problem import check_method
 from .guess import ON_UNSUPPORTED, Options, cycles_after, make_guess, starts_of
 from .pyscf_api import fills_by_aufbau
-from .report import Report, Seconds
+from .report import Report, Scan, Seconds
 from .starts.previous import MAX_POINTS, Point
 
 if TYPE_CHECKING:
@@ -204,8 +204,8 @@ def _density(mf: hf.SCF, mol: Mole, overlap: np.ndarray | None, minao: Callable[
 
 def _know_deqh(scf_class: Any) -> None:
     """Make an SCF class and all that take their guess from it know the key ``'deqh'``."""
-    scf_class.deqh_report, scf_class.deqh_cycles = None, ()
-    scf_class._keys = scf_class._keys | {"deqh_report", "deqh_cycles"}
+    scf_class.deqh_report, scf_class.deqh_cycles, scf_class.deqh_scan = None, (), None
+    scf_class._keys = scf_class._keys | {"deqh_report", "deqh_cycles", "deqh_scan"}
     original = scf_class.get_init_guess
     if original.__module__ == __name__:
         return
@@ -223,22 +223,31 @@ def _know_deqh(scf_class: Any) -> None:
             cls.get_init_guess = get_init_guess
 
 
+# Of an occupied orbital, what was occupied at the last point as well, if the state is the same.
+_SAME_STATE = 0.7
+
+
 def _know_points() -> None:
     """Make PySCF's scanners ask for a guess at every point.
 
     They hand on the last point's density matrix, which does not fit the new overlap, and no guess
     is made. A density of the user's own stays his.
     """
-    original = hf.SCF_Scanner.__call__
+    begin, original = hf.SCF_Scanner.__init__, hf.SCF_Scanner.__call__
     if original.__module__ == __name__:
         return
+
+    @functools.wraps(begin, assigned=("__doc__", "__name__", "__qualname__"))
+    def __init__(self, mf_obj):
+        begin(self, mf_obj)
+        if _by_name(mf_obj):
+            self.deqh_scan = mf_obj.deqh_scan = Scan()
 
     @functools.wraps(original, assigned=("__doc__", "__name__", "__qualname__"))
     def __call__(self, mol_or_geom, **kwargs):
         options: Options = getattr(self, "_deqh", None) or _options(frugal=True)
-        by_name = isinstance(self.init_guess, str) and self.init_guess.lower() == KEY
         served = options.every_point and fills_by_aufbau(self) and _has_engine(self)
-        if not (by_name and served):
+        if not (_by_name(self) and served):
             return original(self, mol_or_geom, **kwargs)
         points, self._deqh_points = getattr(self, "_deqh_points", ()), ()
         if not points and (point := Point.of(self)) is not None:
@@ -248,17 +257,46 @@ def _know_points() -> None:
             self._deqh_previous = points
             if points or not self.converged:
                 self.mo_coeff = None  # without orbitals PySCF asks for a guess
+        report, started = self.deqh_report, time.perf_counter()
+        start = "a density of the user's" if "dm0" in kwargs else "PySCF's"
         try:
             energy = original(self, mol_or_geom, **kwargs)
         finally:
             self._deqh_previous = ()
+        seconds = time.perf_counter() - started
+        if self.deqh_report is not None and self.deqh_report is not report:
+            start = self.deqh_report.start
         point = Point.of(self)  # now: the molecule may be moved in place
+        _say_point(self, start, seconds, point, points[-1] if points else None)
         if point is not None:
             earlier = [p for p in points[1 - MAX_POINTS :] if p.is_like(point)]
             self._deqh_points = (*earlier, point)
         return energy
 
-    hf.SCF_Scanner.__call__ = __call__
+    hf.SCF_Scanner.__init__, hf.SCF_Scanner.__call__ = __init__, __call__
+
+
+def _by_name(mf: hf.SCF) -> bool:
+    return isinstance(mf.init_guess, str) and mf.init_guess.lower() == KEY
+
+
+def _say_point(
+    scanner: Any, start: str, seconds: float, point: Point | None, last: Point | None
+) -> None:
+    """Into the log and the scan's report: what happened at a point, and whether its state is that
+    of the last one."""
+    scan = scanner.deqh_scan = scanner.deqh_scan or Scan()
+    builds = 1 + scanner.cycles + bool(scanner.converged and scanner.conv_check)
+    scan.add(start, builds, seconds, scanner.converged)
+    logger.info(scanner, "DEQH point %d: start %s, %d full Fock matrices, %.2f s; so far %s",
+                scan.points, start, builds, seconds, scan)  # fmt: skip
+    if point is None or last is None or not (point.is_like(last) and point.is_near(last)):
+        return
+    likeness = point.likeness(last, scanner.get_ovlp())
+    if likeness < _SAME_STATE:
+        scan.switched.append(scan.points)
+        logger.note(scanner, "DEQH point %d: another state than at the last point, of which an "
+                    "occupied orbital has %.2f", scan.points, likeness)  # fmt: skip
 
 
 def _has_engine(mf: hf.SCF) -> bool:

@@ -1,4 +1,4 @@
-"""What happened in a guess."""
+"""What happened in a guess, and at the points of a scan."""
 
 from __future__ import annotations
 
@@ -73,3 +73,53 @@ class Report:
         if self.fallback is not None:
             text = f"minao's density, because {self.fallback}; {text}"
         return text
+
+
+@dataclass
+class Scan:
+    """What happened at the points of a scanner so far; on it and on the SCF object that it was made
+    of as ``mf.deqh_scan``. Geometry optimizations, dynamics and finite differences use one.
+
+    Attributes:
+        points: SCFs.
+        builds: full Fock matrices of PySCF's.
+        seconds: of these SCFs, their guesses included.
+        starts: how many points began where.
+        not_converged: numbers of points, from 1 on, whose SCF did not converge.
+        switched: numbers of points that are in another state than the one before.
+    """
+
+    points: int = 0
+    builds: int = 0
+    seconds: float = 0.0
+    starts: dict[str, int] = field(default_factory=dict)
+    not_converged: list[int] = field(default_factory=list)
+    switched: list[int] = field(default_factory=list)
+
+    def add(self, start: str, builds: int, seconds: float, converged: bool) -> None:
+        """One more point."""
+        self.points += 1
+        self.builds += builds
+        self.seconds += seconds
+        self.starts[start] = self.starts.get(start, 0) + 1
+        if not converged:
+            self.not_converged.append(self.points)
+
+    def __str__(self) -> str:
+        """One line."""
+        starts = ", ".join(f"{name} {count}" for name, count in self.starts.items())
+        each = f" ({self.builds / self.points:.1f} a point)" if self.points else ""
+        text = (
+            f"{self.points} points, {self.builds} full Fock matrices{each}, "
+            f"{self.seconds:.1f} s; starts: {starts or 'none'}"
+        )
+        if self.not_converged:
+            text += f"; not converged: {_numbers(self.not_converged)}"
+        if self.switched:
+            text += f"; another state than before: {_numbers(self.switched)}"
+        return text
+
+
+def _numbers(points: list[int]) -> str:
+    shown = ", ".join(map(str, points[:10]))
+    return f"{shown} … ({len(points)} in all)" if len(points) > 10 else shown

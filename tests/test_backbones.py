@@ -1,100 +1,129 @@
-"""Symmetries that every backbone has to keep, in float64."""
+"""Symmetries that every backbone has to keep, and the registry that knows them."""
 
-import numpy as np
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
 import pytest
 import torch
-from conftest import (
-    FORMAMIDE,
-    WATER,
-    ao_transformation,
-    make_mol,
-    small_model,
-    small_qhnet,
-    solve,
-    transformed,
-)
+from conftest import FORMAMIDE, WATER
 
-from pyscf_deqh.graph.build import build_graph
-from pyscf_deqh.nn import qhnet, so2net
+from pyscf_deqh import testing
+from pyscf_deqh.errors import ConfigError
+from pyscf_deqh.nn import backbones, qhnet, so2net
 
-RELATIVE = 1e-10
+SO2NET = {"natural_channels": 6, "pseudo_channels": 3, "injection_layers": 1, "filter_layers": 1,
+          "invariants": 12, "radial_functions": 8}  # fmt: skip
+QHNET = {"layers": 4, "channels": 8, "bottleneck_channels": 4, "radial_functions": 8, "heads": 2,
+         "head_channels": (4, 2, 1)}  # fmt: skip
 MODELS = {
-    "so2net": small_model,
-    "deqhnet": small_qhnet,
-    "deqhnet-without-overlap": lambda t: small_qhnet(t, config={"overlap": False}),
-    "qhnet": lambda t: small_qhnet(t, config={"overlap": False, "self_consistent": False}),
-    "qhnet-with-overlap": lambda t: small_qhnet(t, config={"self_consistent": False}),
+    "so2net": ("so2net", SO2NET),
+    "so2net-without-reference": ("so2net", SO2NET | {"reference": "none"}),
+    "deqhnet": ("qhnet", QHNET),
+    "deqhnet-without-overlap": ("qhnet", QHNET | {"overlap": False}),
+    "qhnet": ("qhnet", QHNET | {"overlap": False, "self_consistent": False}),
+    "qhnet-with-overlap": ("qhnet", QHNET | {"self_consistent": False}),
 }
 
 
-@pytest.fixture(params=MODELS)
-def model(request, template):
-    return MODELS[request.param](template)
+@pytest.fixture(scope="module", params=MODELS)
+def model(request):
+    name, options = MODELS[request.param]
+    return testing.untrained(name, **options)
 
 
-def turned(model, matrix):
-    """Prediction after turning the molecule, and the turned prediction."""
-    before, after = make_mol(), make_mol(transformed(FORMAMIDE, matrix))
-    h = solve(model, build_graph(before, "none"))[0].numpy()
-    h_after = solve(model, build_graph(after, "none"))[0].numpy()
-    assert np.abs(h - h_after).max() > 1e-3
-    t = ao_transformation(before, after)(matrix)
-    return h_after, t @ h @ t.T
+@pytest.mark.parametrize("check", testing.CHECKS, ids=lambda check: check.__name__)
+def test_checks(model, check):
+    check(model)
 
 
-def test_rotation(model, rotation):
-    after, expected = turned(model, rotation)
+def test_rotations_to_the_last_digits(model):
     # The diagonal reduction divides vectors that symmetry makes zero by 1e-3, and the layer norm
     # after it by another 3e-3.
-    reduced = hasattr(model.backbone, "reduction")
-    tolerance = 1e-7 if reduced else RELATIVE
-    np.testing.assert_allclose(after, expected, atol=tolerance * np.abs(expected).max(), rtol=0)
+    testing.check_rotation(model, 1e-7 if hasattr(model.backbone, "reduction") else 1e-10)
 
 
-def test_an_atom_alone(model):
-    """There are no pairs at all."""
-    h = solve(model, build_graph(make_mol("F 0 0 0", charge=-1), "none"))[0]
-    assert h.isfinite().all()
-    assert h.any()
-    torch.testing.assert_close(h, h.T, atol=1e-13, rtol=0)
+def test_reflection():
+    """QHNet has no parity: its products of pseudovectors and vectors mix. SO2Net has."""
+    testing.check_reflection(testing.untrained("so2net", **SO2NET), 1e-10)
+    with pytest.raises(AssertionError):
+        testing.check_reflection(testing.untrained("qhnet", **QHNET))
 
 
 def test_pairs_a_few_at_a_time_give_the_same(model, monkeypatch):
-    graphs = [build_graph(make_mol(atoms), "none") for atoms in (WATER, FORMAMIDE)]
-    together = solve(model, *graphs)
+    together = testing.predicted(model, WATER, FORMAMIDE)
     for module in (so2net, qhnet):
         monkeypatch.setattr(module, "_PAIRS_AT_ONCE", 8)
-    torch.testing.assert_close(solve(model, *graphs), together, atol=1e-9, rtol=0)
+    found = testing.predicted(model, WATER, FORMAMIDE)
+    torch.testing.assert_close(found, together, atol=1e-9, rtol=0)
 
 
-def test_reflection(template, rotation):
-    """QHNet has no parity: its products of pseudovectors and vectors mix. SO2Net has."""
-    after, expected = turned(small_model(template), -rotation)
-    np.testing.assert_allclose(after, expected, atol=RELATIVE * np.abs(expected).max(), rtol=0)
+class Broken(so2net.SO2Net):
+    """Breaks whatever symmetry a factor breaks that is its own for each matrix element."""
+
+    kind = ""
+
+    def hamiltonian(self, state, injected):
+        h = super().hamiltonian(state, injected)
+        n = h.shape[-1]
+        if self.kind == "rotation":
+            return h * torch.linspace(0.5, 1.5, n, dtype=h.dtype).outer(h.new_ones(n))
+        return h + self.kind_of_error(h)
+
+    def kind_of_error(self, h):
+        return h.mean() if self.kind == "batches" else torch.ones_like(h).triu()
 
 
-def test_translation_and_permutation(model):
-    order = [3, 0, 5, 2, 1, 4]
-    before = make_mol()
-    after = make_mol(transformed(FORMAMIDE, shift=(3.0, -2.0, 1.0), order=order))
-    h = solve(model, build_graph(before, "none"))[0].numpy()
-    h_after = solve(model, build_graph(after, "none"))[0].numpy()
-    slices = before.aoslice_by_atom()[:, 2:]
-    aos = np.concatenate([np.arange(*slices[i]) for i in order])
-    np.testing.assert_allclose(
-        h[np.ix_(aos, aos)], h_after, atol=RELATIVE * np.abs(h).max(), rtol=0
+@pytest.mark.parametrize(
+    ("kind", "check"),
+    [("rotation", testing.check_rotation), ("hermitian", testing.check_hermitian),
+     ("rotation", testing.check_translation_and_permutation),
+     ("batches", testing.check_batches)],
+)  # fmt: skip
+def test_checks_find_what_is_broken(kind, check, monkeypatch):
+    model = testing.untrained("so2net", **SO2NET)
+    model.backbone.__class__ = Broken
+    monkeypatch.setattr(Broken, "kind", kind)
+    with pytest.raises(AssertionError):
+        check(model)
+
+
+EXAMPLE = Path(__file__).parents[1] / "examples" / "own_backbone.py"
+
+
+@pytest.fixture(scope="module")
+def strangers_package(tmp_path_factory):
+    """The example as an installed package that names its backbone as an entry point."""
+    folder = tmp_path_factory.mktemp("site")
+    (folder / "strange.py").write_text(EXAMPLE.read_text())
+    metadata = folder / "strange-1.0.dist-info"
+    metadata.mkdir()
+    (metadata / "METADATA").write_text("Metadata-Version: 2.1\nName: strange\nVersion: 1.0\n")
+    (metadata / "entry_points.txt").write_text(
+        f"[{backbones.GROUP}]\nscaled-blocks = strange:ScaledBlocks\n"
     )
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(folder)
+        yield "scaled-blocks"
+        backbones._REGISTERED.pop("scaled-blocks", None)
+        sys.modules.pop("strange", None)
 
 
-def test_hermitian(model):
-    h = solve(model, build_graph(make_mol(), "none"))[0]
-    torch.testing.assert_close(h, h.T, atol=1e-13, rtol=0)
+@pytest.mark.parametrize("check", testing.CHECKS, ids=lambda check: check.__name__)
+def test_a_strangers_backbone(strangers_package, check):
+    assert strangers_package in backbones.known_backbones()
+    check(testing.untrained(strangers_package, width=8))
 
 
-def test_batches_do_not_mix_molecules(model):
-    graphs = [build_graph(make_mol(atoms), "none") for atoms in (WATER, FORMAMIDE)]
-    together = solve(model, *graphs)
-    for graph, h in zip(graphs, together, strict=True):
-        n = graph.nao
-        alone = solve(model, graph)[0]
-        torch.testing.assert_close(h[:n, :n], alone, atol=RELATIVE * alone.abs().max(), rtol=0)
+def test_names():
+    assert {"qhnet", "so2net"} <= set(backbones.known_backbones())
+    config = backbones.config_from("so2net", SO2NET)
+    assert backbones.name_of(config) == "so2net"
+    backbones.register("so2net", so2net.SO2NetConfig)(so2net.SO2Net)  # once more is no error
+    with pytest.raises(ConfigError, match="is the backbone 'so2net' already"):
+        backbones.register("so2net", so2net.SO2NetConfig)(qhnet.QHNet)
+    with pytest.raises(ConfigError, match="'phisnet' is not one of"):
+        backbones.registered("phisnet")
+    with pytest.raises(ConfigError, match="belongs to no backbone"):
+        backbones.name_of(object())

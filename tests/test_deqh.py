@@ -7,18 +7,18 @@ import torch
 from torch import nn
 
 from pyscf_deqh.errors import ConfigError
-from pyscf_deqh.nn.deqh import DEQH, SOLVERS, SolverSettings
+from pyscf_deqh.nn.deqh import DEQH, SOLVERS, Backbone, SolverSettings
 
 N = 4
 
 
-class LinearBackbone(nn.Module):
+class LinearBackbone(Backbone):
     """f(H) = a A H A^T + b C, solved exactly by a linear system."""
 
     self_consistent = True
 
     def __init__(self, onsite_only=False):
-        super().__init__()
+        super().__init__(None, None)
         g = torch.Generator().manual_seed(0)
         a = torch.randn(N, N, dtype=torch.float64, generator=g)
         c = torch.randn(2, N, N, dtype=torch.float64, generator=g)

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import gc
+import io
 import pickle
 
 import numpy as np
 import pytest
 from conftest import FORMAMIDE, WATER, make_mol
-from pyscf import dft, gto, scf
+from pyscf import dft, gto, lib, scf
 
-from pyscf_deqh import deqh_guess
+from pyscf_deqh import deqh_guess, plugin
 from pyscf_deqh.fock.shells import Kind
 from pyscf_deqh.starts.previous import Point, expected_defect
 
@@ -204,3 +206,86 @@ def test_points_travel_with_the_object():
     copy = pickle.loads(pickle.dumps(Point.of(scanner)))
     assert copy.kind == Point.of(scanner).kind
     np.testing.assert_array_equal(copy.spins[0], Point.of(scanner).spins[0])
+
+
+def test_a_scan_is_summed_up():
+    mols = points(WATER)
+    mf = scf.RHF(mols[0]).apply(deqh_guess)
+    scanner = mf.as_scanner()
+    builds = 0
+    for mol in mols:
+        scanner(mol)
+        builds += scanner.cycles + 2
+    scan = mf.deqh_scan  # of the object that the scanner was made of
+    assert scan is scanner.deqh_scan
+    assert (scan.points, scan.builds) == (3, builds)
+    assert scan.starts == {"network": 1, "previous": 2}
+    scanner(mols[0], dm0=scf.RHF(mols[0]).get_init_guess())
+    scanner.max_cycle, scanner.conv_tol, scanner.verbose = 1, 1e-15, 4
+    scanner.stdout = io.StringIO()
+    scanner(mols[1])
+    assert scan.not_converged == [5]
+    text = "starts: network 1, previous 3, a density of the user's 1; not converged: 5"
+    assert text in str(scan)
+    assert f"DEQH point 5: start previous, {1 + scanner.cycles} full" in scanner.stdout.getvalue()
+    mf.as_scanner()
+    assert mf.deqh_scan.points == 0
+
+
+def test_another_state_is_reported(monkeypatch):
+    mols = points(WATER)
+    scanner = scf.UHF(mols[0]).set(init_guess_breaksym=0).apply(deqh_guess).as_scanner()
+    scanner(mols[0])
+    first = Point.of(scanner)
+    scanner(mols[2])
+    assert scanner.deqh_scan.switched == []
+    same, overlap = Point.of(scanner), scanner.get_ovlp()
+    assert 0.9 < same.likeness(first, overlap) <= 1 + 1e-9
+    scanner.mo_coeff[0][:, [4, 5]] = scanner.mo_coeff[0][:, [5, 4]]  # the last occupied orbital
+    assert Point.of(scanner).likeness(first, overlap) < 0.3
+    monkeypatch.setattr(plugin, "_SAME_STATE", 1.1)
+    scanner(mols[1])
+    assert scanner.deqh_scan.switched == [3]
+    assert "another state than before: 3" in str(scanner.deqh_scan)
+
+
+def test_finite_differences_are_served():
+    finite_diff = pytest.importorskip("pyscf.tools.finite_diff")
+    plain = scf.RHF(make_mol(WATER)).run(conv_tol=1e-11)
+    mf = scf.RHF(make_mol(WATER)).set(conv_tol=1e-11).apply(deqh_guess)
+    gradient = finite_diff.kernel(mf, displacement=1e-2)
+    np.testing.assert_allclose(gradient, plain.nuc_grad_method().kernel(), atol=2e-4)
+    assert mf.deqh_scan.points == 18
+    assert mf.deqh_scan.starts["previous"] == 17
+
+
+def test_pyscfs_calculator_for_ase_is_served():
+    ase = pytest.importorskip("ase")
+    calculators = pytest.importorskip("pyscf.pbc.tools.pyscf_ase")
+    mf = dft.RKS(make_mol(WATER), xc="pbe").apply(deqh_guess)
+    atoms = ase.Atoms([s for s, _ in WATER], [r for _, r in WATER])
+    try:
+        atoms.calc = calculators.PySCF(method=mf)
+    except (AttributeError, TypeError):
+        pytest.skip("this version of PySCF has another calculator")
+    for shift in (0.0, 0.02):
+        atoms.positions[1, 0] += shift
+        forces = atoms.get_forces()
+    plain = dft.RKS(make_mol(list(zip(atoms.symbols, atoms.positions, strict=True))), xc="pbe")
+    expected = -plain.run().nuc_grad_method().kernel() * ase.units.Hartree / ase.units.Bohr
+    np.testing.assert_allclose(forces, expected, atol=2e-3)
+    assert mf.deqh_scan.starts == {"network": 1, "previous": 1}
+
+
+@pytest.mark.slow
+def test_memory_stays_flat():
+    """Over 450 points, after fifty that fill what is kept."""
+    scanner = scf.RHF(make_mol(WATER)).apply(deqh_guess, start="network").as_scanner()
+    resident = []
+    for k in range(500):
+        scanner(make_mol(moved(WATER, 0.01, seed=k)))
+        assert scanner.deqh_report.start == ("previous" if k else "network")
+        if k in (50, 499):
+            gc.collect()
+            resident.append(lib.current_memory()[0])
+    assert resident[1] - resident[0] < 15  # megabytes

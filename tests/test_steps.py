@@ -6,11 +6,33 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
+from pyscf import gto, scf
+from pyscf.hessian import thermo
 
+from pyscf_deqh import ConfigError
+from pyscf_deqh.benchmark import steps, trajectories
 from pyscf_deqh.benchmark.__main__ import main
 from pyscf_deqh.benchmark.steps import table
 
+BUTANE = """14
+name=butane
+C  1.9600  0.1000  0.0000
+C  0.5400 -0.5400  0.0000
+C -0.5400  0.5400  0.0000
+C -1.9600 -0.1000  0.0000
+H  2.7200 -0.6800  0.0000
+H  2.1000  0.7300  0.8800
+H  2.1000  0.7300 -0.8800
+H  0.4300 -1.1700  0.8800
+H  0.4300 -1.1700 -0.8800
+H -0.4300  1.1700  0.8800
+H -0.4300  1.1700 -0.8800
+H -2.7200  0.6800  0.0000
+H -2.1000 -0.7300  0.8800
+H -2.1000 -0.7300 -0.8800
+"""
 XYZ = "3\nname=water\nO 0 0 0.15\nH 0 0.8 -0.45\nH 0 -0.8 -0.45\n"
 
 
@@ -60,6 +82,87 @@ def test_dynamics_and_resumption(molecules, tmp_path, capsys):
     assert "name another file" in capsys.readouterr().err
     out.write_text("{}")
     assert run("dynamics", molecules, out, "--steps", "4") == 2
+
+
+def test_numerical_hessians(molecules, tmp_path, capsys):
+    pytest.importorskip("pyscf.tools.finite_diff")
+    out = tmp_path / "a.json"
+    assert run("hessian", molecules, out) == 0
+    (row,) = json.loads(out.read_text())["rows"]
+    mf = scf.RHF(gto.M(atom=XYZ.split("\n", 2)[2], basis="def2-svp", verbose=0)).run()
+    analytic = thermo.harmonic_analysis(mf.mol, mf.Hessian().kernel())["freq_wavenumber"]
+    expected = np.asarray(analytic).real - np.asarray(analytic).imag
+    for name in ("minao", "deqh"):
+        np.testing.assert_allclose(row[name]["frequencies"], expected, atol=2.0)
+    assert len(row["deqh"]["builds"]) == len(row["minao"]["builds"]) == 18
+    assert sum(row["deqh"]["builds"]) < 0.6 * sum(row["minao"]["builds"])
+    assert "frequencies, 1/cm" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_relaxed_scans(tmp_path, monkeypatch):
+    pytest.importorskip("geometric")
+    monkeypatch.setattr(trajectories, "_SCAN_POINTS", 2)
+    path, out = tmp_path / "a.xyz", tmp_path / "a.json"
+    path.write_text(BUTANE)
+    assert run("torsion", path, out) == 0
+    (row,) = json.loads(out.read_text())["rows"]
+    angles = [
+        trajectories._dihedral(np.array(row[name]["positions"])[[0, 1, 2, 3]])
+        for name in ("minao", "deqh")
+    ]
+    assert angles[0] == pytest.approx(angles[1], abs=0.5)
+    assert row["deqh"]["energy"] == pytest.approx(row["minao"]["energy"], abs=1e-5)
+    assert sum(row["deqh"]["builds"]) < 0.6 * sum(row["minao"]["builds"])
+
+
+def test_the_bond_that_is_turned():
+    """Butane's middle one, in whatever order; none of a ring, or between lone atoms."""
+    _, _, *lines = BUTANE.splitlines()
+    mol = gto.M(atom="\n".join(lines), verbose=0)
+    assert trajectories.rotatable(mol) == (0, 1, 2, 3)
+    assert trajectories._dihedral(mol.atom_coords()[[0, 1, 2, 3]]) == pytest.approx(180.0)
+    turned = gto.M(atom="\n".join(reversed(lines)), verbose=0)
+    assert trajectories.rotatable(turned) == (10, 11, 12, 13)
+    ring = [("C", (1.1 * np.cos(a), 1.1 * np.sin(a), 0)) for a in np.arange(4) * np.pi / 2]
+    for atoms in (ring, "C 0 0 0; C 0 0 1.53", "O 0 0 0"):
+        with pytest.raises(ConfigError, match="no bond"):
+            trajectories.rotatable(gto.M(atom=atoms, spin=None, verbose=0))
+
+
+@pytest.mark.parametrize("angle", [-120.0, -1.0, 0.0, 37.0, 90.0])
+def test_dihedrals(angle):
+    a = np.radians(angle)
+    positions = [[1, 0, 0], [0, 0, 0], [0, 0, 1.5], [np.cos(a), np.sin(a), 1.5]]
+    assert trajectories._dihedral(np.array(positions)) == pytest.approx(angle, abs=1e-9)
+
+
+def test_benchmarks_of_optimizers(monkeypatch, capsys, tmp_path):
+    pytest.importorskip("berny.benchmarks")
+    geometries = steps._geometries("baker")
+    assert len(geometries) == 30
+    assert {len(g.numbers) for g in geometries if g.name == "furan"} == {9}
+    cation = next(g for g in steps._geometries("birkholz") if g.name == "inosine_cation")
+    assert cation.whole_number("charge") == 1
+    monkeypatch.setitem(sys.modules, "berny.benchmarks", None)
+    assert run("optimize", "baker", tmp_path / "a.json") == 2
+    assert "pip install" in capsys.readouterr().err
+
+
+def test_trajectories_are_as_good_as_pyscfs(molecules, tmp_path, capsys):
+    found = {}
+    for kind in ("replay", "reversal"):
+        out = tmp_path / f"{kind}.json"
+        assert run(kind, molecules, out, "--steps", "6") == 0
+        (row,) = json.loads(out.read_text())["rows"]
+        found[kind] = [row[name]["measures"] for name in ("minao", "deqh")]
+        printed = capsys.readouterr().out
+        assert all(quantity in printed for quantity in found[kind][0])
+    plain, deqh = found["replay"]
+    for quantity, limit in (("energies, hartree", 1e-9), ("forces, hartree/bohr", 2e-6)):
+        assert deqh[f"error of {quantity}"] < max(plain[f"error of {quantity}"], limit)
+    plain, deqh = (measures["deviation, angstrom"] for measures in found["reversal"])
+    assert deqh < max(plain, 1e-5)
 
 
 def test_table_by_hand():

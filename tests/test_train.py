@@ -1,7 +1,9 @@
 """A whole training on hydrogen and small molecules: limits, resuming, export, use in PySCF."""
 
 import csv
+import importlib.util
 import re
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -19,6 +21,7 @@ from pyscf_deqh.checkpoint import load_model
 from pyscf_deqh.data.geometry import Geometry
 from pyscf_deqh.data.make.label import LabelSettings, label
 from pyscf_deqh.errors import CheckpointError, ConfigError, DatasetError
+from pyscf_deqh.nn.backbones import _REGISTERED
 from pyscf_deqh.nn.deqh import SolverSettings
 from pyscf_deqh.nn.qhnet import QHNetConfig
 from pyscf_deqh.nn.so2net import SO2NetConfig
@@ -105,6 +108,31 @@ def _train_one_epoch_then_stop(config):
         pass
     finally:
         run._trainer = original
+
+
+def test_another_packages_backbone_is_trained_and_predicts(config, tmp_path, monkeypatch):
+    example = Path(__file__).parents[1] / "examples" / "own_backbone.py"
+    spec = importlib.util.spec_from_file_location("own_backbone", example)
+    module = importlib.util.module_from_spec(spec)
+    monkeypatch.setitem(sys.modules, "own_backbone", module)
+    spec.loader.exec_module(module)
+    mine = replace(config, backbone="scaled-blocks", options={"width": 8})
+    path = tmp_path / "config.yaml"
+    write_config(mine, path)
+    assert read_config(path).model == module.ScaledBlocksConfig(width=8)
+    train(mine)
+    export(mine.run.folder, tmp_path / "model")
+    mf = scf.RHF(make_mol("H 0 0 0; F 0 0 0.93"))
+    mf.apply(deqh_guess, model=tmp_path / "model").run()
+    assert mf.converged
+    assert mf.deqh_report.fallback is None
+    with pytest.raises(ConfigError, match="options of scaled-blocks: "):
+        assert replace(mine, options={"depth": 8}).model
+    with pytest.raises(ConfigError, match="options: so2net's are in the section"):
+        replace(config, options={"width": 8})
+    monkeypatch.delitem(_REGISTERED, "scaled-blocks")
+    with pytest.raises(CheckpointError, match="'scaled-blocks' is not one of"):
+        load_model(tmp_path / "model")
 
 
 def test_training_learns_and_its_model_starts_an_scf(config, tmp_path):

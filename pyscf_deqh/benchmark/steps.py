@@ -1,19 +1,23 @@
-"""``python -m pyscf_deqh.benchmark steps``: optimizations and dynamics, with the guess and without.
+"""``python -m pyscf_deqh.benchmark steps``: many SCFs of a molecule, with the guess and without.
 
-``optimize`` optimizes molecules with geomeTRIC, ``dynamics`` runs molecular dynamics at constant
-energy with the same velocities at the start. Both go through PySCF's own drivers; the seconds of
-the SCFs are counted apart from those of gradients and drivers. Rows are written after every
-molecule; the same command goes on where it stopped.
+``optimize`` optimizes molecules with geomeTRIC, ``torsion`` makes a relaxed scan with it,
+``dynamics`` runs molecular dynamics at constant energy with the same velocities at the start,
+``hessian`` takes central differences of gradients. ``replay`` says how far energies and forces at
+the frames of a trajectory are off, ``reversal`` how far a trajectory that is turned back misses its
+beginning. All go through PySCF's own drivers; the seconds of the SCFs are counted apart from those
+of gradients and drivers. Rows are written after every molecule; the same command goes on where it
+stopped.
+
+``--molecules baker`` and ``birkholz`` are the starting geometries of these benchmarks of
+optimizers, which the package pyberny brings.
 """
 
 from __future__ import annotations
 
 import argparse
-import contextlib
-import io
+import importlib
 import json
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,87 +28,36 @@ from tqdm import tqdm
 from ..data.geometry import Geometry, read_geometries
 from ..errors import ConfigError, exit_status
 from ..files import write_json
-from ..plugin import deqh_guess
 from .acceleration import WATER
 from .environment import environment
 from .report import markdown_table
 from .scf_runs import Method
 from .sets import BUNDLED, in_random_order
+from .trajectories import RUNS
 
-KINDS = ("optimize", "dynamics")
-_FEMTOSECOND = 41.341374575751  # atomic units of time
+_BERNY = ("baker", "birkholz")
 _RUNS = {"minao": False, "deqh": True}
 
 
-class _Counted:
-    """The scanner of a method, whose SCFs are timed and counted.
+def _geometries(molecules: str) -> list[Geometry]:
+    """Those of a file, a folder, or a benchmark of optimizers by its name.
 
-    Attributes:
-        scanner: energies and gradients.
-        builds: full Fock matrices of each SCF.
-        seconds: of all SCFs.
+    Raises:
+        ConfigError: pyberny is not installed.
+        DatasetError: no such file.
     """
-
-    def __init__(self, mol: Any, method: Method, guess: bool):
-        mf = method.scf(mol)
-        if guess:
-            deqh_guess(mf, method.model, method.device)
-        self.scanner = mf.nuc_grad_method().as_scanner()
-        self.builds: list[int] = []
-        self.seconds = 0.0
-        base = self.scanner.base
-        kernel = base.kernel
-
-        def timed(*args: Any, **kwargs: Any) -> float:
-            started = time.perf_counter()
-            try:
-                return kernel(*args, **kwargs)
-            finally:
-                self.seconds += time.perf_counter() - started
-                self.builds.append(base.cycles + 1 + bool(base.converged and base.conv_check))
-
-        base.kernel = timed
-
-    def row(self, seconds: float, **results: Any) -> dict[str, Any]:
-        return {"seconds": seconds, "scf_seconds": self.seconds, "builds": self.builds} | results
-
-
-def optimize(mol: Any, method: Method, guess: bool, steps: int) -> dict[str, Any]:
-    """One geometry optimization by geomeTRIC, with its default thresholds."""
-    from pyscf.geomopt import geometric_solver
-
-    counted = _Counted(mol, method, guess)
-    started = time.perf_counter()
-    # geomeTRIC prints pages.
-    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
-        converged, last = geometric_solver.kernel(
-            counted.scanner, assert_convergence=False, maxsteps=steps
-        )
-    seconds = time.perf_counter() - started
-    return counted.row(
-        seconds, converged=bool(converged), energy=float(counted.scanner.base.e_tot),
-        positions=last.atom_coords().tolist(),
-    )  # fmt: skip
-
-
-def dynamics(mol: Any, method: Method, guess: bool, steps: int) -> dict[str, Any]:
-    """Molecular dynamics at constant energy: steps of 0.5 fs, 300 K at the start."""
-    from pyscf import md
-
-    counted = _Counted(mol, method, guess)
-    rng = np.random.default_rng(0)
-    velocities = md.distributions.MaxwellBoltzmannVelocity(mol, 300.0, rng=rng)
-    driver = md.NVE(counted.scanner, dt=0.5 * _FEMTOSECOND, steps=steps, veloc=velocities)
-    driver.verbose, driver.stdout = 0, io.StringIO()  # it prints every frame
-    energies: list[float] = []
-    driver.callback = lambda envs: energies.append(float(envs["current_frame"].etot))
-    started = time.perf_counter()
-    driver.run()
-    seconds = time.perf_counter() - started
-    return counted.row(
-        seconds, converged=True, energy=energies[-1], energies=energies,
-        positions=driver.mol.atom_coords().tolist(),
-    )  # fmt: skip
+    if molecules not in _BERNY:
+        return in_random_order(read_geometries(molecules))
+    try:
+        benchmarks = importlib.import_module("berny.benchmarks")
+    except ImportError as error:
+        raise ConfigError(f"--molecules {molecules} needs pyberny>=0.7: pip install it") from error
+    geometries = []
+    for name, reference in benchmarks.load_reference(molecules).items():
+        (geometry,) = read_geometries(benchmarks.data_dir(molecules) / f"{name}.xyz")
+        geometry.info = {"name": name, "charge": str(reference["charge"])}
+        geometries.append(geometry)
+    return geometries
 
 
 def _name(geometry: Geometry) -> str:
@@ -116,7 +69,7 @@ def run_molecule(
     geometry: Geometry, method: Method, kind: str, steps: int, first: str = "minao"
 ) -> dict[str, Any]:
     """One row: the same run with PySCF's own starts and with the guess."""
-    run: Callable[..., dict[str, Any]] = {"optimize": optimize, "dynamics": dynamics}[kind]
+    run = RUNS[kind]
     row: dict[str, Any] = {"name": _name(geometry), "nao": int(method.molecule(geometry).nao)}
     for name in sorted(_RUNS, key=lambda name: name != first):
         mol = method.molecule(geometry)
@@ -137,16 +90,34 @@ def _displacement(row: dict[str, Any]) -> float:
     return float(abs(distances[0] - distances[1]).max()) * lib.param.BOHR
 
 
+def _frequencies(row: dict[str, Any]) -> float:
+    """Largest difference of two harmonic frequencies, in 1/cm."""
+    found = [np.array(row[name]["frequencies"]) for name in _RUNS]
+    return float(abs(found[0] - found[1]).max())
+
+
+def _measures(rows: Sequence[dict[str, Any]]) -> str:
+    """Other results than time, of either run."""
+    cells = [
+        [row["name"], quantity, *(f"{row[name]['measures'][quantity]:.2e}" for name in _RUNS)]
+        for row in rows
+        for quantity in row["deqh"].get("measures", ())
+    ]
+    return "\n".join(["", *markdown_table(["molecule", "", *_RUNS], cells)]) if cells else ""
+
+
 def table(rows: Sequence[dict[str, Any]]) -> str:
     """Each molecule, and the means of all."""
-    cells = []
+    cells, difference, quantity = [], _displacement, "distances, angstrom"
+    if rows and "frequencies" in rows[0]["deqh"]:
+        difference, quantity = _frequencies, "frequencies, 1/cm"
     for row in rows:
         plain, deqh = row["minao"], row["deqh"]
         cells.append([
             row["name"], f"{row['nao']}", f"{len(plain['builds'])}", f"{len(deqh['builds'])}",
             f"{np.mean(plain['builds']):.1f}", f"{np.mean(deqh['builds']):.1f}",
             _ratio([row], "seconds").split()[0], _ratio([row], "scf_seconds").split()[0],
-            f"{1e6 * (deqh['energy'] - plain['energy']):.2f}", f"{_displacement(row):.4f}",
+            f"{1e6 * (deqh['energy'] - plain['energy']):.2f}", f"{difference(row):.4f}",
         ])  # fmt: skip
     if rows:
         means = [np.mean([np.mean(r[name]["builds"]) for r in rows]) for name in _RUNS]
@@ -156,8 +127,8 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
         ])  # fmt: skip
     columns = ["molecule", "orbitals", "points, minao", "points, DEQH", "builds a point, minao",
                "builds a point, DEQH", "wall time", "SCF time", "energy, 1e-6 hartree",
-               "distances, angstrom"]  # fmt: skip
-    return "\n".join(markdown_table(columns, cells))
+               quantity]  # fmt: skip
+    return "\n".join(markdown_table(columns, cells)) + _measures(rows)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -166,10 +137,11 @@ def _parser() -> argparse.ArgumentParser:
         description=__doc__,
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
-    parser.add_argument("kind", choices=KINDS)
-    parser.add_argument("--molecules", type=Path, default=BUNDLED,
-                        help="xyz/extxyz file, or folder of them")  # fmt: skip
-    parser.add_argument("--n", type=int, help="so many of them, in random order")
+    parser.add_argument("kind", choices=RUNS)
+    parser.add_argument("--molecules", default=str(BUNDLED),
+                        help="xyz/extxyz file, folder of them, baker or birkholz")  # fmt: skip
+    parser.add_argument("--n", type=int, help="so many of them: of a file in random order, of a "
+                        "benchmark in its own")  # fmt: skip
     parser.add_argument("--steps", type=int, default=100, help="limit of an optimization, or "
                         "length of a trajectory")  # fmt: skip
     parser.add_argument("--xc", default=Method.xc)
@@ -200,12 +172,13 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     def run() -> int:
         rows = _read(args.json, settings)
-        geometries = in_random_order(read_geometries(args.molecules))[: args.n]
+        geometries = _geometries(args.molecules)[: args.n]
         done = {row["name"] for row in rows}
         todo = [g for g in geometries if _name(g) not in done]
         if todo:
             # The first calls of a process load the model and the integral library.
-            run_molecule(WATER, method, args.kind, 2)
+            first_kind = "optimize" if args.kind == "torsion" else args.kind
+            run_molecule(WATER, method, first_kind, 2)
         for k, geometry in enumerate(tqdm(todo, desc=args.kind, unit="mol")):
             first = tuple(_RUNS)[k % 2]
             rows.append(run_molecule(geometry, method, args.kind, args.steps, first))

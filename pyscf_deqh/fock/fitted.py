@@ -13,7 +13,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -31,8 +31,6 @@ from .orbitals import Orbitals, by_spin
 if TYPE_CHECKING:
     from pyscf.dft.gen_grid import Grids
     from pyscf.gto import Mole
-
-_Matrix = TypeVar("_Matrix", np.ndarray, Tensor)
 
 # What PySCF's own working arrays are left of the memory.
 _SHARE = 0.75
@@ -73,6 +71,8 @@ class FittedFock:
             are Coulomb matrices (by the engine's objects, which make them each time), but no
             exchange. Values on the grid that do not fit are made anew for each matrix.
         engine: makes integrals and grid; matrices are its arrays.
+        coulomb: dtype of the Coulomb part, by far the largest of a matrix; that of the rest if it
+            is None.
     """
 
     def __init__(
@@ -84,9 +84,11 @@ class FittedFock:
         grid: tuple[int, int] = GRID,
         memory: float | None = None,
         engine: Engine = HOST,
+        coulomb: torch.dtype | None = None,
     ):
         self.mol, self.engine = mol, engine
         self.device, self.dtype = torch.device(device or engine.device), dtype
+        self.coulomb_dtype = coulomb or dtype
         self.auxbasis, self.grid = auxbasis, grid
         if memory is None:
             memory = float("inf") if engine.fixed else mol.max_memory
@@ -102,7 +104,10 @@ class FittedFock:
 
     def like(self, mol: Mole, device: torch.device | str, dtype: torch.dtype) -> FittedFock:
         """The same for another molecule, device or precision."""
-        return FittedFock(mol, device, dtype, self.auxbasis, self.grid, self._memory, self.engine)
+        coulomb = max(dtype, self.coulomb_dtype, key=lambda known: known.itemsize)
+        return FittedFock(
+            mol, device, dtype, self.auxbasis, self.grid, self._memory, self.engine, coulomb
+        )
 
     @cached_property
     def _auxiliary(self) -> Mole:
@@ -112,7 +117,7 @@ class FittedFock:
 
     @property
     def _triangle_bytes(self) -> int:
-        return self.dtype.itemsize * self._auxiliary.nao * n_orbital_pairs(self.mol)
+        return self.coulomb_dtype.itemsize * self._auxiliary.nao * n_orbital_pairs(self.mol)
 
     @property
     def _values_bytes(self) -> float:
@@ -133,7 +138,7 @@ class FittedFock:
 
     @cached_property
     def _keeps_integrals(self) -> bool:
-        peak = self.engine.peak * self._triangle_bytes * 8 / self.dtype.itemsize
+        peak = self.engine.peak * self._triangle_bytes * 8 / self.coulomb_dtype.itemsize
         return peak + self._triangle_bytes <= self._left and self._reserve(self._triangle_bytes)
 
     @cached_property
@@ -168,8 +173,9 @@ class FittedFock:
 
     def _fit(self, omega: float = 0.0) -> FittedIntegrals:
         return FittedIntegrals(
-            self.mol, self._auxiliary, self.device, self.dtype, omega, self.engine
-        )
+            self.mol, self._auxiliary, self.device, self.coulomb_dtype, omega, self.engine,
+            self.dtype,
+        )  # fmt: skip
 
     @cached_property
     def integrals(self) -> FittedIntegrals:
@@ -242,7 +248,7 @@ class FittedFock:
             NotEnoughMemoryError: exact exchange is asked for and does not fit into memory.
         """
         made = self._make(orbitals, Functional.of(xc, self.engine))
-        coulomb = self._coulomb(_total_density(self._tensors(orbitals)))
+        coulomb = self._coulomb(_total_density(by_spin(orbitals)))
         energy, focks = made.energy, []
         for c, k, v in zip(by_spin(orbitals), made.exchange, made.semilocal, strict=True):
             potential = self._array(k + coulomb)
@@ -254,8 +260,8 @@ class FittedFock:
         """Differences from the Fock matrix of a density; arguments as of a call, and its errors."""
         return FittedDifferences(self, orbitals, Functional.of(xc, self.engine))
 
-    def _tensor(self, array: np.ndarray) -> Tensor:
-        return self.engine.tensor(array, self.device, self.dtype)
+    def _tensor(self, array: np.ndarray, dtype: torch.dtype | None = None) -> Tensor:
+        return self.engine.tensor(array, self.device, dtype or self.dtype)
 
     def _array(self, tensor: Tensor) -> np.ndarray:
         return self.engine.of_tensor(tensor)
@@ -301,13 +307,14 @@ class FittedFock:
             matrix -= (long_range - hybrid) * screened
         return matrix
 
-    def _coulomb(self, density: Tensor) -> Tensor:
+    def _coulomb(self, density: np.ndarray) -> Tensor:
+        dtype = self.coulomb_dtype
         try:
-            coulomb = self.integrals.coulomb(density)
+            coulomb = self.integrals.coulomb(self._tensor(density, dtype))
         except NotEnoughMemoryError:
-            return self._tensor(self._without_tensor(self._array(density)))
+            return self._tensor(self._without_tensor(density), dtype)
         if self._response is not None:
-            coulomb = coulomb + self._tensor(self._response(self._array(density)))
+            coulomb = coulomb + self._tensor(self._response(density), dtype)
         return coulomb
 
     def _semilocal(self, spins: list[Tensor], functional: Functional) -> tuple[list[Tensor], float]:
@@ -380,8 +387,7 @@ class FittedDifferences:
     def _minus(
         self, density: np.ndarray, known: list[Tensor], origin: FittedDifferences
     ) -> list[np.ndarray]:
-        change = self._fitted._tensor(density - origin._density)
-        coulomb = self._fitted._coulomb(change).double()
+        coulomb = self._fitted._coulomb(density - origin._density).double()
         if len(known[0]) == 2 * len(coulomb):
             coulomb = torch.block_diag(coulomb, coulomb)
         return [
@@ -403,7 +409,7 @@ class FittedDifferences:
         Args:
             hcore: (nao, nao) one-electron Hamiltonian, hartree.
         """
-        coulomb = self._fitted._coulomb(self._fitted._tensor(self._density)).double()
+        coulomb = self._fitted._coulomb(self._density).double()
         array = self._fitted._array
         return np.stack([hcore + array(coulomb + known) for known in self._known])
 
@@ -441,7 +447,7 @@ def _potential_matrix(values: Tensor, weighted: Tensor) -> Tensor:
     return matrix + matrix.T
 
 
-def _total_density(spins: Sequence[_Matrix]) -> _Matrix:
+def _total_density(spins: Sequence[np.ndarray]) -> np.ndarray:
     """Density matrix (nao, nao) of the electrons of all spins."""
     total = spins[0] @ spins[0].T
     for c in spins[1:]:

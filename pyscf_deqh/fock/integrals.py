@@ -29,6 +29,7 @@ class FittedIntegrals:
         device, dtype: of the tensor and of its products.
         omega: range-separation parameter in 1/bohr: fits erf(omega r) / r, the long range.
         engine: makes them.
+        exchange: dtype of exchange matrices; the same if it is None.
 
     Attributes:
         packed: (functions, pairs of orbitals), each pair once.
@@ -42,8 +43,10 @@ class FittedIntegrals:
         dtype: torch.dtype,
         omega: float = 0.0,
         engine: Engine = HOST,
+        exchange: torch.dtype | None = None,
     ):
         self.nao, self._auxiliary = mol.nao, auxiliary
+        self._exchange = exchange or dtype
         device = torch.device(device)
         self.packed, self._factor = engine.fitted_integrals(mol, auxiliary, device, dtype, omega)
         row, column = torch.tril_indices(self.nao, self.nao, device=device)
@@ -76,10 +79,15 @@ class FittedIntegrals:
         if not keep:
             self._tensor = None
         elif self._tensor is None:
-            self._tensor = self._unpack(self.packed)
+            shape = (len(self.packed), self.nao, self.nao)
+            whole = self.packed.new_empty(shape, dtype=self._exchange)
+            for part, block in zip(self._split(whole), self._blocks(), strict=True):
+                part.copy_(block)
+            self._tensor = whole
 
     def _unpack(self, packed: Tensor) -> Tensor:
-        return packed.index_select(1, self._square).view(-1, self.nao, self.nao)
+        square = packed.to(self._exchange).index_select(1, self._square)
+        return square.view(-1, self.nao, self.nao)
 
     def coulomb(self, density: Tensor) -> Tensor:
         """Coulomb matrix (nao, nao) of a symmetric density matrix (nao, nao)."""
@@ -111,11 +119,14 @@ class FittedIntegrals:
 
     def _blocks(self) -> Iterator[Tensor]:
         """The whole tensor, some auxiliary functions at a time."""
-        n_rows = max(_BLOCK_BYTES // (self.packed.element_size() * self.nao**2), 1)
         if self._tensor is not None:
-            yield from self._tensor.split(n_rows)
+            yield from self._split(self._tensor)
         else:
-            yield from (self._unpack(rows) for rows in self.packed.split(n_rows))
+            yield from (self._unpack(rows) for rows in self._split(self.packed))
+
+    def _split(self, rows: Tensor) -> tuple[Tensor, ...]:
+        n_rows = max(_BLOCK_BYTES // (self.packed.element_size() * self.nao**2), 1)
+        return rows.split(n_rows)
 
 
 def _add_gram_matrix(rows: Tensor, total: Tensor) -> None:

@@ -11,14 +11,17 @@ A backbone whose f does not depend on H is a predictor, H = f(Z, R, S): there is
 
 from __future__ import annotations
 
+import abc
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 import torch
 from torch import Tensor, nn
 
 from ..errors import ConfigError
 from ..graph.batch import GraphBatch
+from ..graph.layout import OrbitalTemplate
 
 SOLVERS = ("fixed_point_iter", "anderson", "broyden")
 STARTS = ("identity", "reference")
@@ -27,26 +30,75 @@ _ROWS = 256
 GRADIENTS = ("implicit", "random-depth")
 
 
-class Backbone(Protocol):
-    """What a network offers to be solved for its fixed point. B molecules, n orbitals."""
+class BackboneConfig(Protocol):
+    """Hyperparameters of a backbone: a dataclass, whose fields a checkpoint keeps as JSON."""
 
-    self_consistent: bool
-    """Whether f depends on H at all."""
+    @property
+    def reference(self) -> str:
+        """``sad``: the network learns the difference to the Kohn-Sham matrix of superposed atomic
+        densities; ``none``: it learns all of the Hamiltonian."""
 
+    @property
+    def cutoff_bohr(self) -> float:
+        """Distance beyond which atoms are no pair of the graph, bohr."""
+
+    def to_config(self) -> dict[str, Any]:
+        """All fields, as numbers, texts, lists and dictionaries of them."""
+
+
+class Backbone(nn.Module, abc.ABC):
+    """A network that is solved for its fixed point. B molecules, n orbitals.
+
+    Args:
+        template: elements, and the layout of their orbitals.
+        config: hyperparameters.
+
+    Attributes:
+        wants_onsite_overlaps: whether it is made of a template, a configuration, and the on-site
+            overlaps of :func:`pyscf_deqh.graph.onsite.onsite_overlaps`; else of the first two.
+        can_be_captured: whether a training step can be a CUDA graph: given a reference, none of its
+            operations waits for the GPU or depends on what is in a tensor.
+    """
+
+    wants_onsite_overlaps: ClassVar[bool] = False
+    can_be_captured: ClassVar[bool] = False
+
+    def __init__(self, template: OrbitalTemplate, config: BackboneConfig):
+        super().__init__()
+        self.template, self.config = template, config
+
+    @property
+    def self_consistent(self) -> bool:
+        """Whether f depends on H at all."""
+        return True
+
+    @property
+    def cutoff(self) -> float:
+        """Distance beyond which atoms are no pair of the graph, bohr."""
+        return self.config.cutoff_bohr
+
+    @abc.abstractmethod
     def injection(self, graph: GraphBatch) -> Any:
         """Everything that does not depend on H."""
 
+    @abc.abstractmethod
     def state(self, hamiltonian: Tensor, injected: Any) -> Tensor:
         """What f reads of a Hamiltonian (B, n, n): a tensor (B, ...)."""
 
+    @abc.abstractmethod
     def filter(self, state: Tensor, injected: Any) -> Tensor:
         """One application of f: the next state."""
 
+    @abc.abstractmethod
     def hamiltonian(self, state: Tensor, injected: Any) -> Tensor:
         """The Hermitian matrices (B, n, n) that belong to a converged state.
 
         Either the state is the matrix, or this is one more application of f, of all its parts.
         """
+
+    def standardize(self, batches: Iterable[GraphBatch]) -> None:
+        """Set shifts and scales of inputs and outputs from labelled batches, before a training;
+        nothing where a network has none."""
 
 
 @dataclass(frozen=True)
@@ -103,7 +155,7 @@ class Solution:
 class DEQH(nn.Module):
     """Solves a backbone's fixed point with torchdeq."""
 
-    def __init__(self, backbone: nn.Module, settings: SolverSettings | None = None):
+    def __init__(self, backbone: Backbone, settings: SolverSettings | None = None):
         super().__init__()
         self.backbone = backbone
         self.configure(settings or SolverSettings())

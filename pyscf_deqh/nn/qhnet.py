@@ -18,6 +18,8 @@ from torch import Tensor, nn
 from ..errors import ConfigError
 from ..graph.batch import BOHR, GraphBatch, opposite
 from ..graph.layout import OrbitalTemplate
+from .backbones import register
+from .deqh import Backbone
 from .irreps import BlockCoupling
 from .products import Features, PairFrames
 from .qhnet_layers import (
@@ -130,8 +132,9 @@ class Injected:
     weights: list[list[Tensor]]  # of the H stream's tensor products, by layer and path
 
 
-class QHNet(nn.Module):
-    """A :class:`~pyscf_deqh.nn.deqh.Backbone` with QHNet's tensor products.
+@register("qhnet", QHNetConfig)
+class QHNet(Backbone):
+    """A backbone with QHNet's tensor products.
 
     Args:
         template: layout of the blocks.
@@ -141,6 +144,9 @@ class QHNet(nn.Module):
         counts: auxiliary functions of each degree.
     """
 
+    wants_onsite_overlaps = True
+    config: QHNetConfig
+
     def __init__(
         self,
         template: OrbitalTemplate,
@@ -148,9 +154,8 @@ class QHNet(nn.Module):
         overlaps: Tensor | None = None,
         counts: tuple[int, ...] = (16, 8, 4),
     ):
-        super().__init__()
-        self.config = config = config or QHNetConfig()
-        self.template = template
+        config = config or QHNetConfig()
+        super().__init__(template, config)
         n_elements, width = len(template.numbers), config.channels
         hidden = [width] * (config.lmax + 1)
         self.coupling = BlockCoupling(template, config.lmax)
@@ -192,18 +197,10 @@ class QHNet(nn.Module):
         self.pair_expansion = BlockExpansion(*args, 2 * width, width)
 
     @property
-    def cutoff(self) -> float:
-        """Cutoff of atom pairs in bohr."""
-        return self.config.cutoff_bohr
-
-    @property
     def self_consistent(self) -> bool:
         return self.config.self_consistent
 
-    def standardize(self, batches) -> None:
-        """Nothing to measure: the published network has no scales of inputs and outputs."""
-
-    # The fixed-point problem, see Backbone in deqh.py.
+    # The fixed-point problem; the published network has no scales of inputs and outputs.
 
     def injection(self, graph: GraphBatch) -> Injected:
         i, j = graph.edge_index

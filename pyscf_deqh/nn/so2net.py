@@ -24,7 +24,9 @@ from torch import Tensor, nn
 from ..errors import ConfigError
 from ..graph.batch import BOHR, REFERENCES, GraphBatch, opposite
 from ..graph.layout import OrbitalTemplate
+from .backbones import register
 from .density import density_matrix
+from .deqh import Backbone
 from .irreps import (
     BlockCoupling,
     BlockEmbedding,
@@ -194,15 +196,16 @@ class SO2Layer(nn.Module):
         return FrameFeatures.of_orders(self.linear_out(self.gate(y, chunk.invariants)))
 
 
-class SO2Net(nn.Module):
-    """A :class:`~pyscf_deqh.nn.deqh.Backbone` for any elements and basis set."""
+@register("so2net", SO2NetConfig)
+class SO2Net(Backbone):
+    """A backbone for any elements and basis set."""
 
-    self_consistent = True
+    can_be_captured = True
+    config: SO2NetConfig
 
     def __init__(self, template: OrbitalTemplate, config: SO2NetConfig | None = None):
-        super().__init__()
-        self.config = config = config or SO2NetConfig()
-        self.template = template
+        config = config or SO2NetConfig()
+        super().__init__(template, config)
         channels = Channels(config.natural_channels, config.pseudo_channels)
         self.channels, self.widths = channels, [channels.natural, channels.pseudo]
         n_elements = len(template.numbers)
@@ -237,11 +240,6 @@ class SO2Net(nn.Module):
         self.register_buffer("nuclear_charge", charges, persistent=False)
         self._register_standards(n_elements, n_static)
 
-    @property
-    def cutoff(self) -> float:
-        """Cutoff of atom pairs in bohr."""
-        return self.config.cutoff_bohr
-
     def _register_standards(self, n_elements: int, n_static: int) -> None:
         t2, paths = self.template.size**2, self.coupling.n_paths
         for name, n_matrices in (("static", n_static), ("state", 2)):
@@ -255,7 +253,7 @@ class SO2Net(nn.Module):
             self.register_buffer(f"output_{name}_scale", torch.ones(shape))
             self.register_parameter(f"output_{name}_factor", nn.Parameter(torch.ones(shape)))
 
-    # The fixed-point problem, see Backbone in deqh.py.
+    # The fixed-point problem.
 
     def state(self, hamiltonian: Tensor, injected: Injected) -> Tensor:
         """The difference to the reference: residuals are then relative to what is predicted."""

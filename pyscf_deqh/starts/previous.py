@@ -50,6 +50,26 @@ class Point:
         """Whether both are of one molecule and method."""
         return self.kind == other.kind and self.system == other.system
 
+    def likeness(self, earlier: Point, overlap: np.ndarray) -> float:
+        """How much of each occupied orbital was occupied at an earlier point: the smallest singular
+        value of the overlap of both spaces, 1 for the same state, 0 for another one.
+
+        Args:
+            earlier: of the same molecule; its orbitals are taken to move with the atoms.
+            overlap: (nao, nao), of this point.
+        """
+        least = 1.0
+        for before, now in zip(earlier.spins, self.spins, strict=True):
+            before = before @ orthonormal_basis(before.T @ overlap @ before)
+            if now.size:
+                values = np.linalg.svd(before.T @ overlap @ now, compute_uv=False)
+                least = min(least, float(values.min()))
+        return least
+
+    def is_near(self, other: Point) -> bool:
+        """Whether no atom has moved far between two points of one molecule."""
+        return _moved(self, other.positions) <= _FAR
+
     @classmethod
     def of(cls, mf: hf.SCF) -> Point | None:
         """That of a converged SCF object; None if nothing can start from it."""
@@ -143,12 +163,13 @@ class PreviousStart:
         defect = expected_defect(self.points, problem.mol.atom_coords())
         spins = [c @ orthonormal_basis(c.T @ overlap @ c) for c in point.spins]
         orbitals = shells.of_spins(spins if len(spins) == 2 else spins * 2)
-        # The defect is smaller than what single precision leaves of a whole Fock matrix.
-        dtype = problem.precision if defect is None else torch.float64
+        # The defect is smaller than what single precision leaves of a Coulomb matrix.
+        coulomb = problem.precision if defect is None else torch.float64
         device = resolve_device(self.device, problem.engine)
         fitted = FittedFock(
-            problem.mol, device, dtype, memory=problem.memory, engine=problem.engine
-        )
+            problem.mol, device, problem.precision, memory=problem.memory, engine=problem.engine,
+            coulomb=coulomb,
+        )  # fmt: skip
         fock, _ = fitted(problem.core_hamiltonian, orbitals, problem.functional)
         if defect is not None:
             fock = fock + defect

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
-from ..nn.backbones import check_kind
+from ..errors import ConfigError
+from ..nn.backbones import BackboneConfig, config_from, registered
 from ..nn.deqh import SolverSettings
 from ..nn.qhnet import QHNetConfig
 from ..nn.so2net import SO2NetConfig
@@ -105,12 +107,15 @@ class TrainConfig:
     """A whole training run.
 
     Attributes:
-        backbone: ``so2net`` or ``qhnet``; of the two sections of that name the other is ignored.
+        backbone: ``so2net`` or ``qhnet``, of whose sections the other is ignored, or the name of
+            one that another package has registered.
+        options: hyperparameters of another package's backbone.
     """
 
     backbone: str = "so2net"
     so2net: SO2NetConfig = field(default_factory=SO2NetConfig)
     qhnet: QHNetConfig = field(default_factory=QHNetConfig)
+    options: dict[str, Any] = field(default_factory=dict)
     data: DataConfig = field(default_factory=DataConfig)
     solver: SolverSettings = field(
         default_factory=lambda: SolverSettings(forward_max_iterations=3, backward_max_iterations=3)
@@ -119,9 +124,20 @@ class TrainConfig:
     run: RunConfig = field(default_factory=RunConfig)
 
     def __post_init__(self):
-        check_kind(self.backbone)
+        own = registered(self.backbone).config in (SO2NetConfig, QHNetConfig)
+        if own and self.options:
+            raise ConfigError(f"options: {self.backbone}'s are in the section of its name")
 
     @property
-    def model(self) -> SO2NetConfig | QHNetConfig:
-        """Hyperparameters of the chosen backbone."""
-        return getattr(self, self.backbone)
+    def model(self) -> BackboneConfig:
+        """Hyperparameters of the chosen backbone.
+
+        Raises:
+            ConfigError: options that a backbone of another package does not have.
+        """
+        if registered(self.backbone).config in (SO2NetConfig, QHNetConfig):
+            return getattr(self, self.backbone)
+        try:
+            return config_from(self.backbone, self.options)
+        except TypeError as error:
+            raise ConfigError(f"options of {self.backbone}: {error}") from error

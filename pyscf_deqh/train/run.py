@@ -22,6 +22,7 @@ from torch import Tensor
 
 from ..checkpoint import ModelSpec, save_model
 from ..errors import CheckpointError, ConfigError
+from ..nn.backbones import registered
 from .config import TrainConfig
 from .module import HamiltonianData, HamiltonianModule, build_model
 
@@ -150,10 +151,11 @@ def _trainer(config: TrainConfig, further: Sequence[L.Callback] = ()) -> L.Train
 def _check_cuda_graphs(config: TrainConfig) -> None:
     solver, run = config.solver, config.run
     once = solver.gradient == "random-depth" and solver.forward_max_iterations == 1
-    fits = config.backbone == "so2net" and config.so2net.reference != "none" and once
+    captured = registered(config.backbone).network.can_be_captured
+    fits = captured and config.model.reference != "none" and once
     if not fits or solver.start != "reference":
         raise ConfigError(
-            "run.cuda_graphs: what is captured must not wait for the GPU; only so2net with a "
+            "run.cuda_graphs: what is captured must not wait for the GPU; so2net with a "
             "reference does not, with solver.gradient random-depth, "
             "solver.forward_max_iterations 1 and solver.start reference"
         )

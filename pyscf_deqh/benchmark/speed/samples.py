@@ -20,7 +20,7 @@ from ...graph.basis import template_of
 from ...graph.batch import GraphBatch, MolecularGraph, collate
 from ...graph.build import build_graph
 from ...graph.onsite import onsite_overlaps
-from ...nn.backbones import build_backbone, config_from
+from ...nn.backbones import build_backbone, config_from, registered
 from ...nn.deqh import DEQH, SolverSettings
 from ..sets import BUNDLED
 from .geometries import polyethylene
@@ -88,7 +88,9 @@ def untrained(kind: str, options: dict, device: str = "cpu", seed: int = 0) -> D
     torch.manual_seed(seed)
     template = template_of(BASIS, ELEMENTS)
     config = config_from(kind, options)
-    overlaps = torch.from_numpy(onsite_overlaps(BASIS, template)) if kind == "qhnet" else None
+    overlaps = None
+    if registered(kind).network.wants_onsite_overlaps:
+        overlaps = torch.from_numpy(onsite_overlaps(BASIS, template))
     return DEQH(build_backbone(template, config, overlaps), SOLVERS[kind]).to(device).eval()
 
 
