@@ -6,7 +6,7 @@ MOLECULES ?= 4
 
 PYSCF ?= 2.8.0
 
-.PHONY: demo benchmark test test-pyscf test-slow lint types wheel clean
+.PHONY: demo benchmark test test-pyscf test-slow lint types docs wheel clean
 
 demo: $(VENV)/.core
 	$(BIN)/python -m pyscf_deqh.benchmark --init minao 1e --n $(MOLECULES)
@@ -37,6 +37,10 @@ lint: $(VENV)/.dev
 
 types: $(VENV)/.dev
 	$(BIN)/mypy
+
+# The tutorial in it runs; warnings are errors.
+docs: $(VENV)/.dev
+	$(BIN)/python -m sphinx -W --keep-going -q -b html docs build/docs
 
 wheel: $(VENV)/.dev
 	$(BIN)/python -m pip wheel --no-deps -w dist .

@@ -24,6 +24,7 @@ md = ["ase>=3.23,<3.30", "tblite>=0.4"]
 embed = [*md, "rdkit>=2023.9"]
 # pyberny brings the molecules of two benchmarks.
 geomopt = ["geometric>=1.0", "pyberny>=0.7"]
+docs = ["sphinx>=8.1", "myst-nb>=1.1", "furo>=2024.8.6"]
 gpu = ["gpu4pyscf-cuda12x>=1.8"]
 pytest = ["pytest>=8", "pytest-xdist>=3.5"]
 
@@ -35,6 +36,15 @@ setup(
     long_description_content_type="text/markdown",
     license="Apache-2.0",
     python_requires=">=3.10",
+    classifiers=[
+        "Development Status :: 4 - Beta",
+        "Intended Audience :: Science/Research",
+        "Operating System :: MacOS",
+        "Operating System :: POSIX :: Linux",
+        "Programming Language :: Python :: 3",
+        "Topic :: Scientific/Engineering :: Chemistry",
+        "Typing :: Typed",
+    ],
     packages=[*find_packages(include=["pyscf_deqh", "pyscf_deqh.*"]), "pyscf_deqh.models"],
     # The bundled models lie at the top of the repository and inside the installed package.
     package_dir={"pyscf_deqh.models": "models"},
@@ -60,6 +70,7 @@ setup(
         "embed": embed,
         "geomopt": geomopt,
         "gpu": gpu,
+        "docs": docs,
         "md17": md17,
         "download": ["gdown>=5"],
         "test": [*train, *plot, *embed, *geomopt, *pytest],
@@ -68,6 +79,7 @@ setup(
             *plot,
             *embed,
             *geomopt,
+            *docs,
             *pytest,
             "ruff>=0.6",
             "mypy>=1.10",

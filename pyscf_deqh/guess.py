@@ -150,6 +150,8 @@ def make_guess(mf: hf.SCF, mol: Mole, options: Options, overlap: np.ndarray | No
             fitted = fitted or point.fitted.like(mol, point.fitted.device, problem.precision)
             solution, fitted, states = lowest_state(problem, solution, fitted)
             fitted.forget()  # among them are other states
+        if solution.failure and fitted:
+            fitted.forget()  # the SCF starts elsewhere
         clock.lap("cycles")
         scf_follows = overlap is not None or problem.engine.fixed
         if accelerated and scf_follows and fitted and complete:

@@ -240,7 +240,8 @@ def _know_points() -> None:
     @functools.wraps(begin, assigned=("__doc__", "__name__", "__qualname__"))
     def __init__(self, mf_obj):
         begin(self, mf_obj)
-        if _by_name(mf_obj):
+        options: Options | None = getattr(mf_obj, "_deqh", None)
+        if _by_name(mf_obj) and (options is None or options.every_point):
             self.deqh_scan = mf_obj.deqh_scan = Scan()
 
     @functools.wraps(original, assigned=("__doc__", "__name__", "__qualname__"))
@@ -252,6 +253,7 @@ def _know_points() -> None:
         points, self._deqh_points = getattr(self, "_deqh_points", ()), ()
         if not points and (point := Point.of(self)) is not None:
             points = (point,)
+        self._deqh_defect = None  # of the last point
         later = self.mo_coeff is not None and "dm0" not in kwargs
         if later and not (options.frugal and too_cheap(self)):
             self._deqh_previous = points
@@ -264,13 +266,14 @@ def _know_points() -> None:
         finally:
             self._deqh_previous = ()
         seconds = time.perf_counter() - started
-        if self.deqh_report is not None and self.deqh_report is not report:
-            start = self.deqh_report.start
+        report = None if self.deqh_report is report else self.deqh_report
+        if report is not None:
+            start = report.start if report.fallback is None else "minao"
         point = Point.of(self)  # now: the molecule may be moved in place
-        _say_point(self, start, seconds, point, points[-1] if points else None)
         if point is not None:
             earlier = [p for p in points[1 - MAX_POINTS :] if p.is_like(point)]
             self._deqh_points = (*earlier, point)
+        _say_point(self, start, seconds, point, points[-1] if points else None)
         return energy
 
     hf.SCF_Scanner.__init__, hf.SCF_Scanner.__call__ = __init__, __call__
@@ -286,13 +289,19 @@ def _say_point(
     """Into the log and the scan's report: what happened at a point, and whether its state is that
     of the last one."""
     scan = scanner.deqh_scan = scanner.deqh_scan or Scan()
+    # newton() does not count its Fock matrices.
+    second_order = hasattr(scanner, "_scf")
     builds = 1 + scanner.cycles + bool(scanner.converged and scanner.conv_check)
+    builds = 0 if second_order else builds
     scan.add(start, builds, seconds, scanner.converged)
     logger.info(scanner, "DEQH point %d: start %s, %d full Fock matrices, %.2f s; so far %s",
                 scan.points, start, builds, seconds, scan)  # fmt: skip
     if point is None or last is None or not (point.is_like(last) and point.is_near(last)):
         return
-    likeness = point.likeness(last, scanner.get_ovlp())
+    try:
+        likeness = point.likeness(last, scanner.get_ovlp())
+    except (ValueError, np.linalg.LinAlgError):  # other numbers of orbitals, or none that is sound
+        likeness = 0.0
     if likeness < _SAME_STATE:
         scan.switched.append(scan.points)
         logger.note(scanner, "DEQH point %d: another state than at the last point, of which an "

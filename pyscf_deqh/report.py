@@ -82,7 +82,7 @@ class Scan:
 
     Attributes:
         points: SCFs.
-        builds: full Fock matrices of PySCF's.
+        builds: full Fock matrices of PySCF's; those of ``newton()`` are not counted.
         seconds: of these SCFs, their guesses included.
         starts: how many points began where.
         not_converged: numbers of points, from 1 on, whose SCF did not converge.

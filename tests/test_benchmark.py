@@ -11,7 +11,7 @@ from pyscf_deqh.benchmark.scf_runs import Method, run_classical, run_deqh
 from pyscf_deqh.data.geometry import read_geometries
 from pyscf_deqh.data.splits import split_of
 from pyscf_deqh.errors import ConfigError
-from pyscf_deqh.fock.fitted import FittedDifferences, FittedFock
+from pyscf_deqh.fock.fitted import FittedFock
 
 
 def test_bundled_molecules_are_test_molecules():
@@ -41,11 +41,11 @@ def test_cycles_and_builds_are_pyscfs(monkeypatch):
 @pytest.mark.parametrize("accelerate", [True, False])
 def test_builds_of_a_guess_and_its_scf(monkeypatch, accelerate):
     """Full ones are the SCF's alone; fitted ones are counted in each of its cycles."""
-    full, fitted, corrected = [], [], []
+    full, fitted, made = [], [], []
     for cls, name, calls in (
         (dft.rks.RKS, "get_veff", full),
         (FittedFock, "__call__", fitted),
-        (FittedDifferences, "__call__", corrected),
+        (FittedFock, "_exchange_correlation", made),
     ):
         monkeypatch.setattr(cls, name, counted(getattr(cls, name), calls))
     run, guess = run_deqh(make_mol(WATER), Method(xc="pbe", accelerate=accelerate))
@@ -53,7 +53,8 @@ def test_builds_of_a_guess_and_its_scf(monkeypatch, accelerate):
     # The run's last Fock matrix is asked for once more, after the clock has stopped.
     assert len(full) == run.full_builds + 1 == run.cycles + 3
     assert len(fitted) == run.guess_fitted_builds == 1 + len(guess.report.fitted_gradients)
-    assert len(corrected) == sum(run.corrected)
+    solved = sum(map(bool, run.corrected))  # one more for each, of PySCF's density
+    assert len(made) == run.guess_fitted_builds + sum(run.corrected) + solved
     assert len(run.corrected) == len(run.gradient) * accelerate
     assert any(run.corrected) == accelerate
 

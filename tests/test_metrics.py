@@ -123,7 +123,7 @@ def run(cycles, errors, builds, corrected, seconds, energy=-1.0):
     return SCFRun(
         init="", converged=True, energy=energy, cycles=cycles, full_builds=builds,
         guess_fitted_builds=2, corrected=corrected, guess_seconds=1.0,
-        scf_seconds=seconds - 1.0, gradient=[],
+        scf_seconds=seconds - 1.0, gradient=[], times=[],
         focks=[np.full((2, 2), e) for e in errors], hamiltonian=np.zeros((2, 2)),
     )  # fmt: skip
 

@@ -152,8 +152,10 @@ def test_table_by_hand(tmp_path, capsys):
     second = [qm9_row("c", 12, [4, 4], mae=6e-4), qm9_row("a", 9, [7])]
     write(tmp_path, "qm9", "1of2", first, [{"name": "c", "reason": "an earlier run"}])
     write(tmp_path, "qm9", "2of2", second, [{"name": "d", "reason": "ValueError: no"}])
+    found = row("g", run(), {"minao": run(converged=False)}, None)
     lost = row("e", run(converged=False, energy=-0.5), {"minao": run()}, None)
-    write(tmp_path, "pbe", "1of1", [lost, row("f", run(cycles=8), {"minao": run()})], threads=4)
+    rows = [lost, row("f", run(cycles=8), {"minao": run()}), found]
+    write(tmp_path, "pbe", "1of1", rows, threads=4)
     assert main(["suite", "--table-only", "--out", str(tmp_path)]) == 1
     text = capsys.readouterr().out
     assert (tmp_path / "table.md").read_text() == text.removesuffix("\n")
@@ -168,7 +170,7 @@ def test_table_by_hand(tmp_path, capsys):
     ]  # fmt: skip
     # The network's error is against another functional.
     assert cells_of(text, "QM9 test, pbe/def2-svp") == [
-        "QM9 test, pbe/def2-svp", "1 of 2", "1.000 ± 0.000 (1.000)",
+        "QM9 test, pbe/def2-svp", "1 of 3", "1.000 ± 0.000 (1.000)",
         "12.0 ± 0.0 (12.0)", "12.0 ± 0.0 (12.0)", "8.0 ± 0.0 (8.0)", "10.0 ± 0.0 (10.0)", "",
         "10.00 ± 0.00 (10.00)",
         "2.0 ± 0.0 (2.0)",
@@ -178,6 +180,7 @@ def test_table_by_hand(tmp_path, capsys):
     assert "Not converged, although minao converged: 1\n\n- pbe: e\n" in text
     assert "Energy above minao's by more than 1e-06 Eh: 1\n\n- qm9: b: 2.0e-06 Eh\n" in text
     assert "More cycles than from minao: 1\n\n- qm9: c: 12 instead of 10\n" in text
+    assert "Converged, although minao did not: 1\n\n- pbe: g\n" in text
     assert "model mine (weights 000000000000), device cpu" in text
     assert text.count("machine abacus, threads 2") == text.count("machine abacus, threads 4") == 1
     assert "seed 0" in text
@@ -186,7 +189,7 @@ def test_table_by_hand(tmp_path, capsys):
 def test_table_without_failures(tmp_path, capsys):
     write(tmp_path, "md", "1of1", [row("a", run(cycles=5), {"minao": run()})])
     assert main(["suite", "--table-only", "--out", str(tmp_path)]) == 0
-    assert capsys.readouterr().out.count(": none") == 4
+    assert capsys.readouterr().out.count(": none") == 5
 
 
 def test_files_that_do_not_fit_are_refused(tmp_path, capsys):

@@ -62,7 +62,7 @@ def _parser() -> argparse.ArgumentParser:
                         help="SCFs from DEQH go on with PySCF's DIIS")  # fmt: skip
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda …")
     parser.add_argument("--json", type=Path, metavar="OUT", help="write rows and summary here")
-    parser.add_argument("--plot", type=Path, metavar="OUT.png", help="gradient norm per cycle")
+    parser.add_argument("--plot", type=Path, metavar="OUT.png", help="gradient norm over time")
     return parser
 
 

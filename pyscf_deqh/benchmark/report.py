@@ -89,23 +89,33 @@ def new_figure(**options: Any) -> Any:
 
 
 def plot(results: Results, path: Path) -> None:
-    """Orbital gradient per cycle, one line per guess, to an image file.
+    """Orbital gradient over time, one line per guess, to an image file.
 
     Raises:
         ConfigError: matplotlib is not installed.
     """
-    curves = {"deqh": [r["deqh"]["gradient"] for r in results.rows]}
-    for init in results.inits:
-        curves[init] = [r["baselines"][init]["gradient"] for r in results.rows]
     figure = new_figure(figsize=(6, 4), layout="constrained")
     axes = figure.subplots()
-    for name, lines in curves.items():
-        if lines:
-            axes.semilogy(_median_curve(lines), marker="o", markersize=3, label=name)
-    axes.set_xlabel("SCF cycle")
+    first = results.inits[0]
+    for name in ("deqh", *results.inits):
+        runs = [_of(row, name) for row in results.rows]
+        whole = [_of(row, first) for row in results.rows]
+        times = [
+            np.array(run["times"]) / (run_of_first["guess_seconds"] + run_of_first["scf_seconds"])
+            for run, run_of_first in zip(runs, whole, strict=True)
+        ]
+        gradients = _median_curve([run["gradient"] for run in runs])
+        axes.semilogy(100 * _median_curve(times), gradients, marker="o", markersize=3, label=name)
+    axes.set_xlabel(f"time, % of the whole SCF from {first}; a point for each cycle")
     axes.set_ylabel("norm of the orbital gradient / hartree")
+    number = len(results.rows)
     axes.set_title(
-        f"{results.method.xc}/{results.method.basis}, median of {len(results.rows)} molecules"
+        f"{results.method.xc}/{results.method.basis}, "
+        + ("one molecule" if number == 1 else f"median of {number} molecules")
     )
     axes.legend()
     figure.savefig(path, dpi=150)
+
+
+def _of(row: dict, name: str) -> dict:
+    return row["deqh"] if name == "deqh" else row["baselines"][name]

@@ -67,13 +67,15 @@ class Method:
         return Options(starts, cycles, self.accelerate, frugal=start is None)
 
     def molecule(self, geometry: Geometry) -> gto.Mole:
-        """With the charge of the geometry's comment line, if there is one; the last atoms are
+        """With charge and spin of the geometry's comment line, if there are any; the last atoms are
         ghosts, as many as ``ghosts`` says there. Elements from rubidium on have the effective core
         potential of a def2 basis set."""
         atoms, numbers = geometry.atom(), geometry.numbers
         n_real = len(numbers) - (geometry.whole_number("ghosts") or 0)
         charge = geometry.whole_number("charge")
         charge = self.charge if charge is None else charge
+        spin = geometry.whole_number("spin")
+        spin = self.spin if spin is None else spin
         n_electrons = int(numbers[:n_real].sum()) - charge
         ghosts = [(f"ghost-{ELEMENTS[z]}", r) for z, r in atoms[n_real:]]
         ecp = {ELEMENTS[z]: self.basis for z in set(numbers.tolist()) if z > _ALL_ELECTRON}
@@ -82,7 +84,7 @@ class Method:
             basis=self.basis,
             ecp=ecp if self.basis.startswith("def2") else {},
             charge=charge,
-            spin=n_electrons % 2 if self.spin is None else self.spin,
+            spin=n_electrons % 2 if spin is None else spin,
             verbose=0,
         )
 
@@ -115,6 +117,7 @@ class SCFRun:
             made where there are any, of PySCF's density.
         guess_seconds, scf_seconds: wall-clock time.
         gradient: norm of the orbital gradient in each cycle, hartree.
+        times: seconds from the beginning of the guess to the end of each cycle.
         focks: Fock matrix of each cycle, without extrapolation.
         hamiltonian: converged Fock matrix.
     """
@@ -129,6 +132,7 @@ class SCFRun:
     guess_seconds: float
     scf_seconds: float
     gradient: list[float]
+    times: list[float]
     focks: list[np.ndarray]
     hamiltonian: np.ndarray
 
@@ -138,17 +142,20 @@ class SCFRun:
 
     def to_row(self) -> dict:
         names = ("converged", "energy", "cycles", "full_builds", "guess_fitted_builds",
-                 "corrected", "guess_seconds", "scf_seconds", "gradient")  # fmt: skip
+                 "corrected", "guess_seconds", "scf_seconds", "gradient",
+                 "times")  # fmt: skip
         return {name: getattr(self, name) for name in names}
 
 
 def run_scf(mf: scf.hf.SCF, init: str, dm: np.ndarray, guess_seconds: float, fitted: int) -> SCFRun:
     """An SCF from ``dm``, for which fitted Fock matrices were built; recorded."""
     gradient: list[float] = []
+    times: list[float] = []
     focks: list[np.ndarray] = []
 
     def record(envs):
         gradient.append(float(envs["norm_gorb"]))
+        times.append(guess_seconds + time.perf_counter() - started)
         focks.append(np.array(envs["fock"]))
 
     mf.callback = record
@@ -166,6 +173,7 @@ def run_scf(mf: scf.hf.SCF, init: str, dm: np.ndarray, guess_seconds: float, fit
         guess_seconds=guess_seconds,
         scf_seconds=seconds,
         gradient=gradient,
+        times=times,
         focks=focks,
         hamiltonian=np.asarray(mf.get_fock()),
     )

@@ -17,6 +17,7 @@ from __future__ import annotations
 import argparse
 import importlib
 import json
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -181,7 +182,11 @@ def main(argv: Sequence[str] | None = None) -> int:
             run_molecule(WATER, method, first_kind, 2)
         for k, geometry in enumerate(tqdm(todo, desc=args.kind, unit="mol")):
             first = tuple(_RUNS)[k % 2]
-            rows.append(run_molecule(geometry, method, args.kind, args.steps, first))
+            try:
+                rows.append(run_molecule(geometry, method, args.kind, args.steps, first))
+            except ConfigError as error:  # no bond to turn
+                tqdm.write(f"{_name(geometry)}: {error}", file=sys.stderr)
+                continue
             content = {"environment": environment(), "settings": settings, "rows": rows}
             write_json(args.json, content)
         print(table(rows))

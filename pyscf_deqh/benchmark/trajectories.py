@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import os
 import tempfile
 import time
 from collections.abc import Callable
@@ -11,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from pyscf import lib
+from pyscf import gto, lib
 from pyscf.data import radii
 
 from ..errors import ConfigError
@@ -79,7 +80,12 @@ def torsion(mol: Any, method: Method, guess: bool, steps: int) -> dict[str, Any]
         constraints.write_text(
             f"$scan\ndihedral {numbers} {angle:.4f} {angle + 180:.4f} {_SCAN_POINTS}\n"
         )
-        return _by_geometric(_Counted(mol, method, guess), steps, constraints=str(constraints))
+        counted, here = _Counted(mol, method, guess), Path.cwd()
+        os.chdir(folder)  # where geomeTRIC writes the scan
+        try:
+            return _by_geometric(counted, steps, constraints=constraints.name)
+        finally:
+            os.chdir(here)
 
 
 def _by_geometric(counted: _Counted, steps: int, **options: Any) -> dict[str, Any]:
@@ -205,7 +211,8 @@ def rotatable(mol: Any) -> tuple[int, int, int, int]:
     Raises:
         ConfigError: there is none.
     """
-    numbers, positions = mol.atom_charges(), mol.atom_coords()
+    numbers = np.array([gto.charge(mol.atom_symbol(atom)) for atom in range(mol.natm)])
+    positions = mol.atom_coords()
     reach = radii.COVALENT[numbers][:, None] + radii.COVALENT[numbers]
     distances = np.linalg.norm(positions[:, None] - positions, axis=-1)
     bonded = (distances < _BONDED * reach) & ~np.eye(len(numbers), dtype=bool)

@@ -293,7 +293,7 @@ def _multiply(factor: Tensor, columns: Tensor) -> None:
 
 def _largest_orbitals(mol: Mole, points: np.ndarray) -> np.ndarray:
     """Square of the largest basis function of each atom, summed over atoms, at points (n, 3) in
-    bohr: all the density that there can be."""
+    bohr: more or less all the density that there can be."""
     line = np.zeros((round(_REACH / _STEP), 3))
     line[:, 2] = _STEP * np.arange(len(line))
     tables: dict[str, np.ndarray] = {}
@@ -302,7 +302,7 @@ def _largest_orbitals(mol: Mole, points: np.ndarray) -> np.ndarray:
         symbol = mol.atom_symbol(atom)
         if symbol not in tables:
             alone = gto.M(atom=[[symbol, (0, 0, 0)]], basis=mol._basis, spin=None, verbose=0)
-            tables[symbol] = np.square(alone.eval_gto("GTOval", line)).max(1)
+            tables[symbol] = np.square(alone.eval_gto("GTOval", line)).max(1, initial=0.0)
             tables[symbol][-1] = 0.0
         away = points - mol.atom_coord(atom)
         distances = np.sqrt(np.einsum("ij,ij->i", away, away))

@@ -181,7 +181,7 @@ class _Corrected:
         self._method: _Method | None = None
         self._cycles: list[CorrectedCycle] = []
         self._failures = self._waits = 0
-        self._leaves = _LEAVES
+        self._leaves, self._enough = _LEAVES, _ENOUGH
 
     def update(self, s: np.ndarray, d: Any, f: Any, mf: Any = None, *args: Any, **kwargs: Any):
         """The Hamiltonian of PySCF's next cycle.
@@ -204,8 +204,11 @@ class _Corrected:
                 if self._method is not None:
                     method = self._method  # it may end in the step
                     hamiltonian = self._step(method, d, f, before)
-                    if self._cycles[-1].fitted_gradients and isinstance(mf, hf.SCF_Scanner):
-                        mf._deqh_defect = method.defect()
+                    solved = bool(self._cycles[-1].fitted_gradients)
+                    if isinstance(mf, hf.SCF_Scanner) and (solved or before is None):
+                        if not solved:
+                            method.know(d, f)
+                        mf._deqh_defect = method.defect()  # for the next point
         except Exception as error:  # whatever it is, it may not stop PySCF's SCF
             self._stop(f"{type(error).__name__}: {error}")
             logger.debug(self, "%s", traceback.format_exc())
@@ -241,20 +244,27 @@ class _Corrected:
         gradient = method.gradient(d, f)
         self._cycles[-1] = CorrectedCycle(gradient)
         far = gradient > method.lost
+        waited = before is not None and before.gradient < self._enough * method.tolerance
+        if waited and gradient > method.tolerance:
+            self._enough = _GOAL  # PySCF's cycle has not kept it there
+        enough = gradient < self._enough * method.tolerance
         if before is not None and before.accepted:
             leaves = gradient / before.gradient
             self._leaves = min(max(leaves, _LEAVES_AT_LEAST), 1.0)
-            if leaves > _FAILED:
+            if leaves > _FAILED and not enough:
                 method.forget()
                 self._fail()
                 return None
-        goal = _GOAL * method.tolerance
-        if gradient < _ENOUGH * method.tolerance or (far and 0 < self._waits < _MAX_WAITS):
-            self._waits += far
+        if enough:
+            # An extrapolation could go far along soft orbitals, and change the energy again.
+            return None if waited else f
+        if far and 0 < self._waits < _MAX_WAITS:
+            self._waits += 1
             return None
+        goal = _GOAL * method.tolerance
         tolerance = max(goal, self._engine.stop * self._leaves * gradient, method.rounding)
         hamiltonian, gradients, contamination = method.solve(d, f, tolerance)
-        accepted = gradients[-1] < max(_FITTED_FAILED * gradient, goal)
+        accepted = gradients[-1] < min(gradient, max(_FITTED_FAILED * gradient, tolerance))
         if far and contamination > _CONTAMINATED:
             accepted = False
         if not accepted:
@@ -362,15 +372,20 @@ class _Method:
         """Let go of the last fitted matrices, which have led nowhere."""
         self._model.forget()
 
+    def know(self, d: Any, f: Any) -> Orbitals:
+        """Take in a density and its full Fock matrix; the density's orbitals."""
+        kind, array = self._shells.kind, self._engine.array
+        orbitals = _orbitals_of(kind, array(d), f, self._basis, self._root)
+        full = np.stack([f.focka, f.fockb]) if kind == Kind.RESTRICTED_OPEN else array(f)
+        self._model.know(orbitals, full)
+        return orbitals
+
     def solve(self, d: Any, f: Any, tolerance: float) -> tuple[np.ndarray, list[float], float]:
         """Hamiltonian of the corrected cycles from a full Fock matrix, their gradients, and the
         spin contamination of unrestricted open shells."""
         kind = self._shells.kind
         array = self._engine.array
-        orbitals = _orbitals_of(kind, array(d), f, self._basis, self._root)
-        full = np.stack([f.focka, f.fockb]) if kind == Kind.RESTRICTED_OPEN else array(f)
-        self._model.know(orbitals, full)
-        earlier = self._model.remembered(orbitals)
+        earlier = self._model.remembered(self.know(d, f))
         refined = refine(
             self._model, self._overlap, self._shells, f, _MAX_FITTED, tolerance, array(d), earlier
         )

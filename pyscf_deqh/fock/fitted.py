@@ -271,7 +271,10 @@ class FittedFock:
 
     def remembered(self, functional: Functional) -> list[Orbitals]:
         """Those of the last Fock matrices in a functional, in their order. If they, and not equal
-        ones, are asked for again, only the Coulomb part is made anew."""
+        ones, are asked for again, only the Coulomb part is made anew. None where that is not
+        cheap."""
+        if not self._keeps_integrals or self._response is not None:
+            return []
         return [made.orbitals for made in self._made if made.functional.same_as(functional)]
 
     def forget(self) -> None:
