@@ -1,4 +1,4 @@
-"""Checks that every backbone has to pass, for the tests of whoever adds one.
+"""Checks that every backbone has to pass, for the tests of whoever adds one::
 
     @pytest.mark.parametrize("check", CHECKS)
     def test_backbone(check):
