@@ -84,17 +84,18 @@ def test_dynamics_and_resumption(molecules, tmp_path, capsys):
     assert run("dynamics", molecules, out, "--steps", "4") == 2
 
 
-def test_numerical_hessians(molecules, tmp_path, capsys):
+def test_numerical_hessians(tmp_path, capsys):
     pytest.importorskip("pyscf.tools.finite_diff")
-    out = tmp_path / "a.json"
-    assert run("hessian", molecules, out) == 0
+    path, out = tmp_path / "a.xyz", tmp_path / "a.json"
+    path.write_text("2\nname=HF\nF 0 0 0\nH 0 0.2 0.9\n")
+    assert run("hessian", path, out) == 0
     (row,) = json.loads(out.read_text())["rows"]
-    mf = scf.RHF(gto.M(atom=XYZ.split("\n", 2)[2], basis="def2-svp", verbose=0)).run()
+    mf = scf.RHF(gto.M(atom="F 0 0 0; H 0 0.2 0.9", basis="def2-svp", verbose=0)).run()
     analytic = thermo.harmonic_analysis(mf.mol, mf.Hessian().kernel())["freq_wavenumber"]
     expected = np.asarray(analytic).real - np.asarray(analytic).imag
     for name in ("minao", "deqh"):
         np.testing.assert_allclose(row[name]["frequencies"], expected, atol=2.0)
-    assert len(row["deqh"]["builds"]) == len(row["minao"]["builds"]) == 18
+    assert len(row["deqh"]["builds"]) == len(row["minao"]["builds"]) == 12
     assert sum(row["deqh"]["builds"]) < 0.6 * sum(row["minao"]["builds"])
     assert "frequencies, 1/cm" in capsys.readouterr().out
 
@@ -153,7 +154,7 @@ def test_trajectories_are_as_good_as_pyscfs(molecules, tmp_path, capsys):
     found = {}
     for kind in ("replay", "reversal"):
         out = tmp_path / f"{kind}.json"
-        assert run(kind, molecules, out, "--steps", "6") == 0
+        assert run(kind, molecules, out, "--steps", "4") == 0
         (row,) = json.loads(out.read_text())["rows"]
         found[kind] = [row[name]["measures"] for name in ("minao", "deqh")]
         printed = capsys.readouterr().out
