@@ -51,9 +51,9 @@ if TYPE_CHECKING:
     from .fitted import FittedDifferences, FittedFock
 
 _MAX_FITTED = 20
-# Part of PySCF's threshold at which a cycle of fitted ones ends, and below which there is none:
-# PySCF only has to see that the energy stays.
-_GOAL, _ENOUGH = 0.2, 0.7
+# Part of PySCF's threshold at which a cycle of fitted ones ends, and below which there is none. Not
+# more: PySCF's check after convergence can leave ten times the gradient and more.
+_GOAL = 0.1
 # What single precision leaves of the gradient, hartree per root of an electron pair.
 _ROUNDING = 7e-7
 # What a step leaves of the gradient: before the first one, and the least that is believed.
@@ -181,7 +181,7 @@ class _Corrected:
         self._method: _Method | None = None
         self._cycles: list[CorrectedCycle] = []
         self._failures = self._waits = 0
-        self._leaves, self._enough = _LEAVES, _ENOUGH
+        self._leaves = _LEAVES
 
     def update(self, s: np.ndarray, d: Any, f: Any, mf: Any = None, *args: Any, **kwargs: Any):
         """The Hamiltonian of PySCF's next cycle.
@@ -244,24 +244,17 @@ class _Corrected:
         gradient = method.gradient(d, f)
         self._cycles[-1] = CorrectedCycle(gradient)
         far = gradient > method.lost
-        waited = before is not None and before.gradient < self._enough * method.tolerance
-        if waited and gradient > method.tolerance:
-            self._enough = _GOAL  # PySCF's cycle has not kept it there
-        enough = gradient < self._enough * method.tolerance
+        goal = _GOAL * method.tolerance
         if before is not None and before.accepted:
             leaves = gradient / before.gradient
             self._leaves = min(max(leaves, _LEAVES_AT_LEAST), 1.0)
-            if leaves > _FAILED and not enough:
+            if leaves > _FAILED and gradient > goal:
                 method.forget()
                 self._fail()
                 return None
-        if enough:
-            # An extrapolation could go far along soft orbitals, and change the energy again.
-            return None if waited else f
-        if far and 0 < self._waits < _MAX_WAITS:
-            self._waits += 1
+        if gradient < goal or (far and 0 < self._waits < _MAX_WAITS):
+            self._waits += far
             return None
-        goal = _GOAL * method.tolerance
         tolerance = max(goal, self._engine.stop * self._leaves * gradient, method.rounding)
         hamiltonian, gradients, contamination = method.solve(d, f, tolerance)
         accepted = gradients[-1] < min(gradient, max(_FITTED_FAILED * gradient, tolerance))
