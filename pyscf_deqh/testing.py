@@ -28,13 +28,13 @@ from .graph.basis import template_of
 from .graph.batch import MolecularGraph, collate
 from .graph.build import build_graph
 from .graph.onsite import onsite_overlaps
-from .nn.backbones import build_backbone, config_from, registered
+from .nn.backbones import build_backbone, config_from
 from .nn.deqh import DEQH, SolverSettings
 
 BASIS, ELEMENTS = "def2-svp", (1, 6, 7, 8, 9)
-_WATER = [("O", (0.0, 0.0, 0.119)), ("H", (0.0, 0.763, -0.477)), ("H", (0.0, -0.763, -0.477))]
+WATER = [("O", (0.0, 0.0, 0.119)), ("H", (0.0, 0.763, -0.477)), ("H", (0.0, -0.763, -0.477))]
 # Formamide, bent out of its plane so that it is chiral.
-_CHIRAL = [
+FORMAMIDE = [
     ("C", (-0.163, 0.386, 0.031)),
     ("O", (-1.187, -0.246, -0.012)),
     ("N", (1.085, -0.158, 0.097)),
@@ -61,12 +61,10 @@ def untrained(name: str, seed: int = 0, **options: Any) -> DEQH:
         ConfigError: no backbone of that name.
     """
     template, config = template_of(BASIS, ELEMENTS), config_from(name, options)
-    overlaps = None
-    if registered(name).network.wants_onsite_overlaps:
-        overlaps = torch.from_numpy(onsite_overlaps(BASIS, template))
     torch.manual_seed(seed)
     settings = SolverSettings(start="identity", forward_max_iterations=3)
-    return DEQH(build_backbone(template, config, overlaps).double(), settings).eval()
+    backbone = build_backbone(template, config, lambda: onsite_overlaps(BASIS, template))
+    return DEQH(backbone.double(), settings).eval()
 
 
 def predicted(model: DEQH, *molecules: Atoms, charge: int = 0) -> Tensor:
@@ -95,7 +93,7 @@ def _graph(atoms: Atoms, charge: int, reference: str) -> MolecularGraph:
 
 def _moved(matrix: np.ndarray | None = None) -> Atoms:
     matrix = np.eye(3) if matrix is None else matrix
-    return [(s, tuple(matrix @ np.array(r))) for s, r in _CHIRAL]
+    return [(s, tuple(matrix @ np.array(r))) for s, r in FORMAMIDE]
 
 
 def _turned_orbitals(matrix: np.ndarray) -> np.ndarray:
@@ -137,24 +135,24 @@ def check_reflection(model: DEQH, tolerance: float = 1e-7) -> None:
 
 def check_translation_and_permutation(model: DEQH) -> None:
     """Neither the molecule's place nor the order of its atoms matters."""
-    moved = [(s, tuple(np.array(r) + _SHIFT)) for s, r in (_CHIRAL[i] for i in _ORDER)]
-    slices = _mol(_CHIRAL).aoslice_by_atom()[:, 2:]
+    moved = [(s, tuple(np.array(r) + _SHIFT)) for s, r in (FORMAMIDE[i] for i in _ORDER)]
+    slices = _mol(FORMAMIDE).aoslice_by_atom()[:, 2:]
     orbitals = np.concatenate([np.arange(*slices[i]) for i in _ORDER])
-    before, after = (predicted(model, atoms)[0].numpy() for atoms in (_CHIRAL, moved))
+    before, after = (predicted(model, atoms)[0].numpy() for atoms in (FORMAMIDE, moved))
     expected = before[np.ix_(orbitals, orbitals)]
     np.testing.assert_allclose(after, expected, atol=_PRECISE * np.abs(before).max(), rtol=0)
 
 
 def check_hermitian(model: DEQH) -> None:
     """The Hamiltonian is symmetric."""
-    h = predicted(model, _CHIRAL)[0]
+    h = predicted(model, FORMAMIDE)[0]
     torch.testing.assert_close(h, h.T, atol=1e-13, rtol=0)
 
 
 def check_batches(model: DEQH) -> None:
     """Molecules of a batch do not see each other."""
-    together = predicted(model, _WATER, _CHIRAL)
-    for atoms, h in zip((_WATER, _CHIRAL), together, strict=True):
+    together = predicted(model, WATER, FORMAMIDE)
+    for atoms, h in zip((WATER, FORMAMIDE), together, strict=True):
         alone = predicted(model, atoms)[0]
         n = len(alone)
         tolerance = _PRECISE * float(alone.abs().max())
@@ -178,10 +176,10 @@ def check_saving(model: DEQH) -> None:
         save_model(single, spec, folder)
         loaded, spec_found = load_model(folder)
     assert spec_found == spec
-    expected = predicted(single.double(), _CHIRAL)
+    expected = predicted(single.double(), FORMAMIDE)
     # Constants that are no weights are made anew, in single precision.
     tolerance = _SINGLE * float(expected.abs().max())
-    found = predicted(loaded.double(), _CHIRAL)
+    found = predicted(loaded.double(), FORMAMIDE)
     torch.testing.assert_close(found, expected, atol=tolerance, rtol=0)
 
 

@@ -16,19 +16,11 @@ from pyscf_deqh.graph.onsite import onsite_overlaps
 from pyscf_deqh.nn.deqh import DEQH, SolverSettings
 from pyscf_deqh.nn.qhnet import QHNet, QHNetConfig
 from pyscf_deqh.nn.so2net import SO2Net, SO2NetConfig
+from pyscf_deqh.testing import FORMAMIDE, WATER
+
+__all__ = ["FORMAMIDE", "WATER"]
 
 NUMBERS = (1, 6, 7, 8, 9)
-
-WATER = [("O", (0.0, 0.0, 0.119)), ("H", (0.0, 0.763, -0.477)), ("H", (0.0, -0.763, -0.477))]
-# Formamide, bent out of its plane so that it is chiral.
-FORMAMIDE = [
-    ("C", (-0.163, 0.386, 0.031)),
-    ("O", (-1.187, -0.246, -0.012)),
-    ("N", (1.085, -0.158, 0.097)),
-    ("H", (-0.145, 1.491, -0.063)),
-    ("H", (1.918, 0.402, -0.182)),
-    ("H", (1.181, -1.159, 0.213)),
-]
 
 
 def make_mol(atoms=FORMAMIDE, **options) -> gto.Mole:

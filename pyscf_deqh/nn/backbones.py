@@ -13,7 +13,8 @@ from importlib import import_module
 from importlib.metadata import entry_points
 from typing import Any, TypeVar
 
-from torch import Tensor
+import numpy as np
+import torch
 
 from ..errors import ConfigError
 from ..graph.layout import OrbitalTemplate
@@ -114,17 +115,19 @@ def name_of(config: BackboneConfig) -> str:
 
 
 def build_backbone(
-    template: OrbitalTemplate, config: BackboneConfig, onsite_overlaps: Tensor | None = None
+    template: OrbitalTemplate,
+    config: BackboneConfig,
+    onsite_overlaps: Callable[[], np.ndarray] | None = None,
 ) -> Backbone:
     """An untrained backbone.
 
     Args:
         template: layout of the blocks.
         config: its kind and hyperparameters.
-        onsite_overlaps: of :func:`pyscf_deqh.graph.onsite.onsite_overlaps`, for backbones that want
-            them; not needed if a state dict is loaded afterwards.
+        onsite_overlaps: makes those of :func:`pyscf_deqh.graph.onsite.onsite_overlaps`, asked for
+            by backbones that want them; not needed if a state dict is loaded afterwards.
     """
     network = registered(name_of(config)).network
-    if network.wants_onsite_overlaps:
-        return network(template, config, onsite_overlaps)
+    if network.wants_onsite_overlaps and onsite_overlaps is not None:
+        return network(template, config, torch.from_numpy(onsite_overlaps()))
     return network(template, config)

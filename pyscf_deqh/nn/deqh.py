@@ -55,7 +55,8 @@ class Backbone(nn.Module, abc.ABC):
 
     Attributes:
         wants_onsite_overlaps: whether it is made of a template, a configuration, and the on-site
-            overlaps of :func:`pyscf_deqh.graph.onsite.onsite_overlaps`; else of the first two.
+            overlaps of :func:`pyscf_deqh.graph.onsite.onsite_overlaps`, which are left out if a
+            state dict follows; else of the first two.
         can_be_captured: whether a training step can be a CUDA graph: given a reference, none of its
             operations waits for the GPU or depends on what is in a tensor.
     """

@@ -22,7 +22,7 @@ from ..graph.batch import GraphBatch, collate
 from ..graph.layout import OrbitalTemplate
 from ..graph.onsite import onsite_overlaps
 from ..metrics import HamiltonianErrors
-from ..nn.backbones import build_backbone, registered
+from ..nn.backbones import build_backbone
 from ..nn.deqh import DEQH
 from .config import TrainConfig
 from .cuda_graphs import CapturedGradients
@@ -33,10 +33,10 @@ from .loss import hamiltonian_loss
 def build_model(config: TrainConfig) -> DEQH:
     """An untrained model for the elements and basis of ``config``."""
     template = template_of(config.data.basis, tuple(config.data.elements))
-    overlaps = None
-    if registered(config.backbone).network.wants_onsite_overlaps:
-        overlaps = torch.from_numpy(onsite_overlaps(config.data.basis, template))
-    return DEQH(build_backbone(template, config.model, overlaps), config.solver)
+    backbone = build_backbone(
+        template, config.model, lambda: onsite_overlaps(config.data.basis, template)
+    )
+    return DEQH(backbone, config.solver)
 
 
 class SizeBatches(Sampler[list[int]]):

@@ -4,8 +4,8 @@
 
 runs B3LYP/def2-SVP for every candidate below, small molecules of transition metals, lanthanides and
 stretched bonds, and keeps those whose SCF from minao is not converged after PySCF's 50 cycles. What
-runs has shown is kept in ``hard_runs.json`` beside it: the same command goes on where it stopped.
-Needs ASE.
+the runs have shown is kept in ``hard_runs.json`` beside it: the same command goes on where it
+stopped. Needs ASE.
 """
 
 from __future__ import annotations

@@ -20,7 +20,7 @@ from ...graph.basis import template_of
 from ...graph.batch import GraphBatch, MolecularGraph, collate
 from ...graph.build import build_graph
 from ...graph.onsite import onsite_overlaps
-from ...nn.backbones import build_backbone, config_from, registered
+from ...nn.backbones import build_backbone, config_from
 from ...nn.deqh import DEQH, SolverSettings
 from ..sets import BUNDLED
 from .geometries import polyethylene
@@ -88,10 +88,8 @@ def untrained(kind: str, options: dict, device: str = "cpu", seed: int = 0) -> D
     torch.manual_seed(seed)
     template = template_of(BASIS, ELEMENTS)
     config = config_from(kind, options)
-    overlaps = None
-    if registered(kind).network.wants_onsite_overlaps:
-        overlaps = torch.from_numpy(onsite_overlaps(BASIS, template))
-    return DEQH(build_backbone(template, config, overlaps), SOLVERS[kind]).to(device).eval()
+    backbone = build_backbone(template, config, lambda: onsite_overlaps(BASIS, template))
+    return DEQH(backbone, SOLVERS[kind]).to(device).eval()
 
 
 def batch_of(
