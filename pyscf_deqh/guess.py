@@ -19,7 +19,7 @@ from .fock.density import density_of
 from .fock.diis import accelerate, hand_over, is_corrected, plain_diis
 from .fock.problem import Problem
 from .fock.shells import breaks_spin_symmetry
-from .fock.states import lowest_state
+from .fock.states import beside_saddle_point, lowest_state
 from .process import one_blas_thread
 from .pyscf_api import fills_by_aufbau
 from .report import Report, Seconds
@@ -150,6 +150,8 @@ def make_guess(mf: hf.SCF, mol: Mole, options: Options, overlap: np.ndarray | No
             fitted = fitted or point.fitted.like(mol, point.fitted.device, problem.precision)
             solution, fitted, states = lowest_state(problem, solution, fitted)
             fitted.forget()  # among them are other states
+        elif _may_be_saddle_point(start, settings, solution) and fitted:
+            solution, fitted = beside_saddle_point(problem, solution, fitted)
         if solution.failure and fitted:
             fitted.forget()  # the SCF starts elsewhere
         clock.lap("cycles")
@@ -249,6 +251,11 @@ def _cycles(
         return solution, None
     fitted = fitted.like(problem.mol, fitted.device, problem.precision)
     return run_cycles(solution, problem, fitted, settings), fitted
+
+
+def _may_be_saddle_point(start: Start, settings: CycleSettings | None, solution: Solution) -> bool:
+    """Whether cycles have come to an end that does not have to be that of a point before."""
+    return bool(settings) and not solution.failure and not isinstance(start, PreviousStart)
 
 
 def _too_cheap(problem: Problem, options: Options) -> str | None:

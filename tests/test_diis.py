@@ -147,9 +147,9 @@ def test_where_the_fitted_matrices_are_exact_one_cycle_is_enough(method, monkeyp
 def test_what_the_guess_has_made_serves_the_first_solution(monkeypatch):
     """Its Fock matrices, less the full one's defect, save a fitted cycle or two."""
     mol = make_mol(FORMAMIDE)
-    with_it, _ = run(scf.RKS(mol, xc="pbe").apply(deqh_guess))
+    with_it, _ = run(dft.RKS(mol, xc="pbe").apply(deqh_guess))
     monkeypatch.setattr(FittedFock, "remembered", lambda *_: [])
-    without, _ = run(scf.RKS(mol, xc="pbe").apply(deqh_guess))
+    without, _ = run(dft.RKS(mol, xc="pbe").apply(deqh_guess))
     cycles = [len(mf.deqh_cycles[0].fitted_gradients) for mf in (with_it, without)]
     assert cycles[0] < cycles[1]
     assert with_it.e_tot == pytest.approx(without.e_tot, abs=1e-8)

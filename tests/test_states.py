@@ -10,9 +10,11 @@ from pyscf import dft, gto, scf
 from pyscf.soscf import newton_ah
 
 from pyscf_deqh import deqh_guess
+from pyscf_deqh.fock.cycles import Solution
+from pyscf_deqh.fock.density import density_of
 from pyscf_deqh.fock.fitted import FittedFock
 from pyscf_deqh.fock.problem import Problem
-from pyscf_deqh.fock.states import StateSearch, _Rotations
+from pyscf_deqh.fock.states import StateSearch, _Rotations, beside_saddle_point
 
 
 def stretched(distance=3.0):
@@ -108,6 +110,33 @@ def test_the_lowest_state_is_found(case, breaksym):
     assert report.states[0] == pytest.approx(mf.e_tot, abs=1e-2)  # fitted exchange
     assert any("states found, the lowest from" in note for note in report.notes)
     assert mf.stability(return_status=True)[2]
+
+
+@pytest.mark.parametrize("distance", [3.5, 0.74])
+def test_a_saddle_point_is_left_without_being_asked(distance):
+    """Where orbitals are nearly equal: those of two hydrogen atoms, but not those of a molecule."""
+    mf = dft.UKS(stretched(distance), xc="pbe").set(init_guess_breaksym=0).run(conv_tol=1e-11)
+    problem, fitted = Problem.of(mf, mf.mol), FittedFock(mf.mol)
+    saddle = Solution(problem, np.asarray(mf.get_fock()))
+    found, fitted = beside_saddle_point(problem, saddle, fitted)
+    lower = dft.UKS(mf.mol, xc="pbe").run(density_of(found, problem))
+    if distance < 1:
+        assert (found, fitted.dtype) == (saddle, torch.float32)
+    else:
+        assert found.notes == ("a saddle point was left along an instability",)
+        assert lower.stability(return_status=True)[2]
+        assert lower.e_tot < mf.e_tot - 1e-3
+
+
+def test_a_jahn_teller_cation_ends_no_higher():
+    """Fast cycles keep the symmetry of their start."""
+    mol = make_mol(
+        "C 0 0 0; C 0 0 1.5079; C 0 0 -1.5079; H 0 1.0658 2.1581; H 0 -1.0658 2.1581;"
+        "H 1.0658 0 -2.1581; H -1.0658 0 -2.1581", charge=1, spin=1, basis="def2-svp",
+    )  # fmt: skip
+    mf = dft.UKS(mol, xc="pbe").apply(deqh_guess).run()
+    assert mf.stability(return_status=True)[2]
+    assert mf.e_tot < dft.UKS(mol, xc="pbe").run().e_tot + 1e-6
 
 
 def test_one_state_stays_one():

@@ -17,10 +17,18 @@ import scipy.linalg
 from pyscf import lib
 
 from ..engine import HOST
+from ..errors import NotEnoughMemoryError
 from ..process import one_blas_thread
 from .cycles import Solution
 from .density import density_of
-from .orbitals import Orbitals, by_spin, natural_orbitals, orthonormal_basis, scaled
+from .orbitals import (
+    Orbitals,
+    by_spin,
+    natural_orbitals,
+    orthonormal_basis,
+    scaled,
+    solve_roothaan,
+)
 from .problem import Problem
 from .refine import refine
 from .shells import Kind
@@ -30,11 +38,14 @@ if TYPE_CHECKING:
 
 _MAX_BUILDS, _CONVERGED = 60, 1e-4  # gradient in hartree per root of an electron pair
 # Curvature of the energy in hartree, as differences of orbital energies: below this a solution is
-# no minimum. Fitting and grid are off by a tenth of it.
-_UNSTABLE = -2e-3
+# no minimum. Fitting and grid are off by less than half of it.
+_UNSTABLE = -5e-4
 _STEP = 5e-3  # of finite differences, norm of a rotation
 _ANGLES = (-0.8, -0.4, 0.4, 0.8)  # along an instability, norm of a rotation
 _MAX_DESCENTS = 3
+# Hartree between the frontier orbitals of a spin: below this cycles may have ended on a saddle
+# point, from whose symmetry fast convergence leaves no time to fall.
+_DOUBTFUL = 0.02
 # Hartree: energies of one state, and of states that fitted matrices cannot tell apart.
 _SAME, _CLOSE = 2e-5, 1e-3
 
@@ -158,6 +169,62 @@ class StateSearch:
         return sorted(found, key=lambda s: s.energy)
 
 
+def beside_saddle_point(
+    problem: Problem, solution: Solution, fitted: FittedFock
+) -> tuple[Solution, FittedFock]:
+    """A lower solution where the cycles of open shells have ended on a saddle point.
+
+    Looked for among nearly equal orbitals only: there a symmetric start leads to it.
+
+    Args:
+        problem: the SCF's, and the solution's.
+        solution: where the cycles ended.
+        fitted: builds the fitted Fock matrices of ``problem``.
+
+    Returns:
+        Such a solution, or ``solution``; what builds fitted Fock matrices from now on.
+    """
+    unrestricted = problem.shells.kind == Kind.UNRESTRICTED
+    if not unrestricted or problem.engine is not HOST or _gap(solution) > _DOUBTFUL:
+        return solution, fitted
+    fitted = _doubled(fitted, problem)
+    search = StateSearch(problem, fitted)
+    try:
+        with one_blas_thread:
+            state = search.solve("the start", solution.hamiltonian)
+            lower = search.descend(state) if state is not None else None
+    except NotEnoughMemoryError as error:
+        note = f"not looked for a state beside a saddle point: {error}"
+        return replace(solution, notes=(*solution.notes, note)), fitted
+    solution = replace(solution, fitted_builds=solution.fitted_builds + search.builds)
+    if lower is None:
+        return solution, fitted
+    notes = (*solution.notes, "a saddle point was left along an instability")
+    return replace(solution, hamiltonian=lower.hamiltonian, notes=notes), fitted
+
+
+def _gap(solution: Solution) -> float:
+    """Least difference of a virtual and an occupied orbital's energy of one spin, hartree."""
+    shells, overlap = solution.problem.shells, solution.problem.system.overlap
+    gaps = [np.inf]
+    hamiltonians = by_spin(solution.hamiltonian)
+    for i, count in enumerate(shells.electrons):
+        energies = solve_roothaan(hamiltonians[min(i, len(hamiltonians) - 1)], overlap, HOST)[0]
+        if 0 < count < len(energies):
+            gaps.append(energies[count] - energies[count - 1])
+    return float(min(gaps))
+
+
+def _doubled(fitted: FittedFock, problem: Problem) -> FittedFock:
+    """The same in double precision."""
+    import torch
+
+    if fitted.dtype == torch.float64:
+        return fitted
+    fitted.free()
+    return fitted.like(problem.mol, fitted.device, torch.float64)
+
+
 def lowest_state(
     problem: Problem, solution: Solution, fitted: FittedFock
 ) -> tuple[Solution, FittedFock, tuple[float, ...]]:
@@ -180,11 +247,7 @@ def lowest_state(
     if problem.engine is not HOST:
         note = "the lowest state is not looked for on a GPU"
         return replace(solution, notes=(*solution.notes, note)), fitted, ()
-    import torch
-
-    if fitted.dtype != torch.float64:
-        fitted.free()
-        fitted = fitted.like(problem.mol, fitted.device, torch.float64)
+    fitted = _doubled(fitted, problem)
     search, starts = StateSearch(problem, fitted), {}
     with one_blas_thread:
         if solution.problem is problem:
