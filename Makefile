@@ -6,7 +6,7 @@ MOLECULES ?= 4
 
 PYSCF ?= 2.8.0
 
-.PHONY: demo benchmark test test-pyscf test-slow lint types docs wheel clean
+.PHONY: demo benchmark test test-pyscf test-core test-lowest test-dist test-slow lint types docs clean
 
 demo: $(VENV)/.core
 	$(BIN)/python -m pyscf_deqh.benchmark --init minao 1e --n $(MOLECULES)
@@ -27,6 +27,33 @@ test-pyscf: $(VENV)/.dev
 	PYTHONPATH=$(VENV)/pyscf-$(PYSCF) OMP_NUM_THREADS=1 $(BIN)/python -m pytest \
 		--numprocesses auto --dist loadscope $(AGAINST_PYSCF:%=tests/test_%.py)
 
+# What a user installs: on another Python, and with the lowest versions of all but PyTorch.
+CORE := plugin cycles starts settings_of_the_user report imports
+RUN_CORE = $(BIN)/python -m pip install --quiet pytest pytest-xdist && OMP_NUM_THREADS=1 \
+	$(BIN)/python -m pytest --numprocesses auto --dist loadscope $(CORE:%=tests/test_%.py)
+test-core: $(VENV)/.core
+	$(RUN_CORE)
+
+test-lowest:
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet uv
+	$(BIN)/python -m pip install --quiet -c constraints.txt torch
+	$(BIN)/uv pip install --quiet --python $(BIN)/python --resolution lowest-direct -e . \
+		"torch==$$($(BIN)/python -c 'import torch; print(torch.__version__)')"
+	$(RUN_CORE)
+
+# What pip makes of the sources, away from them.
+test-dist: $(VENV)/.dev
+	rm -rf build/dist
+	$(BIN)/python -m build --outdir build/dist . > /dev/null
+	for kind in whl tar.gz; do \
+		folder=$(abspath $(VENV))/from-$$kind; rm -rf $$folder && \
+		$(BIN)/python -m pip install --quiet --no-deps --target $$folder build/dist/*.$$kind && \
+		PYTHONPATH=$$folder $(BIN)/pytest -q tests/test_imports.py tests/test_examples.py && \
+		(cd / && PYTHONPATH=$$folder $(abspath $(BIN))/python -c \
+			"import pyscf_deqh; assert '/from-$$kind/' in pyscf_deqh.__file__") || exit 1; \
+	done
+
 test-slow: $(VENV)/.dev
 	$(BIN)/python -m pytest -m slow
 
@@ -41,9 +68,6 @@ types: $(VENV)/.dev
 # The tutorial in it runs; warnings are errors.
 docs: $(VENV)/.dev
 	$(BIN)/python -m sphinx -W --keep-going -q -b html docs build/docs
-
-wheel: $(VENV)/.dev
-	$(BIN)/python -m pip wheel --no-deps -w dist .
 
 # Which extras are in place is remembered in the environment itself.
 $(VENV)/.core: setup.py constraints.txt

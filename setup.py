@@ -24,6 +24,7 @@ md = ["ase>=3.23,<3.30", "tblite>=0.4"]
 embed = [*md, "rdkit>=2023.9"]
 # pyberny brings the molecules of two benchmarks.
 geomopt = ["geometric>=1.0", "pyberny>=0.7"]
+pyg = ["torch_geometric>=2.6"]
 docs = ["sphinx>=8.1", "myst-nb>=1.1", "furo>=2024.8.6"]
 gpu = ["gpu4pyscf-cuda12x>=1.8"]
 pytest = ["pytest>=8", "pytest-xdist>=3.5"]
@@ -54,7 +55,7 @@ setup(
     },
     install_requires=[
         "pyscf>=2.8",
-        "torch>=2.5",
+        "torch>=2.6",  # before, weights_only=True could run code (CVE-2025-32434)
         "e3nn>=0.5.1",
         "torchdeq>=0.1.0",
         "safetensors>=0.4.3",
@@ -71,16 +72,19 @@ setup(
         "geomopt": geomopt,
         "gpu": gpu,
         "docs": docs,
+        "pyg": pyg,
         "md17": md17,
         "download": ["gdown>=5"],
-        "test": [*train, *plot, *embed, *geomopt, *pytest],
+        "test": [*train, *plot, *embed, *geomopt, *pyg, *pytest],
         "dev": [
             *train,
             *plot,
             *embed,
             *geomopt,
+            *pyg,
             *docs,
             *pytest,
+            "build>=1.2",
             "ruff>=0.6",
             "mypy>=1.10",
             "import-linter>=2.10",

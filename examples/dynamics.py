@@ -23,7 +23,7 @@ FEMTOSECOND = 41.341374575751  # atomic units of time
 
 steps = int(sys.argv[1]) if len(sys.argv) > 1 else 100
 mol = gto.M(atom=WATERS, basis="def2-svp", verbose=0)
-mf = scf.RKS(mol, xc="pbe").apply(deqh_guess)
+mf = scf.RKS(mol, xc="pbe").apply(deqh_guess, start="network")
 energies = []
 
 

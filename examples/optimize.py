@@ -24,7 +24,8 @@ H   1.4671  1.1550  0.0848
 """
 
 max_points = int(sys.argv[1]) if len(sys.argv) > 1 else 100
-mf = scf.RKS(gto.M(atom=ETHANOL, basis="def2-svp", verbose=3), xc="pbe").apply(deqh_guess)
+mol = gto.M(atom=ETHANOL, basis="def2-svp", verbose=3)
+mf = scf.RKS(mol, xc="pbe").apply(deqh_guess, start="network")
 builds = []
 
 

@@ -1,6 +1,6 @@
 """A screening run over an xyz file: named like this, the guess stops at no molecule.
 
-What the model does not know starts from minao, and has corrected cycles as well.
+What the model does not know starts from superposed atomic densities. Corrected cycles follow.
 
 Usage: python examples/screening.py molecules.xyz
 """

@@ -19,7 +19,7 @@ from .plugin import deqh_guess, init_guess_by_deqh, register
 from .predict import predict_hamiltonian, predict_hamiltonians
 from .report import Report, Scan
 
-__version__ = "0.1.0"
+__version__ = "0.2.0.dev0"
 
 __all__ = [
     "CheckpointError",

@@ -13,8 +13,7 @@ from .graph.layout import OrbitalTemplate
 from .process import single_precision
 
 if TYPE_CHECKING:
-    from .nn.backbones import BackboneConfig
-    from .nn.deqh import DEQH, SolverSettings
+    from .nn.deqh import DEQH, BackboneConfig, SolverSettings
 
 DEFAULT_MODEL = "b3lyp-def2svp"
 _FORMAT = 1
@@ -80,7 +79,7 @@ def save_model(model: DEQH, spec: ModelSpec, folder: str | Path, half: bool = Fa
 
 def _read_config(folder: Path) -> dict[str, Any]:
     try:
-        config = json.loads((folder / _CONFIG).read_text())
+        config: dict[str, Any] = json.loads((folder / _CONFIG).read_text())
     except (OSError, ValueError) as error:
         raise CheckpointError(f"cannot read {folder / _CONFIG}: {error}") from error
     if config.get("format") != _FORMAT:
@@ -125,7 +124,7 @@ def weights_hash(model: str | Path) -> str:
     Raises:
         CheckpointError: no such model.
     """
-    return _read_config(resolve_model(model))["sha256"]
+    return str(_read_config(resolve_model(model))["sha256"])
 
 
 def load_model(name: str | Path = DEFAULT_MODEL, device: str = "cpu") -> tuple[DEQH, ModelSpec]:

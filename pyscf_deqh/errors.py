@@ -15,6 +15,7 @@ _EXTRAS = {
     "tblite": "md",
     "rdkit": "embed",
     "geometric": "geomopt",
+    "torch_geometric": "pyg",
     "gpu4pyscf": "gpu",
     "cupy": "gpu",
 }

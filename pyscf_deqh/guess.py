@@ -16,7 +16,7 @@ from .errors import ConfigError, UnsupportedMoleculeError, own_errors
 from .fock.cost import too_cheap
 from .fock.cycles import CONVERGED, CORRECTED, NEAR, CycleSettings, Solution, run_cycles
 from .fock.density import density_of
-from .fock.diis import accelerate, hand_over, is_corrected, plain_diis
+from .fock.diis import accelerate, hand_over, is_corrected, relax
 from .fock.problem import Problem
 from .fock.shells import breaks_spin_symmetry
 from .fock.states import beside_saddle_point, lowest_state
@@ -125,14 +125,17 @@ def make_guess(mf: hf.SCF, mol: Mole, options: Options, overlap: np.ndarray | No
         problem = Problem.of(mf, mol, overlap)
         notes: tuple[str, ...] = ()
         reason = _too_cheap(problem, options)
+        refused: str | None = None
         if reason is None:
-            notes, reason = _accelerate(problem, options), _own_start(problem, options)
+            refused, reason = _accelerate(problem, options), _own_start(problem, options)
+        if refused is not None:
+            notes = (f"no corrected cycles: {refused}",)
         placed = _place(_starts(problem, options, reason), problem)
         if placed is None:
             return _left_alone(problem, reason, notes, clock)
         start, own, refusals = placed
         clock.lap("start")
-        accelerated = is_corrected(mf) and mol is mf.mol
+        accelerated = is_corrected(mf) and mol is mf.mol and refused is None
         if accelerated:
             problem.engine.make_integrals(mf)
         clock.lap("integrals")
@@ -155,14 +158,14 @@ def make_guess(mf: hf.SCF, mol: Mole, options: Options, overlap: np.ndarray | No
         if solution.failure and fitted:
             fitted.forget()  # the SCF starts elsewhere
         clock.lap("cycles")
-        scf_follows = overlap is not None or problem.engine.fixed
-        if accelerated and scf_follows and fitted and complete:
-            hand_over(mf, fitted)
         with one_blas_thread:
             if solution.failure:
                 density = mf.get_init_guess(mol, key="minao")
             else:
                 density = density_of(solution, problem)
+        scf_follows = overlap is not None or problem.engine.fixed
+        if accelerated and scf_follows and fitted and complete:
+            hand_over(mf, fitted)
         problem.engine.give_back()
     clock.lap("density")
     projected = () if own is problem else (f"made in {own.mol.basis} and projected",)
@@ -206,7 +209,7 @@ def _starts(problem: Problem, options: Options, reason: str | None) -> tuple[Sta
     """Ways to begin: those of the user, if nothing speaks against them, but first of all where the
     last point of a scan has ended."""
     starts = options.starts if reason is None else ()
-    previous = getattr(problem.mf, "_deqh_previous", ())
+    previous = problem.mf._deqh_previous
     if previous and problem.mol is problem.mf.mol:
         starts = (PreviousStart(previous, options.device), *starts)
     return starts
@@ -263,16 +266,15 @@ def _too_cheap(problem: Problem, options: Options) -> str | None:
         return None
     reason = too_cheap(problem.mf)
     if reason is not None:
-        plain_diis(problem.mf)
+        relax(problem.mf)
     return reason
 
 
-def _accelerate(problem: Problem, options: Options) -> tuple[str, ...]:
-    """Corrected cycles for the SCF that follows, or a note why not."""
+def _accelerate(problem: Problem, options: Options) -> str | None:
+    """Corrected cycles for the SCF that follows, or why not."""
     if not options.accelerate or problem.mol is not problem.mf.mol:
-        return ()
-    reason = accelerate(problem.mf)
-    return () if reason is None else (f"no corrected cycles: {reason}",)
+        return None
+    return accelerate(problem.mf)
 
 
 def _own_start(problem: Problem, options: Options) -> str | None:

@@ -57,7 +57,8 @@ class HamiltonianErrors:
 def same_atom_mask(ao_per_atom: np.ndarray) -> np.ndarray:
     """(nao, nao), True between functions of the same atom; from the number of AOs of each atom."""
     atom = np.repeat(np.arange(len(ao_per_atom)), ao_per_atom)
-    return atom[:, None] == atom[None]
+    same: np.ndarray = atom[:, None] == atom[None]
+    return same
 
 
 def cosine_similarity(

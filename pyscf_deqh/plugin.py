@@ -29,7 +29,7 @@ from .fock.cost import too_cheap
 from .fock.cycles import CycleSettings
 from .fock.problem import check_method
 from .guess import ON_UNSUPPORTED, Options, cycles_after, make_guess, starts_of
-from .pyscf_api import fills_by_aufbau
+from .pyscf_api import attribute, fills_by_aufbau, full_builds
 from .report import Report, Scan, Seconds
 from .starts.previous import MAX_POINTS, Point
 
@@ -178,9 +178,9 @@ def init_guess_by_deqh(
 def _density(mf: hf.SCF, mol: Mole, overlap: np.ndarray | None, minao: Callable[[], Any]) -> Any:
     """The guess for an SCF object, which gets its report; with words in PySCF's log."""
     # Objects that only name the guess: a screening run must go on past whatever happens in it.
-    options: Options | None = getattr(mf, "_deqh", None)
+    options: Options | None = mf._deqh
     log, started = logger.new_logger(mf), time.perf_counter()
-    mf.deqh_report = None
+    mf.deqh_report, mf.deqh_cycles = None, ()
     try:
         guess = make_guess(mf, mol, options or _options(frugal=True), overlap)
     except Exception as error:
@@ -202,16 +202,32 @@ def _density(mf: hf.SCF, mol: Mole, overlap: np.ndarray | None, minao: Callable[
     return guess.density_matrix
 
 
+# Attributes of SCF objects: those that PySCF's conversions between classes keep, and the others.
+_KEPT: dict[str, Any] = {
+    "deqh_report": None,
+    "deqh_cycles": (),
+    "deqh_scan": None,
+    "_deqh": None,  # options
+    "_deqh_diis": None,  # diis_start_cycle before the guess switched corrected cycles on
+}
+_PASSING: dict[str, Any] = {
+    "_deqh_defect": None,  # of the last full Fock matrix
+    "_deqh_points": (),  # of a scan
+    "_deqh_previous": (),  # those that the next guess starts from
+}
+
+
 def _know_deqh(scf_class: Any) -> None:
     """Make an SCF class and all that take their guess from it know the key ``'deqh'``."""
-    scf_class.deqh_report, scf_class.deqh_cycles, scf_class.deqh_scan = None, (), None
-    scf_class._keys = scf_class._keys | {"deqh_report", "deqh_cycles", "deqh_scan"}
+    for name, default in (_KEPT | _PASSING).items():
+        setattr(scf_class, name, default)
+    scf_class._keys = scf_class._keys | _KEPT.keys()
     original = scf_class.get_init_guess
     if original.__module__ == __name__:
         return
 
     @functools.wraps(original, assigned=("__doc__", "__name__", "__qualname__"))
-    def get_init_guess(self, mol=None, key="minao", **kwargs):
+    def get_init_guess(self: Any, mol: Any = None, key: Any = "minao", **kwargs: Any) -> Any:
         if not (isinstance(key, str) and key.lower() == KEY):
             return original(self, mol, key, **kwargs)
         minao = functools.partial(original, self, mol, "minao")
@@ -238,24 +254,23 @@ def _know_points() -> None:
         return
 
     @functools.wraps(begin, assigned=("__doc__", "__name__", "__qualname__"))
-    def __init__(self, mf_obj):
+    def __init__(self: Any, mf_obj: Any) -> None:
         begin(self, mf_obj)
-        options: Options | None = getattr(mf_obj, "_deqh", None)
+        options: Options | None = mf_obj._deqh
         if _by_name(mf_obj) and (options is None or options.every_point):
             self.deqh_scan = mf_obj.deqh_scan = Scan()
 
     @functools.wraps(original, assigned=("__doc__", "__name__", "__qualname__"))
-    def __call__(self, mol_or_geom, **kwargs):
-        options: Options = getattr(self, "_deqh", None) or _options(frugal=True)
-        served = options.every_point and fills_by_aufbau(self) and _has_engine(self)
-        if not (_by_name(self) and served):
+    def __call__(self: Any, mol_or_geom: Any, **kwargs: Any) -> Any:
+        options: Options = self._deqh or _options(frugal=True)
+        if not (_by_name(self) and options.every_point and _serves(self)):
             return original(self, mol_or_geom, **kwargs)
-        points, self._deqh_points = getattr(self, "_deqh_points", ()), ()
+        points, self._deqh_points = self._deqh_points, ()
         if not points and (point := Point.of(self)) is not None:
             points = (point,)
         self._deqh_defect = None  # of the last point
         later = self.mo_coeff is not None and "dm0" not in kwargs
-        if later and not (options.frugal and too_cheap(self)):
+        if later and _is_worth_it(self, options):
             self._deqh_previous = points
             if points or not self.converged:
                 self.mo_coeff = None  # without orbitals PySCF asks for a guess
@@ -283,6 +298,15 @@ def _by_name(mf: hf.SCF) -> bool:
     return isinstance(mf.init_guess, str) and mf.init_guess.lower() == KEY
 
 
+def _is_worth_it(scanner: Any, options: Options) -> bool:
+    """Whether a point is worth a guess; what it cannot be told for is not."""
+    try:
+        return not (options.frugal and too_cheap(scanner))
+    except Exception:  # whatever it is, it may not stop a scan
+        logger.debug(scanner, "%s", traceback.format_exc())
+        return False
+
+
 def _say_point(
     scanner: Any, start: str, seconds: float, point: Point | None, last: Point | None
 ) -> None:
@@ -290,9 +314,8 @@ def _say_point(
     of the last one."""
     scan = scanner.deqh_scan = scanner.deqh_scan or Scan()
     # newton() does not count its Fock matrices.
-    second_order = hasattr(scanner, "_scf")
-    builds = 1 + scanner.cycles + bool(scanner.converged and scanner.conv_check)
-    builds = 0 if second_order else builds
+    second_order = attribute(scanner, "_scf") is not None
+    builds = 0 if second_order else full_builds(scanner)
     scan.add(start, builds, seconds, scanner.converged)
     logger.info(scanner, "DEQH point %d: start %s, %d full Fock matrices, %.2f s; so far %s",
                 scan.points, start, builds, seconds, scan)  # fmt: skip
@@ -308,12 +331,12 @@ def _say_point(
                     "occupied orbital has %.2f", scan.points, likeness)  # fmt: skip
 
 
-def _has_engine(mf: hf.SCF) -> bool:
+def _serves(mf: hf.SCF) -> bool:
+    """Whether a guess knows the class of an SCF object and how it fills its orbitals."""
     try:
-        engine_of(mf)
+        return engine_of(mf).class_of(mf) is not None and fills_by_aufbau(mf)
     except UnsupportedMoleculeError:
         return False
-    return True
 
 
 def _subclasses(cls: Any) -> Iterator[Any]:

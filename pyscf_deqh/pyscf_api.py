@@ -37,14 +37,21 @@ _AUFBAU = {f"pyscf.scf.{name}" for name in ("hf", "uhf", "rohf", "ghf")}
 _AUFBAU |= {f"{name}_symm" for name in _AUFBAU - {"pyscf.scf.rohf"}}
 
 
+def attribute(x: Any, name: str, default: Any = None) -> Any:
+    """``getattr`` for molecules and SCF objects, whose ``__getattr__`` imports all of PySCF for a
+    name that it does not find."""
+    found = name in vars(x) or hasattr(type(x), name)
+    return getattr(x, name) if found else default
+
+
 def is_periodic(mol: Mole) -> bool:
     """Whether it is a cell of ``pyscf.pbc``."""
-    return getattr(mol, "pbc_intor", None) is not None
+    return attribute(mol, "pbc_intor") is not None
 
 
 def numint_of(mf: hf.SCF) -> Any:
     """The object that evaluates an SCF's functional; None without one."""
-    return getattr(mf, "_numint", None)
+    return attribute(mf, "_numint")
 
 
 def functional_kind(numint: Any, xc: str) -> str:
@@ -83,9 +90,11 @@ class Cavity:
 def cavity_of(mf: hf.SCF) -> Cavity | None:
     """That of PySCF's PCM and SMD, after their first Fock matrix; None without one, or where the
     solvent does not respond. ddCOSMO and ddPCM have none of this kind."""
+    solvent = attribute(mf, "with_solvent")
+    if solvent is None:
+        return None
     from pyscf.solvent import pcm
 
-    solvent = getattr(mf, "with_solvent", None)
     if not isinstance(solvent, pcm.PCM) or solvent.frozen or not solvent._intermediates:
         return None
     surface, matrices = solvent.surface, solvent._intermediates
@@ -107,7 +116,7 @@ def solve(
         basis: orthonormal, as PySCF's kernel makes it and hands it to its DIIS; made anew if it is
             not known.
     """
-    if not hasattr(mf, "check_linear_dependency"):
+    if not hasattr(type(mf), "check_linear_dependency"):
         return mf.eig(fock, overlap)
     if basis is None:
         basis = mf.check_linear_dependency(overlap, logger.new_logger(mf))
@@ -151,7 +160,7 @@ def make_integrals(mf: hf.SCF) -> None:
     PySCF decides by what the process holds at the first Fock build. A guess that had its own
     integrals in memory by then would leave none for PySCF's.
     """
-    fitted = getattr(mf, "with_df", None)
+    fitted = attribute(mf, "with_df")
     if isinstance(fitted, df.DF):
         # Without exact exchange PySCF fits the Coulomb matrix without a tensor.
         if fitted._cderi is None and has_exchange(mf) and not mf.only_dfj:
@@ -169,5 +178,11 @@ def holds_integrals(mf: hf.SCF) -> bool:
 
 def bytes_of_integrals(mf: hf.SCF) -> int:
     """Memory that two-electron integrals of ``mf`` take now."""
-    held = (getattr(mf, "_eri", None), getattr(getattr(mf, "with_df", None), "_cderi", None))
+    fitted = attribute(mf, "with_df")
+    held = (attribute(mf, "_eri"), fitted and getattr(fitted, "_cderi", None))
     return sum(array.nbytes for array in held if isinstance(array, np.ndarray))
+
+
+def full_builds(mf: hf.SCF) -> int:
+    """Fock matrices of the last SCF: the first one, one a cycle, and that of the last check."""
+    return 1 + int(mf.cycles) + bool(mf.converged and mf.conv_check)

@@ -73,7 +73,8 @@ def predicted(model: DEQH, *molecules: Atoms, charge: int = 0) -> Tensor:
     graphs = [_graph(atoms, charge, backbone.config.reference) for atoms in molecules]
     batch = collate(graphs, backbone.template, backbone.cutoff, torch.float64)
     with torch.no_grad():
-        return model(batch).hamiltonian
+        hamiltonians: Tensor = model(batch).hamiltonian
+    return hamiltonians
 
 
 def _mol(atoms: Atoms, charge: int = 0) -> gto.Mole:
@@ -101,7 +102,8 @@ def _turned_orbitals(matrix: np.ndarray) -> np.ndarray:
     points = np.random.default_rng(0).normal(scale=2.0, size=(4000, 3))
     before, after = _mol(_moved()), _mol(_moved(matrix))
     values = dft.numint.eval_ao(before, points), dft.numint.eval_ao(after, points @ matrix.T)
-    return np.linalg.lstsq(*values, rcond=None)[0].T
+    transposed: np.ndarray = np.linalg.lstsq(*values, rcond=None)[0]
+    return transposed.T
 
 
 def _check_turned(model: DEQH, matrix: np.ndarray, tolerance: float) -> None:
@@ -115,7 +117,8 @@ def _check_turned(model: DEQH, matrix: np.ndarray, tolerance: float) -> None:
 def _rotation() -> np.ndarray:
     q, r = np.linalg.qr(np.random.default_rng(3).normal(size=(3, 3)))
     q = q * np.sign(np.diag(r))
-    return q * np.sign(np.linalg.det(q))
+    rotation: np.ndarray = q * np.sign(np.linalg.det(q))
+    return rotation
 
 
 def check_rotation(model: DEQH, tolerance: float = 1e-7) -> None:

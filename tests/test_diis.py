@@ -16,6 +16,7 @@ from pyscf_deqh.fock import diis
 from pyscf_deqh.fock.auxiliary import LIGHT
 from pyscf_deqh.fock.fitted import FittedFock
 from pyscf_deqh.fock.functional import Functional
+from pyscf_deqh.fock.nearby import FockNearby
 from pyscf_deqh.fock.orbitals import orthonormal_basis
 from pyscf_deqh.fock.shells import Kind
 from pyscf_deqh.pyscf_api import cavity_of
@@ -181,7 +182,7 @@ def test_fock_matrices_at_known_densities_are_known():
     """The multisecant condition, whatever the Fock matrices are."""
     mol, overlap, x, spins = some_densities(5, 4, 4)
     fitted = FittedFock(mol, dtype=torch.float64)
-    nearby = diis._FockNearby(fitted, Functional.of("pbe"), overlap @ x)
+    nearby = FockNearby(fitted, Functional.of("pbe"), overlap @ x)
     rng = np.random.default_rng(1)
     focks = []
     for orbitals in spins:
@@ -197,7 +198,7 @@ def test_the_defect_of_a_linear_potential_is_found_within_its_directions():
     mol, overlap, x, spins = some_densities(5, 5, 3)
     fitted = FittedFock(mol, dtype=torch.float64)
     exact, fock = Functional.of("hf"), scf.hf.get_hcore(mol)
-    nearby = diis._FockNearby(fitted, exact, overlap @ x)
+    nearby = FockNearby(fitted, exact, overlap @ x)
     strength = 0.1 * np.arange(mol.nao)
 
     def full(orbitals):
@@ -288,12 +289,12 @@ def test_from_afar_without_a_clear_state_the_way_is_pyscfs():
 def test_a_wrong_response_costs_two_fock_matrices(sign, monkeypatch):
     mol = make_mol(WATER)
     plain, n_plain = run(dft.RKS(mol, xc="pbe"))
-    original = diis._FockNearby.__call__
+    original = FockNearby.__call__
 
     def wrong(self, orbitals):
         return self._fock + sign * (original(self, orbitals) - self._fock)
 
-    monkeypatch.setattr(diis._FockNearby, "__call__", wrong)
+    monkeypatch.setattr(FockNearby, "__call__", wrong)
     mf, builds = run(dft.RKS(mol, xc="pbe").apply(corrected_diis))
     assert mf.e_tot == pytest.approx(plain.e_tot, abs=5e-9)
     assert builds <= n_plain + 2

@@ -128,6 +128,7 @@ def test_a_saddle_point_is_left_without_being_asked(distance):
         assert lower.e_tot < mf.e_tot - 1e-3
 
 
+@pytest.mark.slow
 def test_a_jahn_teller_cation_ends_no_higher():
     """Fast cycles keep the symmetry of their start."""
     mol = make_mol(

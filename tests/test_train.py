@@ -153,7 +153,7 @@ def test_training_learns_and_its_model_starts_an_scf(config, tmp_path):
     ("consistent", "overlap"),
     [
         (True, True),
-        (False, False),
+        pytest.param(False, False, marks=pytest.mark.slow),
         pytest.param(True, False, marks=pytest.mark.slow),
         pytest.param(False, True, marks=pytest.mark.slow),
     ],

@@ -25,6 +25,7 @@ from ..errors import ConfigError, exit_status
 from ..files import write_json
 from ..fock.diis import corrected_diis
 from ..plugin import deqh_guess
+from ..pyscf_api import full_builds
 from .environment import environment
 from .report import markdown_table
 
@@ -107,7 +108,7 @@ def _run(mf: Any) -> dict[str, Any]:
     return {
         "converged": bool(mf.converged),
         "energy": float(mf.e_tot),
-        "builds": mf.cycles + 1 + bool(mf.converged),
+        "builds": full_builds(mf),
         "spin_square": None if stable is None else float(stable),
         "gradients": [cycle.gradient for cycle in mf.deqh_cycles],
         "fitted": [len(cycle.fitted_gradients) for cycle in mf.deqh_cycles],

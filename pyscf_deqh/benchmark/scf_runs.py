@@ -15,6 +15,7 @@ from ..checkpoint import DEFAULT_MODEL
 from ..data.geometry import Geometry
 from ..fock.cycles import CycleSettings
 from ..guess import Guess, Options, cycles_after, make_guess, starts_of
+from ..pyscf_api import full_builds
 from ..starts import Start
 from ..starts.atoms import AtomsStart
 
@@ -204,8 +205,7 @@ def _cheap_scf(mol: gto.Mole, method: Method) -> tuple[np.ndarray, int]:
         coarse.grids.level = 0
     coarse.conv_tol = 1e-5
     coarse.kernel()
-    builds = coarse.cycles + 1 + bool(coarse.converged and coarse.conv_check)
-    return coarse.make_rdm1(), builds
+    return coarse.make_rdm1(), full_builds(coarse)
 
 
 def run_guess(mol: gto.Mole, method: Method, init: str, options: Options) -> tuple[SCFRun, Guess]:

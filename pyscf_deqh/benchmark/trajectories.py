@@ -17,6 +17,7 @@ from pyscf.data import radii
 
 from ..errors import ConfigError
 from ..plugin import deqh_guess
+from ..pyscf_api import full_builds
 from .scf_runs import Method
 
 FEMTOSECOND = 41.341374575751  # atomic units of time
@@ -53,7 +54,7 @@ class _Counted:
                 return kernel(*args, **kwargs)
             finally:
                 self.seconds += time.perf_counter() - started
-                self.builds.append(base.cycles + 1 + bool(base.converged and base.conv_check))
+                self.builds.append(full_builds(base))
 
         base.kernel = timed
 

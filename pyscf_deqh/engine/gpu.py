@@ -30,7 +30,7 @@ from gpu4pyscf.scf import diis, ghf, hf, rohf, uhf
 from torch import Tensor
 
 from ..errors import UnsupportedMoleculeError
-from ..pyscf_api import has_exchange
+from ..pyscf_api import attribute, has_exchange
 from .host import GRID_BLOCK, Engine
 
 if TYPE_CHECKING:
@@ -173,12 +173,12 @@ class GPU4PySCF(Engine):
         return torch.cuda.mem_get_info(self.device)[0] / 1e6
 
     def make_integrals(self, mf: Any) -> None:
-        fitted = getattr(mf, "with_df", None)
+        fitted = attribute(mf, "with_df")
         if fitted is not None and fitted._cderi is None and has_exchange(mf) and not mf.only_dfj:
             fitted.build()
 
     def solvent_of(self, mf: Any) -> Any:
-        solvent: Any = getattr(mf, "with_solvent", None)
+        solvent: Any = attribute(mf, "with_solvent")
         response = getattr(solvent, "_B_dot_x", None)
         if response is None or solvent.frozen or not solvent._intermediates:
             return None

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..engine import HOST, engine_of
-from ..pyscf_api import functional_kind, has_exchange, holds_integrals, numint_of
+from ..pyscf_api import attribute, functional_kind, has_exchange, holds_integrals, numint_of
 
 if TYPE_CHECKING:
     from pyscf.scf import hf
@@ -83,7 +83,7 @@ def seconds_of_matrix(mf: hf.SCF, machine: Rates | None = None) -> float:
     """Of one full Fock matrix of an SCF object; by default on this machine."""
     if engine_of(mf) is not HOST:
         n = mf.mol.nao
-        more = _GPU_FITTED * n**2 if getattr(mf, "with_df", None) else _GPU_DIRECT * n
+        more = _GPU_FITTED * n**2 if attribute(mf, "with_df") else _GPU_DIRECT * n
         return _GPU_MATRIX + more
     machine, n = machine or rates(), mf.mol.nao
     numint = numint_of(mf)
@@ -94,7 +94,7 @@ def seconds_of_matrix(mf: hf.SCF, machine: Rates | None = None) -> float:
         if mf.grids.weights is not None:
             points = len(mf.grids.weights)
         seconds += machine.grid * _KINDS.get(kind, 1.0) * points * n
-    if getattr(mf, "with_df", None):
+    if attribute(mf, "with_df"):
         seconds += machine.fitted * n**3 * (mf.mol.nelectron if has_exchange(mf) else 1)
     elif holds_integrals(mf):
         seconds += machine.in_core * n**4

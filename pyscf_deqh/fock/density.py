@@ -31,7 +31,7 @@ def density_of(solution: Solution, problem: Problem) -> np.ndarray:
     overlap = problem.system.overlap
     if _class_of(problem) == "ghf":
         overlap = _diagonal(overlap, overlap)
-    if solution.problem is problem:
+    if solution.problem is problem and problem.mol is problem.mf.mol:
         density, wanted = _filled(problem, solution.hamiltonian, overlap)
     else:
         density, wanted = _projected(solution, problem), sum(problem.shells.electrons)

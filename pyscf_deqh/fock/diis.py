@@ -5,12 +5,9 @@ comes back. This one solves
 
     F(D) = F_fit(D) + E(D),    E(D_i) = F(D_i) - F_fit(D_i)
 
-to self-consistency, in fitted Fock matrices: the defect E is known exactly at the densities that
-PySCF has been at, and between them it is taken for linear. With one density that is a defect
-correction (Brandt, Math. Comput. 31, 333, 1977); with several it is the multisecant condition of
-quasi-Newton methods (Eyert, J. Comput. Phys. 124, 271, 1996; Fang and Saad, Numer. Linear Algebra
-Appl. 16, 197, 2009), on what the fitted matrices leave. PySCF's own Fock matrices stay its own, so
-that the result is the one that it would find.
+to self-consistency, in fitted Fock matrices and their defect E, see
+:mod:`~pyscf_deqh.fock.nearby`. PySCF's own Fock matrices stay its own, so that the result is the
+one that it would find.
 """
 
 from __future__ import annotations
@@ -31,24 +28,26 @@ from pyscf.scf import hf
 from ..engine import HOST, Engine, engine_of, gpu_engine
 from ..errors import ConfigError, UnsupportedMoleculeError, own_errors
 from ..process import one_blas_thread
-from ..pyscf_api import fills_by_aufbau, numint_of, solve
+from ..pyscf_api import attribute, fills_by_aufbau, numint_of, solve
 from .cost import too_cheap
 from .cycles import LOST
+from .nearby import FockNearby
 from .orbitals import (
     Orbitals,
     by_spin,
-    density_matrix,
     natural_orbitals,
     orthonormal_basis,
     scaled,
     spin_contamination,
 )
 from .problem import Problem
-from .refine import refine
+from .refine import Refined, refine
 from .shells import Kind, Shells
 
 if TYPE_CHECKING:
-    from .fitted import FittedDifferences, FittedFock
+    from pyscf.gto import Mole
+
+    from .fitted import FittedFock
 
 _MAX_FITTED = 20
 # Part of PySCF's threshold at which a cycle of fitted ones ends, and below which there is none. Not
@@ -65,9 +64,6 @@ _FAILED, _FITTED_FAILED, _PATIENCE = 0.5, 0.3, 2
 _CONTAMINATED = 0.4
 # Cycles of PySCF's alone after which corrected ones from a far density are tried again.
 _MAX_WAITS = 12
-# Densities between which the defect is linear, and the relative eigenvalue below which a
-# combination of their differences is rounding.
-_SECANTS, _DEPENDENT = 8, 1e-10
 # Natural occupations of an open shell's orbitals lie between these.
 _OPEN = (0.5, 1.5)
 
@@ -94,7 +90,7 @@ def corrected_diis(mf: hf.SCF) -> hf.SCF:
     """Make an SCF object use corrected cycles: ``scf.RKS(mol).apply(corrected_diis).run()``.
 
     From whatever density its SCF starts, fewer full Fock builds are left: mostly five. Alone it
-    needs no network and serves every element of its auxiliary basis set (def2-universal-jfit).
+    needs no network and serves every element.
     :func:`~pyscf_deqh.deqh_guess` does this as well.
 
     Args:
@@ -102,11 +98,12 @@ def corrected_diis(mf: hf.SCF) -> hf.SCF:
 
     Raises:
         ConfigError: a DIIS or its start has been chosen before.
+        UnsupportedMoleculeError: of gpu4pyscf, which does not fit.
     """
     reason = _chosen(mf)
     if reason:
         raise ConfigError(f"corrected cycles take the place of DIIS, but {reason}")
-    mf.DIIS, mf.diis_start_cycle = _corrected_class(engine_of(mf)), 0
+    mf.DIIS, mf.diis_start_cycle, mf._deqh_diis = _corrected_class(engine_of(mf)), 0, None
     return mf
 
 
@@ -118,17 +115,24 @@ def is_corrected(mf: hf.SCF) -> bool:
 def plain_diis(mf: hf.SCF) -> None:
     """Undo :func:`corrected_diis`."""
     if is_corrected(mf):
-        mf.DIIS, mf.diis_start_cycle = engine_of(mf).diis_class, hf.SCF.diis_start_cycle
+        before = hf.SCF.diis_start_cycle if mf._deqh_diis is None else mf._deqh_diis
+        mf.DIIS, mf.diis_start_cycle, mf._deqh_diis = engine_of(mf).diis_class, before, None
 
 
 def accelerate(mf: hf.SCF) -> str | None:
     """The same where nothing speaks against it, else why not."""
-    if is_corrected(mf):
-        return None
     reason = _chosen(mf) or _unsuitable(mf)
-    if reason is None:
+    if reason is None and not is_corrected(mf):
+        before = mf.diis_start_cycle
         corrected_diis(mf)
+        mf._deqh_diis = before
     return reason
+
+
+def relax(mf: hf.SCF) -> None:
+    """Undo :func:`accelerate`, but no choice of the user's."""
+    if mf._deqh_diis is not None:
+        plain_diis(mf)
 
 
 def _chosen(mf: hf.SCF) -> str | None:
@@ -140,7 +144,7 @@ def _chosen(mf: hf.SCF) -> str | None:
     if mf.diis_start_cycle not in (0, hf.SCF.diis_start_cycle):
         return f"mf.diis_start_cycle is {mf.diis_start_cycle}"
     for name in ("diis_file", "diis_damp", "damp", "level_shift"):
-        if np.any(getattr(mf, name, None)):
+        if np.any(attribute(mf, name)):
             return f"mf.{name} is set"
     return None
 
@@ -154,12 +158,27 @@ def _unsuitable(mf: hf.SCF) -> str | None:
     return None
 
 
-_FITTED: weakref.WeakKeyDictionary[hf.SCF, FittedFock] = weakref.WeakKeyDictionary()
+# With what says which molecule they are of: it may be changed in place.
+_FITTED: weakref.WeakKeyDictionary[hf.SCF, tuple[FittedFock, tuple[np.ndarray, ...]]]
+_FITTED = weakref.WeakKeyDictionary()
 
 
 def hand_over(mf: hf.SCF, fitted: FittedFock) -> None:
     """Leave fitted integrals of ``mf``'s molecule for the corrected cycles of its next SCF."""
-    _FITTED[mf] = fitted
+    if mf.max_cycle > 0:
+        _FITTED[mf] = fitted, _fingerprint(mf.mol)
+
+
+def _handed_over(mf: hf.SCF) -> FittedFock | None:
+    """What was left, if it is of ``mf``'s molecule as it is now."""
+    fitted, fingerprint = _FITTED.pop(mf, (None, ()))
+    if fitted is None or not all(map(np.array_equal, fingerprint, _fingerprint(mf.mol))):
+        return None
+    return fitted
+
+
+def _fingerprint(mol: Mole) -> tuple[np.ndarray, ...]:
+    return mol._atm.copy(), mol._bas.copy(), mol._env.copy()
 
 
 class _Corrected:
@@ -183,7 +202,9 @@ class _Corrected:
         self._failures = self._waits = 0
         self._leaves = _LEAVES
 
-    def update(self, s: np.ndarray, d: Any, f: Any, mf: Any = None, *args: Any, **kwargs: Any):
+    def update(
+        self, s: np.ndarray, d: Any, f: Any, mf: Any = None, *args: Any, **kwargs: Any
+    ) -> Any:
         """The Hamiltonian of PySCF's next cycle.
 
         Args:
@@ -201,6 +222,8 @@ class _Corrected:
             with own_errors(), one_blas_thread:
                 if before is None:
                     self._begin(s, mf)
+                if self._method is not None and (np.iscomplexobj(d) or np.iscomplexobj(f)):
+                    self._stop("the matrices are complex")
                 if self._method is not None:
                     method = self._method  # it may end in the step
                     hamiltonian = self._step(method, d, f, before)
@@ -222,8 +245,7 @@ class _Corrected:
     def _begin(self, s: np.ndarray, mf: Any) -> None:
         for name in ("space", "rollback", "damp", "Corth"):
             setattr(self._plain, name, getattr(self, name))
-        fitted = _FITTED.pop(mf, None)
-        options = getattr(mf, "_deqh", None)
+        fitted, options = _handed_over(mf), mf._deqh
         frugal = options is not None and options.frugal and fitted is None
         reason = _chosen(mf) or _unsuitable(mf) or (too_cheap(mf, again=True) if frugal else None)
         if reason is None:
@@ -256,9 +278,10 @@ class _Corrected:
             self._waits += far
             return None
         tolerance = max(goal, self._engine.stop * self._leaves * gradient, method.rounding)
-        hamiltonian, gradients, contamination = method.solve(d, f, tolerance)
+        refined = method.solve(d, f, tolerance)
+        gradients = refined.gradients
         accepted = gradients[-1] < min(gradient, max(_FITTED_FAILED * gradient, tolerance))
-        if far and contamination > _CONTAMINATED:
+        if far and method.contamination(refined) > _CONTAMINATED:
             accepted = False
         if not accepted:
             method.forget()
@@ -270,7 +293,7 @@ class _Corrected:
         logger.info(self, "corrected by %d fitted cycles: gradient %.2g -> %.2g, %.2f s%s",
                     len(gradients), gradient, gradients[-1], seconds,
                     "" if accepted else ", not used")  # fmt: skip
-        return hamiltonian if accepted else None
+        return method.hamiltonian(refined, f) if accepted else None
 
     def _fail(self) -> None:
         self._failures += 1
@@ -344,9 +367,9 @@ class _Method:
             spinors = 3.0 if kind == Kind.GENERALIZED else 1.0
             self.rounding = spinors * _ROUNDING * problem.gradient_scale
         self._core_hamiltonian = problem.core_hamiltonian
-        self._solvent = problem.engine.solvent_of(mf)
-        fitted.put_into(self._solvent)
-        self._model = _FockNearby(fitted, problem.functional, self._root)
+        self._in_vacuum = attribute(mf, "with_solvent") is None
+        fitted.put_into(problem.engine.solvent_of(mf))
+        self._model = FockNearby(fitted, problem.functional, self._root)
 
     def gradient(self, d: Any, f: Any) -> float:
         """Norm of the orbital gradient, hartree: of the commutator's half."""
@@ -358,8 +381,8 @@ class _Method:
 
     def defect(self) -> np.ndarray | None:
         """What full Fock matrices have more than fitted ones, hartree, for the next point of a
-        trajectory; None where it is not known, and in a solvent, whose response is in both."""
-        return self._model.defect(self._core_hamiltonian) if self._solvent is None else None
+        trajectory; None where it is not known, and in a solvent, whose response would be in it."""
+        return self._model.defect(self._core_hamiltonian) if self._in_vacuum else None
 
     def forget(self) -> None:
         """Let go of the last fitted matrices, which have led nowhere."""
@@ -373,23 +396,29 @@ class _Method:
         self._model.know(orbitals, full)
         return orbitals
 
-    def solve(self, d: Any, f: Any, tolerance: float) -> tuple[np.ndarray, list[float], float]:
-        """Hamiltonian of the corrected cycles from a full Fock matrix, their gradients, and the
-        spin contamination of unrestricted open shells."""
-        kind = self._shells.kind
-        array = self._engine.array
+    def solve(self, d: Any, f: Any, tolerance: float) -> Refined:
+        """The corrected cycles from a full Fock matrix."""
         earlier = self._model.remembered(self.know(d, f))
-        refined = refine(
-            self._model, self._overlap, self._shells, f, _MAX_FITTED, tolerance, array(d), earlier
+        density = self._engine.array(d)
+        return refine(
+            self._model, self._overlap, self._shells, f, _MAX_FITTED, tolerance, density, earlier
         )
-        if kind == Kind.RESTRICTED_OPEN:
+
+    def contamination(self, refined: Refined) -> float:
+        """Spin contamination of unrestricted open shells; none of others."""
+        electrons = self._shells.electrons
+        if self._shells.kind != Kind.UNRESTRICTED or len(set(electrons)) == 1:
+            return 0.0
+        return spin_contamination(refined.orbitals, self._overlap)
+
+    def hamiltonian(self, refined: Refined, f: Any) -> np.ndarray:
+        """What PySCF goes on with in the place of its Fock matrix ``f``."""
+        if self._shells.kind == Kind.RESTRICTED_OPEN:
             # PySCF tags what it gets with these two arrays, and fills the orbitals by them.
             tagged: Any = refined.hamiltonian
             f.focka[...], f.fockb[...] = tagged.focka, tagged.fockb
-        contamination = 0.0
-        if kind == Kind.UNRESTRICTED and len(set(self._shells.electrons)) == 2:
-            contamination = spin_contamination(refined.orbitals, self._overlap)
-        return array(refined.hamiltonian), refined.gradients, contamination
+        hamiltonian: np.ndarray = self._engine.array(refined.hamiltonian)
+        return hamiltonian
 
 
 @dataclass(frozen=True, eq=False)
@@ -414,78 +443,6 @@ class _OwnShells(Shells):
         if self.kind == Kind.UNRESTRICTED:
             return list(coefficients), list(occupations)
         return [self.engine.array(coefficients)], [self.engine.array(occupations)]
-
-
-class _FockNearby:
-    """Fock matrices near densities at which they are known.
-
-    Args:
-        fitted: makes the fitted ones.
-        functional: of all of them.
-        root: (nao, n) S X of an orthonormal basis X, in which densities are compared.
-    """
-
-    def __init__(self, fitted: FittedFock, functional: Any, root: np.ndarray):
-        self._fitted, self._functional, self._root = fitted, functional, root
-        self._host = fitted.engine.host
-        self._origin: FittedDifferences | None = None
-        self._fock = self._density = np.empty(0)
-        # Earlier densities, and their defects less that of the origin.
-        self._secants: list[tuple[np.ndarray, np.ndarray]] = []
-
-    def know(self, orbitals: Orbitals, fock: np.ndarray) -> None:
-        """A new origin.
-
-        Args:
-            orbitals: of its density.
-            fock: its full Fock matrix, (nao, nao) or (2, nao, nao), hartree.
-        """
-        origin = self._fitted.differences(orbitals, self._functional)
-        density = np.stack(by_spin(density_matrix(orbitals)))
-        if self._origin is not None:
-            change = np.stack(by_spin(fock - self._fock)) - origin.since(self._origin)
-            self._secants.append((self._density, np.zeros_like(change)))
-            self._secants = [(d, e - change) for d, e in self._secants[-_SECANTS:]]
-        self._origin, self._fock, self._density = origin, fock, density
-        if self._secants:
-            self._directions = np.stack([self._vector(d - density) for d, _ in self._secants])
-            gram = self._host(self._directions @ self._directions.T)
-            self._inverse = np.linalg.pinv(gram, rcond=_DEPENDENT, hermitian=True)
-
-    def remembered(self, origin: Orbitals) -> list[Orbitals]:
-        """Orbitals of the last fitted matrices but the origin's, in its form.
-
-        Args:
-            origin: its orbitals.
-        """
-        form = [len(c) for c in by_spin(origin)]
-        known = self._fitted.remembered(self._functional)
-        return [c for c in known if c is not origin and [len(spin) for spin in by_spin(c)] == form]
-
-    def forget(self) -> None:
-        """Begin without them."""
-        self._fitted.forget()
-
-    def defect(self, hcore: np.ndarray) -> np.ndarray | None:
-        """Full less fitted Fock matrix at the origin, hartree; None without one, or of generalized
-        orbitals."""
-        if self._origin is None or len(self._fock[-1]) != len(hcore):
-            return None
-        return self._fock - np.reshape(self._origin.fitted_matrix(hcore), self._fock.shape)
-
-    def _vector(self, change: np.ndarray) -> np.ndarray:
-        return np.concatenate([(self._root.T @ d @ self._root).ravel() for d in change])
-
-    def __call__(self, orbitals: Orbitals) -> np.ndarray:
-        """Fock matrix of orbitals' density, hartree."""
-        assert self._origin is not None
-        fock = self._fock + self._origin(orbitals)
-        if not self._secants:
-            return fock
-        change = np.stack(by_spin(density_matrix(orbitals))) - self._density
-        weights = self._inverse @ self._host(self._directions @ self._vector(change))
-        defect = sum(float(w) * e for w, (_, e) in zip(weights, self._secants, strict=True))
-        return fock + np.reshape(defect, fock.shape)
 
 
 def _orbitals_of(kind: Kind, d: Any, f: Any, basis: np.ndarray, root: np.ndarray) -> Orbitals:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from ..engine import HOST, Engine, engine_of
 from ..errors import UnsupportedMoleculeError
-from ..pyscf_api import functional_kind, numint_of
+from ..pyscf_api import attribute, functional_kind, numint_of
 
 if TYPE_CHECKING:
     from pyscf.dft.numint import NumInt
@@ -50,7 +50,7 @@ class Functional:
         Raises:
             UnsupportedMoleculeError: another package evaluates it.
         """
-        engine, name, own = engine_of(mf), getattr(mf, "xc", "hf"), numint_of(mf)
+        engine, name, own = engine_of(mf), attribute(mf, "xc", "hf"), numint_of(mf)
         # The guess has no two-component orbitals.
         if own is None or type(own).__name__ == "NumInt2C":
             return cls.of(name, engine)

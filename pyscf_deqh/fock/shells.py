@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..engine import HOST, Engine, engine_of
+from ..pyscf_api import attribute
 from .orbitals import Orbitals, by_spin, density_matrix, solve_roothaan
 
 if TYPE_CHECKING:
@@ -32,7 +33,7 @@ class Kind(Enum):
 
 def _electrons(mf: hf.SCF, mol: Mole) -> tuple[int, int]:
     # Some classes let their user choose.
-    return getattr(mf, "nelec", mol.nelec) if mol is mf.mol else mol.nelec
+    return attribute(mf, "nelec", mol.nelec) if mol is mf.mol else mol.nelec
 
 
 def breaks_spin_symmetry(mf: hf.SCF, mol: Mole) -> bool:
@@ -46,7 +47,7 @@ def _kind(mf: hf.SCF, mol: Mole) -> Kind:
     # Irreducible representations that the user filled may be no aufbau state.
     # A generalized guess has the orbitals of both spins alike.
     kind = Shells.kind_of(mf, mol)
-    averaged = getattr(mf, "irrep_nelec", None) or kind == Kind.GENERALIZED
+    averaged = attribute(mf, "irrep_nelec") or kind == Kind.GENERALIZED
     return Kind.AVERAGED if averaged else kind
 
 

@@ -10,14 +10,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 import scipy.linalg
 from pyscf import lib
 
 from ..engine import HOST
-from ..errors import NotEnoughMemoryError
+from ..errors import DEQHError, own_errors
 from ..process import one_blas_thread
 from .cycles import Solution
 from .density import density_of
@@ -177,52 +177,26 @@ def beside_saddle_point(
     Looked for among nearly equal orbitals only: there a symmetric start leads to it.
 
     Args:
-        problem: the SCF's, and the solution's.
+        problem: the SCF's.
         solution: where the cycles ended.
         fitted: builds the fitted Fock matrices of ``problem``.
 
     Returns:
         Such a solution, or ``solution``; what builds fitted Fock matrices from now on.
     """
-    unrestricted = problem.shells.kind == Kind.UNRESTRICTED
-    if not unrestricted or problem.engine is not HOST or _gap(solution) > _DOUBTFUL:
+    known = problem.shells.kind == Kind.UNRESTRICTED and problem.engine is HOST
+    if not known or solution.problem is not problem or _gap(solution) > _DOUBTFUL:
         return solution, fitted
-    fitted = _doubled(fitted, problem)
-    search = StateSearch(problem, fitted)
-    try:
-        with one_blas_thread:
-            state = search.solve("the start", solution.hamiltonian)
-            lower = search.descend(state) if state is not None else None
-    except NotEnoughMemoryError as error:
-        note = f"not looked for a state beside a saddle point: {error}"
-        return replace(solution, notes=(*solution.notes, note)), fitted
-    solution = replace(solution, fitted_builds=solution.fitted_builds + search.builds)
+
+    def look(search: StateSearch) -> State | None:
+        state = search.solve("the start", solution.hamiltonian)
+        return None if state is None else search.descend(state)
+
+    solution, fitted, lower = _searched(problem, solution, fitted, look)
     if lower is None:
         return solution, fitted
     notes = (*solution.notes, "a saddle point was left along an instability")
     return replace(solution, hamiltonian=lower.hamiltonian, notes=notes), fitted
-
-
-def _gap(solution: Solution) -> float:
-    """Least difference of a virtual and an occupied orbital's energy of one spin, hartree."""
-    shells, overlap = solution.problem.shells, solution.problem.system.overlap
-    gaps = [np.inf]
-    hamiltonians = by_spin(solution.hamiltonian)
-    for i, count in enumerate(shells.electrons):
-        energies = solve_roothaan(hamiltonians[min(i, len(hamiltonians) - 1)], overlap, HOST)[0]
-        if 0 < count < len(energies):
-            gaps.append(energies[count] - energies[count - 1])
-    return float(min(gaps))
-
-
-def _doubled(fitted: FittedFock, problem: Problem) -> FittedFock:
-    """The same in double precision."""
-    import torch
-
-    if fitted.dtype == torch.float64:
-        return fitted
-    fitted.free()
-    return fitted.like(problem.mol, fitted.device, torch.float64)
 
 
 def lowest_state(
@@ -247,15 +221,16 @@ def lowest_state(
     if problem.engine is not HOST:
         note = "the lowest state is not looked for on a GPU"
         return replace(solution, notes=(*solution.notes, note)), fitted, ()
-    fitted = _doubled(fitted, problem)
-    search, starts = StateSearch(problem, fitted), {}
-    with one_blas_thread:
+
+    def look(search: StateSearch) -> list[State]:
+        starts = {}
         if solution.problem is problem:
             starts["the start"] = solution.hamiltonian
         for name, density in starting_densities(problem).items():
             starts[name] = search.hamiltonian_of(density)
-        states = search.states(starts)
-    solution = replace(solution, fitted_builds=solution.fitted_builds + search.builds)
+        return search.states(starts)
+
+    solution, fitted, states = _searched(problem, solution, fitted, look)
     if not states:
         return solution, fitted, ()
     note = f"{len(states)} states found, the lowest from {states[0].origin}"
@@ -272,6 +247,48 @@ def lowest_state(
     lowest = replace(candidates[best], notes=(*solution.notes, note))
     nuclei = problem.mf.energy_nuc()
     return lowest, fitted, tuple(float(state.energy + nuclei) for state in states)
+
+
+_Found = TypeVar("_Found")
+
+
+def _searched(
+    problem: Problem,
+    solution: Solution,
+    fitted: FittedFock,
+    look: Callable[[StateSearch], _Found],
+) -> tuple[Solution, FittedFock, _Found | None]:
+    """The solution with what a search took, what builds fitted Fock matrices from now on, and what
+    was found: None, and a note, where the search failed, because there is a start without it."""
+    import torch
+
+    before = fitted
+    if before.dtype != torch.float64:
+        before.free()
+        fitted = before.like(problem.mol, before.device, torch.float64)
+    search, found = StateSearch(problem, fitted), None
+    try:
+        with own_errors(), one_blas_thread:
+            found = look(search)
+    except DEQHError as error:
+        note = f"no other state was looked for: {error}"
+        solution = replace(solution, notes=(*solution.notes, note))
+        fitted.free()
+        fitted = before.like(problem.mol, before.device, before.dtype)
+    builds = solution.fitted_builds + search.builds
+    return replace(solution, fitted_builds=builds), fitted, found
+
+
+def _gap(solution: Solution) -> float:
+    """Least difference of a virtual and an occupied orbital's energy of one spin, hartree."""
+    shells, overlap = solution.problem.shells, solution.problem.system.overlap
+    gaps = [np.inf]
+    hamiltonians = by_spin(solution.hamiltonian)
+    for i, count in enumerate(shells.electrons):
+        energies = solve_roothaan(hamiltonians[min(i, len(hamiltonians) - 1)], overlap, HOST)[0]
+        if 0 < count < len(energies):
+            gaps.append(energies[count] - energies[count - 1])
+    return float(min(gaps))
 
 
 class _Rotations:

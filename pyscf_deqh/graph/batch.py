@@ -106,6 +106,19 @@ class GraphBatch:
         """(N,) positions of all atoms."""
         return torch.arange(self.n_atoms, device=self.element.device)
 
+    @property
+    def labels(self) -> tuple[Tensor, Tensor, Tensor]:
+        """``hamiltonian``, ``target_orbitals`` and ``target_energies``.
+
+        Raises:
+            ValueError: not all molecules have them.
+        """
+        found = self.hamiltonian, self.target_orbitals, self.target_energies
+        hamiltonian, orbitals, energies = found
+        if hamiltonian is None or orbitals is None or energies is None:
+            raise ValueError("there are molecules without a label in the batch")
+        return hamiltonian, orbitals, energies
+
     @cached_property
     def orbital_mask(self) -> Tensor:
         """(B, n), True where an AO exists."""

@@ -99,7 +99,8 @@ def config_from(name: str, options: dict[str, Any]) -> BackboneConfig:
     Raises:
         ConfigError: no backbone of that name.
     """
-    return registered(name).config(**options)
+    config: BackboneConfig = registered(name).config(**options)
+    return config
 
 
 def name_of(config: BackboneConfig) -> str:
@@ -128,6 +129,7 @@ def build_backbone(
             by backbones that want them; not needed if a state dict is loaded afterwards.
     """
     network = registered(name_of(config)).network
+    make: Callable[..., Backbone] = network
     if network.wants_onsite_overlaps and onsite_overlaps is not None:
-        return network(template, config, torch.from_numpy(onsite_overlaps()))
-    return network(template, config)
+        return make(template, config, torch.from_numpy(onsite_overlaps()))
+    return make(template, config)

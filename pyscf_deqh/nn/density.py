@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -44,17 +46,20 @@ class _DensityMatrix(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx, hamiltonian, basis_vectors, occupied, empty):
+    def forward(
+        ctx: Any, hamiltonian: Tensor, basis_vectors: Tensor, occupied: Tensor, empty: Tensor
+    ) -> Tensor:
         h = basis_vectors.mT @ hamiltonian @ basis_vectors
         h = h + torch.diag_embed(empty.to(h.dtype) * _PADDING_ENERGY)
         energies, rotation = torch.linalg.eigh(h)
         orbitals = basis_vectors @ rotation
         filled = orbitals * occupied[:, None]
         ctx.save_for_backward(energies, orbitals, occupied)
-        return 2 * filled @ filled.mT
+        density: Tensor = 2 * filled @ filled.mT
+        return density
 
     @staticmethod
-    def backward(ctx, grad):
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None]:
         energies, orbitals, occupied = ctx.saved_tensors
         grad = (grad + grad.mT) / 2
         gap = energies[:, None, :] - energies[:, :, None]
@@ -85,4 +90,6 @@ def density_matrix(hamiltonian: Tensor, basis_vectors: Tensor, n_occupied: Tenso
         h = h + torch.diag_embed(empty.to(h.dtype) * h.abs().amax((1, 2))[:, None])
         projector = _purified(h, n_occupied.to(h.dtype))
         return 2 * basis_vectors @ projector @ basis_vectors.mT
-    return _DensityMatrix.apply(hamiltonian, basis_vectors, occupied, empty)
+    apply: Any = _DensityMatrix.apply  # without types in PyTorch
+    density: Tensor = apply(hamiltonian, basis_vectors, occupied, empty)
+    return density

@@ -128,7 +128,7 @@ class SolverSettings:
     backward_tolerance: float = 1e-4
     start: str = "reference"
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         for name, value, known in (
             ("forward", self.forward, SOLVERS),
             ("backward", self.backward, SOLVERS),
@@ -217,7 +217,8 @@ class DEQH(nn.Module):
                 state = self.backbone.filter(state, injected)
         solved = self.backbone.filter(state, injected)
         rows = zip(solved.detach().split(_ROWS, dim=1), state.split(_ROWS, dim=1), strict=True)
-        change = sum((a - b).flatten(1).square().sum(1) for a, b in rows).sqrt()
+        squares = [(a - b).flatten(1).square().sum(1) for a, b in rows]
+        change = torch.stack(squares).sum(0).sqrt()
         return Solution(
             self.backbone.hamiltonian(solved, injected),
             torch.full((len(state),), times, device=state.device),

@@ -8,11 +8,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ..engine import engine_of
 from ..errors import UnsupportedMoleculeError
 from ..fock.orbitals import orthonormal_basis
 from ..fock.problem import Problem
 from ..fock.shells import Kind, Shells
 from ..predict import resolve_device
+from ..pyscf_api import attribute
 from . import StartingPoint
 
 if TYPE_CHECKING:
@@ -33,7 +35,8 @@ class Point:
 
     Attributes:
         positions: (atoms, 3), bohr.
-        system: what else says that a molecule is the same: elements, electrons, basis functions.
+        system: what else says that molecule and method are the same: elements, electrons, basis
+            functions, functional, kind of integrals.
         kind: what the two spins may do.
         spins: occupied orbitals (nao, k), of closed shells once, else of either spin.
         defect: full Fock matrix less the fitted one, (nao, nao) or (2, nao, nao), hartree; None
@@ -83,14 +86,16 @@ class Point:
             spins = [c[s][:, occupation[s] > 0] for s in (0, 1)]
         else:
             spins = [c[:, occupation > 0]]
-        defect = getattr(mf, "_deqh_defect", None)
+        defect = mf._deqh_defect
         if defect is not None and defect.shape[-1] != mf.mol.nao:
             defect = None
-        return cls(mf.mol.atom_coords(), _system(mf.mol), kind, spins, defect)
+        return cls(mf.mol.atom_coords(), _system(mf, mf.mol), kind, spins, defect)
 
 
-def _system(mol: Mole) -> Any:
-    return mol.atom_charges().tolist(), mol.nelec, mol.cart, mol._basis
+def _system(mf: hf.SCF, mol: Mole) -> Any:
+    method = [attribute(mf, name) for name in ("xc", "omega")]
+    method += [attribute(mf, "with_df") is None, engine_of(mf).has_plain_hcore(mf)]
+    return mol.atom_charges().tolist(), mol.nelec, mol.cart, mol._basis, method
 
 
 def _moved(point: Point, positions: np.ndarray) -> float:
@@ -146,8 +151,8 @@ class PreviousStart:
     def place(self, problem: Problem) -> Problem:
         """The SCF's own basis set."""
         point, mol = self.points[-1], problem.mol
-        if point.kind != problem.shells.kind or point.system != _system(mol):
-            raise UnsupportedMoleculeError("the last point was another molecule")
+        if point.kind != problem.shells.kind or point.system != _system(problem.mf, mol):
+            raise UnsupportedMoleculeError("the last point was of another molecule or method")
         moved = _moved(point, mol.atom_coords())
         if moved > _FAR:
             raise UnsupportedMoleculeError(f"an atom has moved by {moved:.1f} bohr")

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import ConfigError
-from ..nn.backbones import BackboneConfig, config_from, registered
-from ..nn.deqh import SolverSettings
+from ..nn.backbones import config_from, registered
+from ..nn.deqh import BackboneConfig, SolverSettings
 from ..nn.qhnet import QHNetConfig
 from ..nn.so2net import SO2NetConfig
 
@@ -123,7 +123,7 @@ class TrainConfig:
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     run: RunConfig = field(default_factory=RunConfig)
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         own = registered(self.backbone).config in (SO2NetConfig, QHNetConfig)
         if own and self.options:
             raise ConfigError(f"options: {self.backbone}'s are in the section of its name")
@@ -136,7 +136,8 @@ class TrainConfig:
             ConfigError: options that a backbone of another package does not have.
         """
         if registered(self.backbone).config in (SO2NetConfig, QHNetConfig):
-            return getattr(self, self.backbone)
+            own: BackboneConfig = getattr(self, self.backbone)
+            return own
         try:
             return config_from(self.backbone, self.options)
         except TypeError as error:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -39,7 +40,7 @@ class CapturedGradients:
         self._loss = loss
         self._parameters = [p for p in parameters if p.requires_grad]
         self._gradients = [torch.zeros_like(p) for p in self._parameters]
-        self._captures: dict[tuple, _Capture] = {}
+        self._captures: dict[tuple[Any, ...], _Capture] = {}
         # One capture's temporary memory serves all, which run one after the other.
         self._pool = torch.cuda.graph_pool_handle()
         self._stream = torch.cuda.Stream()

@@ -23,13 +23,13 @@ def batch_errors(
 ) -> list[HamiltonianErrors]:
     """Errors of each molecule's predicted Hamiltonian in a labelled batch."""
     sizes = np.array([len(template.slots(z)) for z in template.numbers])
-    errors = []
+    errors, labels = [], batch.labels[0]
     for b, nao in enumerate(batch.nao.tolist()):
         elements = batch.element[batch.molecule == b].cpu().numpy()
         errors.append(
             hamiltonian_errors(
                 predicted[b, :nao, :nao].double().cpu().numpy(),
-                batch.hamiltonian[b, :nao, :nao].cpu().numpy(),
+                labels[b, :nao, :nao].cpu().numpy(),
                 batch.overlap[b, :nao, :nao].cpu().numpy(),
                 int(batch.n_occupied[b]),
                 sizes[elements],

@@ -31,10 +31,11 @@ def orbital_rotation(error: Tensor, graph: GraphBatch) -> Tensor:
     n = error.shape[-1]
     column = torch.arange(n, device=error.device)
     occupied = column < graph.n_occupied[:, None]
-    exists = (graph.target_orbitals != 0).any(dim=1)
+    _, orbitals, energies = graph.labels
+    exists = orbitals.ne(0).any(dim=1)
     virtual = exists & ~occupied
-    error = graph.target_orbitals.mT @ error @ graph.target_orbitals
-    gap = graph.target_energies[:, None, :] - graph.target_energies[:, :, None]
+    error = orbitals.mT @ error @ orbitals
+    gap = energies[:, None, :] - energies[:, :, None]
     pairs = occupied[:, :, None] & virtual[:, None, :]
     rotation = torch.where(pairs, error / gap.clamp_min(0.05), torch.zeros_like(error))
     return torch.sqrt(rotation.square().sum((1, 2)) + 1e-20)
@@ -47,7 +48,7 @@ def hamiltonian_loss(
 
     ``rotation_weight`` is the loss (mEh) of a rotation of norm 1; 0 leaves Eq. 45 alone.
     """
-    error = predicted - graph.hamiltonian
+    error = predicted - graph.labels[0]
     elements = MILLI * element_loss(error, graph.nao).mean()
     rotation = orbital_rotation(error, graph).mean()
     return {

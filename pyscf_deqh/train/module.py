@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import fields
 from functools import partial
 from itertools import islice
+from typing import Any
 
 import lightning as L
 import numpy as np
@@ -121,7 +122,7 @@ class HamiltonianData(L.LightningDataModule):
             for split, limit in limits.items()
         }
 
-    def _loader(self, split: str, few_shapes: bool = False, **options) -> DataLoader:
+    def _loader(self, split: str, few_shapes: bool = False, **options: Any) -> DataLoader[Any]:
         return DataLoader(
             self.parts[split],
             collate_fn=partial(self._collate, few_shapes=few_shapes),
@@ -131,22 +132,24 @@ class HamiltonianData(L.LightningDataModule):
             **options,
         )
 
-    def transfer_batch_to_device(self, batch: GraphBatch, device, dataloader_idx) -> GraphBatch:
+    def transfer_batch_to_device(
+        self, batch: GraphBatch, device: torch.device, dataloader_idx: int
+    ) -> GraphBatch:
         return batch.to(device)
 
-    def _training_batches(self, few_shapes: bool) -> DataLoader:
+    def _training_batches(self, few_shapes: bool) -> DataLoader[Any]:
         run, sizes = self.config.run, self.parts["train"].sizes()
         batches = SizeBatches(sizes, run.batch_size, run.seed, run.batches_per_epoch)
         return self._loader("train", few_shapes, batch_sampler=batches)
 
-    def train_dataloader(self) -> DataLoader:
+    def train_dataloader(self) -> DataLoader[Any]:
         return self._training_batches(self.config.run.cuda_graphs)
 
     def first_batches(self, n: int) -> Iterator[GraphBatch]:
         """The first training batches, without additional atoms and pairs."""
         return islice(self._training_batches(False), n)
 
-    def val_dataloader(self) -> DataLoader:
+    def val_dataloader(self) -> DataLoader[Any]:
         return self._loader("valid", batch_size=self.config.run.batch_size)
 
 
@@ -166,10 +169,10 @@ class HamiltonianModule(L.LightningModule):
         """Wall-clock time of the run so far, earlier parts of a resumed run included."""
         return self._seconds_before + time.monotonic() - self._started
 
-    def on_save_checkpoint(self, checkpoint) -> None:
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["seconds"] = self.seconds
 
-    def on_load_checkpoint(self, checkpoint) -> None:
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         self._seconds_before = checkpoint.get("seconds", 0.0)
 
     def on_train_start(self) -> None:
@@ -193,7 +196,7 @@ class HamiltonianModule(L.LightningModule):
         cosine = 0.5 * (1 + math.cos(math.pi * self.progress()))
         return warmup * (options.final_fraction + (1 - options.final_fraction) * cosine)
 
-    def configure_optimizers(self):
+    def configure_optimizers(self) -> torch.optim.Optimizer:
         options = self.config.optimizer
         # Lightning does not clip gradients of mixed precision for a fused optimizer.
         fused = self.config.run.precision == "32-true" and all(p.is_cuda for p in self.parameters())
@@ -204,11 +207,18 @@ class HamiltonianModule(L.LightningModule):
             fused=fused,
         )
 
-    def on_train_batch_start(self, batch, batch_idx) -> None:
+    @property
+    def _groups(self) -> list[dict[str, Any]]:
+        """Parameter groups of the one optimizer."""
+        optimizer: Any = self.optimizers()
+        groups: list[dict[str, Any]] = optimizer.param_groups
+        return groups
+
+    def on_train_batch_start(self, batch: GraphBatch, batch_idx: int) -> None:
         # The depth of each step is drawn at random; a resumed run must draw the same ones.
         torch.manual_seed(1_000_003 * self.config.run.seed + self.global_step)
         rate = self.config.optimizer.learning_rate * self.learning_rate_factor()
-        for group in self.optimizers().param_groups:
+        for group in self._groups:
             group["lr"] = rate
 
     def _loss(self, batch: GraphBatch) -> dict[str, Tensor]:
@@ -217,7 +227,7 @@ class HamiltonianModule(L.LightningModule):
         iterations, residual = solution.iterations.float().mean(), solution.residual.mean()
         return parts | {"iterations": iterations, "residual": residual}
 
-    def training_step(self, batch: GraphBatch, batch_idx: int):
+    def training_step(self, batch: GraphBatch, batch_idx: int) -> Tensor:
         parts = self._captured(batch) if self._captured else self._loss(batch)
         if not torch.isfinite(parts["loss"]):
             raise ConfigError(
@@ -227,16 +237,16 @@ class HamiltonianModule(L.LightningModule):
         for name, value in parts.items():
             shown = name not in ("iterations", "residual")
             self.log(f"train/{name}", value, prog_bar=shown, batch_size=batch.n_molecules)
-        self.log("learning_rate", self.optimizers().param_groups[0]["lr"])
+        self.log("learning_rate", self._groups[0]["lr"])
         return parts["loss"]
 
     # A replayed graph has computed the gradients already, into tensors that it goes on to use.
 
-    def optimizer_zero_grad(self, epoch, batch_idx, optimizer) -> None:
+    def optimizer_zero_grad(self, epoch: int, batch_idx: int, optimizer: Any) -> None:
         if self._captured is None:
             super().optimizer_zero_grad(epoch, batch_idx, optimizer)
 
-    def backward(self, loss: Tensor, *args, **kwargs) -> None:
+    def backward(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:
         if self._captured is None:
             super().backward(loss, *args, **kwargs)
 

@@ -33,7 +33,7 @@ _STANDARDIZATION_BATCHES = 25
 class _WallClock(L.Callback):
     """Ends a run at the end of the epoch in which its wall-clock limit passes."""
 
-    def on_train_epoch_end(self, trainer, pl_module) -> None:
+    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: Any) -> None:
         limit = pl_module.config.run.max_minutes
         if limit and pl_module.seconds >= 60 * limit:
             trainer.should_stop = True
@@ -64,10 +64,10 @@ def read_config(path: Path) -> TrainConfig:
 
 def _kept(config: TrainConfig) -> dict[str, Any]:
     """The options that a run keeps from its first step to its export."""
-    sections = {config.backbone: config.model, "solver": config.solver}
+    sections: dict[str, Any] = {config.backbone: config.model, "solver": config.solver}
     options = {f"{s}.{k}": v for s, part in sections.items() for k, v in asdict(part).items()}
     data = {f"data.{k}": getattr(config.data, k) for k in ("basis", "elements", "split_rule")}
-    return _to_plain({"backbone": config.backbone} | options | data)
+    return {k: _to_plain(v) for k, v in ({"backbone": config.backbone} | options | data).items()}
 
 
 def _check_resumed(config: TrainConfig, file: Path) -> None:
@@ -102,6 +102,7 @@ def moving_average(
         averaged: Sequence[Tensor], current: Sequence[Tensor], n_averaged: Tensor | int
     ) -> None:
         n = int(n_averaged)
+        averaged, current = list(averaged), list(current)
         changes = torch._foreach_sub(current, averaged)
         torch._foreach_mul_(changes, 1 - min(decay, (1 + n) / (10 + n)))
         torch._foreach_add_(averaged, changes)
@@ -111,6 +112,7 @@ def moving_average(
 
 def _trainer(config: TrainConfig, further: Sequence[L.Callback] = ()) -> L.Trainer:
     run, options = config.run, config.optimizer
+    precision: Any = run.precision
     folder = run.folder / "checkpoints"
     callbacks: list[L.Callback] = [
         ModelCheckpoint(folder, "best", monitor="valid/loss", enable_version_counter=False),
@@ -135,7 +137,7 @@ def _trainer(config: TrainConfig, further: Sequence[L.Callback] = ()) -> L.Train
         gradient_clip_val=options.clip,
         accelerator=run.accelerator,
         devices=1,
-        precision=run.precision,
+        precision=precision,
         num_sanity_val_steps=0,
         enable_model_summary=False,
         log_every_n_steps=10,

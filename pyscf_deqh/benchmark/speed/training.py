@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -85,16 +86,31 @@ def _loading(
         store = GraphStore(Path(folder) / "cache", model.backbone.config.reference, BASIS)
         data = HamiltonianDataset([path], "all", store, workers=1, progress=False)
         backbone = model.backbone
+        ways: dict[str, tuple[Callable[[list[int]], list[MolecularGraph]], str]] = {
+            "loading": (lambda chosen: [data[i] for i in chosen], "graph store")
+        }
+        if find_spec("torch_geometric"):
+            from ...data.pyg import from_data, to_data
+            from .pyg_store import OnDiskHamiltonians
+
+            on_disk = OnDiskHamiltonians(Path(folder) / "pyg")
+            on_disk.extend([to_data(data[i]) for i in range(len(data))])
+
+            def from_pyg(chosen: list[int]) -> list[MolecularGraph]:
+                return [from_data(found) for found in on_disk.multi_get(chosen)]
+
+            ways["loading by PyG"] = from_pyg, "OnDiskDataset with a schema"
         for n in settings.sizes.training_batches:
+            chosen = [i % len(data) for i in range(n)]
+            for what, (read, store_name) in ways.items():
 
-            def load(n: int = n) -> None:
-                chosen = [data[i % len(data)] for i in range(n)]
-                collate(chosen, backbone.template, backbone.cutoff)
+                def load(read: Any = read, chosen: list[int] = chosen) -> None:
+                    collate(read(chosen), backbone.template, backbone.cutoff)
 
-            sample = measure(load, settings.repeats, 2, _ROW_SECONDS).rate(n)
-            report.add(f"loading, batch {n}", sample, "molecules/s",
-                       "graph store and batching, one process, cached pages")  # fmt: skip
-            report.add(f"loading / training, batch {n}", sample.median / rates[n])
+                sample = measure(load, settings.repeats, 2, _ROW_SECONDS).rate(n)
+                report.add(f"{what}, batch {n}", sample, "molecules/s",
+                           f"{store_name} and batching, one process, cached pages")  # fmt: skip
+                report.add(f"{what} / training, batch {n}", sample.median / rates[n])
 
 
 def _write_labels(

@@ -1,0 +1,47 @@
+"""The examples, in a short form."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+from pyscf import gto
+from pyscf.tools import molden
+from pyscf.tools.cubegen import Cube
+
+EXAMPLES = Path(__file__).parents[1] / "examples"
+WATER = "3\nwater\nO 0 0 0.119\nH 0 0.763 -0.477\nH 0 -0.763 -0.477\n"
+
+
+def run(name, folder, *arguments):
+    command = [sys.executable, str(EXAMPLES / name), *arguments]
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_screening_stops_at_no_molecule(tmp_path):
+    (tmp_path / "molecules.xyz").write_text(
+        WATER + "1\nargon\nAr 0 0 0\n" + "1\nhydrogen\nH 0 0 0\n"
+    )
+    assert run("screening.py", tmp_path, "molecules.xyz").count("hartree, ") == 3
+
+
+def test_exported_orbitals_and_densities(tmp_path):
+    (tmp_path / "water.xyz").write_text(WATER)
+    assert "3 atoms, 24 orbitals" in run("export.py", tmp_path, "water.xyz")
+    mol, energies, coefficients, occupations = molden.load(str(tmp_path / "network.molden"))[:4]
+    overlap = mol.intor("int1e_ovlp")
+    np.testing.assert_allclose(coefficients.T @ overlap @ coefficients, np.eye(24), atol=1e-5)
+    assert occupations.sum() == 10
+    assert (np.diff(energies) > 0).all()
+    cube = Cube(gto.M(atom=str(tmp_path / "water.xyz"), basis="def2-svp"))
+    density = cube.read(str(tmp_path / "network.cube"))
+    change = cube.read(str(tmp_path / "change.cube"))
+    volume = np.prod(
+        [np.linalg.norm(axis) for axis in cube.box / np.array([cube.nx, cube.ny, cube.nz])]
+    )
+    assert abs(density.sum() * volume - 10) < 0.5
+    assert abs(change.sum() * volume) < 0.5
