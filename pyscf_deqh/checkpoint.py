@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .errors import CheckpointError, ConfigError
+from .files import write_text
 from .graph.layout import OrbitalTemplate
 from .process import single_precision
 
@@ -22,12 +23,19 @@ _WEIGHTS, _CONFIG = "model.safetensors", "config.json"
 
 @dataclass(frozen=True)
 class ModelSpec:
-    """All that is needed to build a model around its weights."""
+    """All that is needed to build a model around its weights, and what it was trained on.
+
+    Attributes:
+        split_rule, split_sizes: of the training, see :mod:`pyscf_deqh.data.splits`; None where it
+            is not known.
+    """
 
     basis: str
     template: OrbitalTemplate
     backbone: BackboneConfig
     solver: SolverSettings
+    split_rule: str | None = None
+    split_sizes: tuple[int, ...] = ()
 
     @property
     def reference(self) -> str:
@@ -41,7 +49,13 @@ def models_folder() -> Path:
 
 
 def list_models() -> list[str]:
-    """Names of the bundled models."""
+    """Names of the bundled models.
+
+    Example:
+
+        >>> list_models()
+        ['b3lyp-def2svp', 'b3lyp-def2svp-equilibrium']
+    """
     folder = models_folder()
     return sorted(p.parent.name for p in folder.glob(f"*/{_CONFIG}")) if folder.is_dir() else []
 
@@ -65,16 +79,22 @@ def save_model(model: DEQH, spec: ModelSpec, folder: str | Path, half: bool = Fa
         name: (value.half() if name in learned else value).detach().cpu().contiguous()
         for name, value in model.backbone.state_dict().items()
     }
-    save_file(state, folder / _WEIGHTS)
+    weights = (folder / _WEIGHTS).with_suffix(".part")
+    save_file(state, weights)
     config = {
         "format": _FORMAT,
         "basis": spec.basis,
         "template": spec.template.to_config(),
         "backbone": {"kind": name_of(spec.backbone)} | spec.backbone.to_config(),
         "solver": spec.solver.to_config(),
-        "sha256": _sha256(folder / _WEIGHTS),
+        "sha256": _sha256(weights),
     }
-    (folder / _CONFIG).write_text(json.dumps(config, indent=2) + "\n")
+    if spec.split_rule is not None:
+        config["split"] = {"rule": spec.split_rule, "sizes": list(spec.split_sizes)}
+    # An interrupt may not leave the configuration of other weights.
+    (folder / _CONFIG).unlink(missing_ok=True)
+    weights.replace(folder / _WEIGHTS)
+    write_text(folder / _CONFIG, json.dumps(config, indent=2) + "\n")
 
 
 def _read_config(folder: Path) -> dict[str, Any]:
@@ -82,10 +102,9 @@ def _read_config(folder: Path) -> dict[str, Any]:
         config: dict[str, Any] = json.loads((folder / _CONFIG).read_text())
     except (OSError, ValueError) as error:
         raise CheckpointError(f"cannot read {folder / _CONFIG}: {error}") from error
-    if config.get("format") != _FORMAT:
-        raise CheckpointError(
-            f"{folder} has format {config.get('format')!r}, this version reads {_FORMAT}"
-        )
+    found = config.get("format") if isinstance(config, dict) else None
+    if found != _FORMAT:
+        raise CheckpointError(f"{folder} has format {found!r}, this version reads {_FORMAT}")
     return config
 
 
@@ -124,7 +143,11 @@ def weights_hash(model: str | Path) -> str:
     Raises:
         CheckpointError: no such model.
     """
-    return str(_read_config(resolve_model(model))["sha256"])
+    folder = resolve_model(model)
+    found = _read_config(folder).get("sha256")
+    if not isinstance(found, str):
+        raise CheckpointError(f"{folder / _CONFIG} does not say which weights it is of")
+    return found
 
 
 def load_model(name: str | Path = DEFAULT_MODEL, device: str = "cpu") -> tuple[DEQH, ModelSpec]:
@@ -158,10 +181,15 @@ def load_model(name: str | Path = DEFAULT_MODEL, device: str = "cpu") -> tuple[D
             template=OrbitalTemplate.from_config(config["template"]),
             backbone=config_from(kind, backbone),
             solver=SolverSettings(**config["solver"]),
+            split_rule=config.get("split", {}).get("rule"),
+            split_sizes=tuple(config.get("split", {}).get("sizes", ())),
         )
         with single_precision:
             model = DEQH(build_backbone(spec.template, spec.backbone), spec.solver)
         model.backbone.load_state_dict(load_file(weights))
-    except (OSError, KeyError, TypeError, RuntimeError, SafetensorError, ConfigError) as error:
+    except CheckpointError:
+        raise
+    except (OSError, KeyError, TypeError, ValueError, AttributeError, RuntimeError,
+            SafetensorError, ConfigError) as error:  # fmt: skip
         raise CheckpointError(f"cannot load the model in {folder}: {error}") from error
     return model.eval().requires_grad_(False).to(device), spec

@@ -11,6 +11,11 @@ from typing import Any
 def write_json(path: Path, content: Any, default: Callable[[Any], Any] | None = None) -> None:
     """Write a JSON file; ``default`` makes something of what JSON cannot hold."""
     path.parent.mkdir(parents=True, exist_ok=True)
+    write_text(path, json.dumps(content, indent=1, default=default) + "\n")
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file into an existing folder."""
     temporary = path.with_suffix(path.suffix + ".part")
-    temporary.write_text(json.dumps(content, indent=1, default=default) + "\n")
+    temporary.write_text(text)
     temporary.replace(path)

@@ -102,6 +102,16 @@ def deqh_guess(
         UnsupportedMoleculeError: the object is no molecular SCF with spatial orbitals
             (spinors), or another package evaluates its functional, and
             ``on_unsupported`` is ``'raise'``.
+
+    Example:
+
+        >>> from pyscf import gto, scf
+        >>> mol = gto.M(atom="O 0 0 .119; H 0 .763 -.477; H 0 -.763 -.477", basis="def2-svp")
+        >>> mf = scf.RKS(mol, xc="b3lyp").set(verbose=0).apply(deqh_guess, start="network")
+        >>> print(f"{mf.kernel():.6f} hartree in {mf.cycles} cycles")
+        -76.358288 hartree in 2 cycles
+        >>> mf.deqh_report.model
+        'b3lyp-def2svp'
     """
     if on_unsupported not in ON_UNSUPPORTED:
         raise ConfigError(f"on_unsupported must be one of {ON_UNSUPPORTED}, not {on_unsupported!r}")
@@ -164,6 +174,14 @@ def init_guess_by_deqh(
     Raises:
         UnsupportedMoleculeError, NotEnoughMemoryError, NumericalError, CheckpointError,
         ConfigError: see :func:`predict_hamiltonian`.
+
+    Example:
+
+        >>> from pyscf import gto, scf
+        >>> mol = gto.M(atom="O 0 0 .119; H 0 .763 -.477; H 0 -.763 -.477", basis="def2-svp")
+        >>> density, report = init_guess_by_deqh(mol, xc="pbe", return_report=True)
+        >>> density.shape, report.start
+        ((24, 24), 'network')
     """
     from pyscf import dft, scf
 

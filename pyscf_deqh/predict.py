@@ -112,6 +112,13 @@ def predict_hamiltonian(
         NumericalError: the network returned NaN.
         CheckpointError: no such model, or a damaged one.
         ConfigError: no such device.
+
+    Example:
+
+        >>> from pyscf import gto
+        >>> mol = gto.M(atom="H 0 0 0; F 0 0 0.92", basis="def2-svp")
+        >>> predict_hamiltonian(mol).hamiltonian.shape
+        (19, 19)
     """
     _check(mol, model)
     device = resolve_device(device)

@@ -1,4 +1,5 @@
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -7,6 +8,7 @@ from pyscf import dft
 
 from pyscf_deqh.benchmark import acceleration
 from pyscf_deqh.benchmark.__main__ import BUNDLED, main
+from pyscf_deqh.benchmark.acceleration import run_benchmark
 from pyscf_deqh.benchmark.scf_runs import Method, run_classical, run_deqh
 from pyscf_deqh.data.geometry import read_geometries
 from pyscf_deqh.data.splits import split_of
@@ -156,3 +158,25 @@ def test_bad_arguments(tmp_path, capsys):
     assert "cannot read" in capsys.readouterr().err
     assert main(["--model", "unknown", "--n", "1"]) == 2
     assert "no model 'unknown'" in capsys.readouterr().err
+
+
+def test_failures_of_molecules_without_a_name_are_all_kept(tmp_path, monkeypatch):
+    def fail(*args):
+        raise RuntimeError("no")
+
+    monkeypatch.setattr(acceleration, "benchmark_molecule", fail)
+    water = replace(acceleration.WATER, info={})
+    path = tmp_path / "rows.json"
+    for resume in (False, True):
+        results = run_benchmark([water] * 3, Method(), ["minao"], path, False, resume)
+        assert [f["name"] for f in results.failures] == ["molecule"] * 3
+        assert json.loads(path.read_text())["failures"] == results.failures
+
+
+def test_errors_of_a_guess_that_was_not_used_are_not_counted(monkeypatch):
+    monkeypatch.setattr("pyscf_deqh.guess.too_cheap", lambda mf, again=False: "it is small")
+    row = acceleration.benchmark_molecule(acceleration.WATER, Method(), ["minao"])
+    assert row["deqh"]["fallback"] == "it is small"
+    assert row["hamiltonian_mae"] is None
+    assert row["refined_mae"] is None
+    assert row["ratios"]["minao"]["error_level_ratio"] is None

@@ -6,7 +6,14 @@ import torch
 from conftest import make_mol, small_model
 
 from pyscf_deqh import CheckpointError, list_models, load_model, predict_hamiltonian
-from pyscf_deqh.checkpoint import DEFAULT_MODEL, ModelSpec, models_folder, save_model
+from pyscf_deqh.checkpoint import (
+    DEFAULT_MODEL,
+    ModelSpec,
+    basis_of,
+    models_folder,
+    save_model,
+    weights_hash,
+)
 
 
 @pytest.fixture(params=[False, True], ids=["single", "half"])
@@ -101,3 +108,12 @@ def test_unknown_model(tmp_path):
     shutil.rmtree(tmp_path)
     with pytest.raises(CheckpointError):
         load_model(tmp_path)
+
+
+@pytest.mark.parametrize("content", ["[]", '{"format": 1}', '{"format": 1, "template": {"x": 0}}'])
+def test_configurations_of_another_form(exported, content):
+    folder = exported[-1]
+    (folder / "config.json").write_text(content)
+    for read in (load_model, weights_hash, basis_of):
+        with pytest.raises(CheckpointError):
+            read(folder)

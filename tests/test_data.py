@@ -326,3 +326,27 @@ def test_empty_split(tmp_path, labelled):
     connection.commit()
     with pytest.raises(DatasetError, match="no molecule of split 'test'"):
         HamiltonianDataset([labelled], "test", store, progress=False)
+
+
+def test_labels_of_different_methods_are_refused(tmp_path):
+    geometries = read_geometries(write_xyz(tmp_path / "a.xyz", 1))
+    for xc in ("hf", "pbe"):
+        settings = LabelSettings(xc=xc, conv_tol=1e-8)
+        label(geometries, tmp_path / f"{xc}.db", settings, workers=1, progress=False)
+    files, store = (
+        (tmp_path / "hf.db", tmp_path / "pbe.db"),
+        GraphStore(tmp_path, "sad", "def2-svp"),
+    )
+    with pytest.raises(DatasetError, match=r"different functionals: hf in .*, pbe in "):
+        HamiltonianDataset(files, "all", store, progress=False)
+    other = GraphStore(tmp_path, "sad", "def2-tzvp")
+    with pytest.raises(DatasetError, match="has labels in def2-svp, not in def2-tzvp"):
+        HamiltonianDataset(files[:1], "all", other, progress=False)
+
+
+def test_damaged_archives(tmp_path):
+    path = write_xyz(tmp_path / "a.xyz")
+    whole = gzip.compress(path.read_bytes())
+    (tmp_path / "b.xyz.gz").write_bytes(whole[:12] + b"\xff" * 40 + whole[52:])
+    with pytest.raises(DatasetError, match="cannot read"):
+        read_geometries(tmp_path / "b.xyz.gz")

@@ -2,6 +2,7 @@
 
 import os
 import signal
+import sqlite3
 import subprocess
 import sys
 import time
@@ -14,12 +15,12 @@ from pyscf import dft
 from test_data import FAST, helium, hydrogen, write_xyz
 from worker_functions import die_on_two, made_up
 
-from pyscf_deqh import ConfigError, DatasetError
+from pyscf_deqh import ConfigError, DatasetError, UnsupportedMoleculeError
 from pyscf_deqh.data.__main__ import main
 from pyscf_deqh.data.formats.qh9 import QH9Database
 from pyscf_deqh.data.geometry import Geometry, read_geometries
 from pyscf_deqh.data.make import label as label_module
-from pyscf_deqh.data.make.label import LabelSettings, label
+from pyscf_deqh.data.make.label import LabelSettings, label, solve
 
 pytestmark = pytest.mark.usefixtures("quick_workers")
 
@@ -225,3 +226,21 @@ def test_command_line(tmp_path, capsys):
     assert main(["info", str(tmp_path / "none.db")]) == 2
     assert main([*base, "--density-fit", "--grid-level", "1"]) == 2
     assert "grid of its own" in capsys.readouterr().err
+
+
+def test_databases_of_others_stay_as_they_are(tmp_path):
+    path = tmp_path / "published.db"
+    with sqlite3.connect(path) as connection:
+        connection.execute(
+            "CREATE TABLE data (id INTEGER NOT NULL PRIMARY KEY, N, Z BLOB, pos BLOB, Ham BLOB)"
+        )
+    content = path.read_bytes()
+    with pytest.raises(DatasetError, match="was not made by this package"):
+        QH9Database(path, writable=True)
+    assert path.read_bytes() == content
+
+
+def test_elements_with_effective_core_potentials_are_refused():
+    atoms = Geometry(np.array([1, 53], np.int32), np.array([[0, 0, 0], [0, 0, 1.61]]), {})
+    with pytest.raises(UnsupportedMoleculeError, match="effective core potential for I"):
+        solve(atoms, LabelSettings(xc="hf"))

@@ -18,7 +18,7 @@ from pyscf_deqh.graph.build import build_graph
 
 pyg_loader = pytest.importorskip("torch_geometric.loader")
 
-from pyscf_deqh.data.pyg import HamiltonianData, from_data, graphs_of, to_data  # noqa: E402
+from pyscf_deqh.data.pyg import PyGHamiltonians, from_data, graphs_of, to_data  # noqa: E402
 
 pytestmark = pytest.mark.usefixtures("quick_workers")
 
@@ -75,7 +75,7 @@ def test_our_datasets_are_datasets_of_pyg(tmp_path):
         data.pos = 2 * data.pos
         return data
 
-    dataset = HamiltonianData(molecules, transform=doubled)
+    dataset = PyGHamiltonians(molecules, transform=doubled)
     assert len(dataset) == 3
     assert torch.equal(dataset[1].pos, 2 * torch.from_numpy(molecules[1].positions))
     batches = pyg_loader.DataLoader(dataset[[0, 2]], batch_size=2, num_workers=1)

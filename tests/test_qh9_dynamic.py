@@ -14,6 +14,7 @@ from pyscf_deqh.data.formats import open_labels
 from pyscf_deqh.data.formats.qh9 import QH9Database
 from pyscf_deqh.data.formats.qh9_dynamic import QH9DynamicDatabase
 from pyscf_deqh.data.geometry import read_geometries
+from pyscf_deqh.data.make.label import LabelSettings, label
 from pyscf_deqh.data.splits import SPLITS, split_ids
 
 SCHEMA = """CREATE TABLE data (id INTEGER NOT NULL, geo_id INTEGER NOT NULL, N INTEGER, Z BLOB,
@@ -65,7 +66,7 @@ def test_rows_are_read(small):
         with pytest.raises(KeyError):
             file[9]
     np.testing.assert_array_equal(record.hamiltonian, matrix)
-    assert record.meta == {"molecule": 41, "geo_id": 1, "kind": "md", "energy": -1.1}
+    assert record.meta == {"qm9_id": 41, "geo_id": 1, "kind": "md", "energy": -1.1}
     # Angstrom, and PySCF comes back to the same bohr.
     assert record.positions[1, 2] == pytest.approx(1.5 * 0.529177, abs=1e-6)
     mol = make_mol(record.geometry().atom())
@@ -168,3 +169,13 @@ def test_missing_columns(tmp_path):
     connection.commit()
     with pytest.raises(DatasetError, match=r"bad\.db.*lacks the columns Ham, converged, epot, pos"):
         open_labels(tmp_path / "bad.db")
+
+
+def test_geometries_of_a_molecule_stay_in_one_split_when_they_are_labelled_anew(tmp_path):
+    rows = [row(41, i, *hydrogen(1.4 + 0.1 * i)) for i in range(3)]
+    path = write(tmp_path / "a.db", rows)
+    geometries = read_geometries(path)
+    assert [geometry.qm9_id for geometry in geometries] == [41, 41, 41]
+    label(geometries, tmp_path / "new.db", LabelSettings(xc="hf"), workers=1, progress=False)
+    with open_labels(tmp_path / "new.db") as file:
+        assert file.molecules() == [41, 41, 41]

@@ -62,3 +62,30 @@ def test_other_files_are_refused(tmp_path, capsys):
     out.write_text('{"rows": [{"case": {"name": "water"}}]}')
     assert main(["robustness", "--json", str(out)]) == 2
     assert "holds no rows of this command" in capsys.readouterr().err
+
+
+def test_an_error_is_a_verdict_and_stops_nothing(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(robustness, "cases", small)
+    original = robustness.deqh_guess
+
+    def fails_for_water(mf, *args, **options):
+        original(mf, *args, **options)
+        if mf.mol.natm == 3:
+            mf.kernel = lambda *a: (_ for _ in ()).throw(ValueError("no such thing"))
+        return mf
+
+    monkeypatch.setattr(robustness, "deqh_guess", fails_for_water)
+    assert main(["robustness", "--n", "2", "--json", str(tmp_path / "rows.json")]) == 0
+    text = capsys.readouterr().out
+    assert "H2O" in text
+    assert "ValueError: no such thing" in text
+    assert "| 1 of 2 | 1 |" in text
+
+
+def test_rows_of_another_model_are_refused(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(robustness, "cases", small)
+    out = str(tmp_path / "rows.json")
+    assert main(["robustness", "--n", "1", "--json", out]) == 0
+    other = ["--model", "b3lyp-def2svp-equilibrium"]
+    assert main(["robustness", "--n", "1", "--json", out, *other]) == 2
+    assert "made with another model" in capsys.readouterr().err

@@ -378,3 +378,43 @@ def test_epochs_can_be_parts_of_a_pass_or_several(length):
         assert len(set(used)) == len(used)
     assert list(batches) == epoch
     assert length <= 12 or epoch[:12] != epoch[12:24]
+
+
+def test_a_file_of_options_makes_no_objects(tmp_path):
+    """A configuration may come from a stranger."""
+    marker = tmp_path / "marker"
+    path = tmp_path / "config.yaml"
+    call = f"{{class_path: subprocess.Popen, init_args: {{args: [touch, {marker}]}}}}"
+    path.write_text(f"options: {{x: {call}}}\n")
+    with pytest.raises(SystemExit):
+        main(["--config", str(path)])
+    assert not marker.exists()
+
+
+@pytest.mark.parametrize("limit", ["steps", "validation", "clock"])
+def test_what_a_run_ends_with_is_validated_and_exported(config, tmp_path, limit):
+    """Steps that end within an epoch, epochs between validations, and a clock between them."""
+    if limit == "steps":
+        config.run.max_epochs, config.run.batches_per_epoch, config.run.max_steps = 9, 4, 6
+    elif limit == "validation":
+        config.run.max_epochs, config.run.validate_every = 3, 2
+    else:
+        config.run.max_epochs, config.run.validate_every = 1000, 7
+        config.run.max_minutes = 1e-3
+    train(config)
+    steps = last(config, "global_step")
+    assert steps == 6 or limit != "steps"
+    assert int([row for row in metrics(config) if row["valid/loss"]][-1]["step"]) == steps - 1
+    export(config.run.folder, tmp_path / "model")
+    assert load_model(tmp_path / "model")[1].split_rule == "qm9-id"
+    if limit == "clock":
+        train(config, resume=True)
+        assert last(config, "global_step") == steps
+
+
+def test_a_resumed_run_keeps_its_split(config):
+    config.data = replace(config.data, split_rule="md17", split_sizes=[12, 4])
+    train(config)
+    config.data = replace(config.data, split_sizes=[10, 4])
+    with pytest.raises(ConfigError, match=r"data\.split_sizes"):
+        train(config, resume=True)

@@ -31,9 +31,13 @@ def benchmark_molecule(geometry: Geometry, method: Method, inits: Sequence[str])
     """One row: the DEQH run, all baselines, and the ratios between them."""
     mol = method.molecule(geometry)
     deqh, guess = run_deqh(mol, method)
-    predicted = guess.start_hamiltonian
+    # Where minao's density was used there is nothing to compare.
+    used = guess.report.fallback is None
+    predicted = guess.start_hamiltonian if used else None
+    refined = guess.solution.hamiltonian if used else None
     baselines = {init: run_classical(mol, method, init) for init in inits}
-    solution = baselines[inits[0]]
+    converged = (run for run in baselines.values() if run.converged)
+    solution = next(converged, baselines[inits[0]])
     return {
         "name": geometry.name,
         "n_atoms": mol.natm,
@@ -44,7 +48,7 @@ def benchmark_molecule(geometry: Geometry, method: Method, inits: Sequence[str])
         "ratios": {init: ratios(deqh, run, predicted) for init, run in baselines.items()},
         "energy_difference": {init: deqh.energy - run.energy for init, run in baselines.items()},
         "hamiltonian_mae": hamiltonian_mae(predicted, solution),
-        "refined_mae": hamiltonian_mae(guess.solution.hamiltonian, solution),
+        "refined_mae": hamiltonian_mae(refined, solution),
     }
 
 
@@ -69,6 +73,11 @@ def check_rows(rows: Sequence[dict], path: Path) -> None:
     """
     if any("corrected" not in row["deqh"] for row in rows):
         raise ConfigError(f"{path} was written by an earlier version: name another file")
+
+
+def environments_of(content: dict) -> list[dict]:
+    """Hardware and versions that the rows of a file were measured with."""
+    return [*content.get("earlier_environments", []), content["environment"]]
 
 
 def _converged(row: dict, init: str) -> bool:
@@ -124,6 +133,7 @@ class Results:
         self.method, self.inits, self.path = method, list(inits), path
         self.rows: list[dict] = []
         self.failures: list[dict] = []
+        self.environments: list[dict] = []
         self.interrupted = False
 
     def summaries(self) -> dict[str, dict]:
@@ -141,6 +151,7 @@ class Results:
                 "device": self.method.device,
             },
             "environment": environment(),
+            "earlier_environments": [e for e in self.environments if e != environment()],
             "summaries": self.summaries(),
             "failures": self.failures,
             "rows": self.rows,
@@ -170,8 +181,12 @@ def run_benchmark(
         content = json.loads(path.read_text())
         results.rows, results.failures = content["rows"], content["failures"]
         check_rows(results.rows, path)
+        results.environments = environments_of(content)
         done = {row["name"] for row in results.rows}
         geometries = [g for g in geometries if g.name not in done]
+        # Those that failed get another chance.
+        again = {g.name for g in geometries}
+        results.failures = [f for f in results.failures if f["name"] not in again]
         if not geometries:
             return results
     water = replace(method, charge=0, spin=None).molecule(WATER)
@@ -183,8 +198,6 @@ def run_benchmark(
     try:
         for geometry in bar:
             bar.set_postfix_str(geometry.name)
-            # One of an earlier run gets another chance.
-            results.failures = [f for f in results.failures if f["name"] != geometry.name]
             try:
                 results.rows.append(benchmark_molecule(geometry, method, inits))
             except Exception as error:

@@ -13,12 +13,13 @@ RATIOS = ("full_builds_ratio", "wall_ratio")
 PAPER_RATIOS = ("achieved_ratio", "optimal_ratio", "error_level_ratio")
 
 
-def hamiltonian_mae(predicted: np.ndarray, baseline: SCFRun) -> float | None:
+def hamiltonian_mae(predicted: np.ndarray | None, baseline: SCFRun) -> float | None:
     """MAE (hartree) of a prediction against the converged Fock matrix.
 
-    None where the prediction is in another basis set, or one matrix where the spins have two.
+    None without a prediction, where it is in another basis set, or one matrix where the spins have
+    two.
     """
-    if predicted.shape != baseline.hamiltonian.shape:
+    if predicted is None or predicted.shape != baseline.hamiltonian.shape:
         return None
     return float(np.abs(predicted - baseline.hamiltonian).mean())
 
@@ -32,7 +33,7 @@ def error_level_cycle(baseline: SCFRun, error_level: float) -> int:
     return baseline.cycles - 1
 
 
-def ratios(deqh: SCFRun, baseline: SCFRun, predicted: np.ndarray) -> dict[str, float | None]:
+def ratios(deqh: SCFRun, baseline: SCFRun, predicted: np.ndarray | None) -> dict[str, float | None]:
     """Ratios of one molecule.
 
     full_builds: full Fock builds of the SCFs; the guesses have none.

@@ -20,7 +20,7 @@ import numpy as np
 from pyscf import dft, gto, scf
 from tqdm import tqdm
 
-from ..checkpoint import DEFAULT_MODEL
+from ..checkpoint import DEFAULT_MODEL, weights_hash
 from ..errors import ConfigError, exit_status
 from ..files import write_json
 from ..fock.diis import corrected_diis
@@ -103,7 +103,10 @@ def cases(n: int, seed: int = 0) -> list[Case]:
 
 
 def _run(mf: Any) -> dict[str, Any]:
-    mf.kernel()
+    try:
+        mf.kernel()
+    except Exception as error:  # to be reported, and not to end the others
+        return {"converged": False, "error": f"{type(error).__name__}: {error}"}
     stable = mf.spin_square()[0] if hasattr(mf, "spin_square") else None
     return {
         "converged": bool(mf.converged),
@@ -131,7 +134,9 @@ def verdicts(row: dict[str, Any], run: str) -> list[str]:
     """What is worse than in the plain SCF: nothing, in a good row."""
     plain, other = row["plain"], row[run]
     worse = []
-    if plain["converged"] and not other["converged"]:
+    if "error" in other and "error" not in plain:
+        worse.append(other["error"])
+    elif plain["converged"] and not other["converged"]:
         worse.append("not converged")
     if plain["converged"] and other["converged"]:
         if other["energy"] > plain["energy"] + _SAME:
@@ -142,21 +147,20 @@ def verdicts(row: dict[str, Any], run: str) -> list[str]:
 
 
 def table(rows: Sequence[dict[str, Any]]) -> str:
-    """Fock builds of all runs that converged, and every row with something worse."""
+    """Fock builds of the cases that converge in all runs, and every row with something worse."""
     cells, exceptions = [], []
-    for run in RUNS:
-        good = [r for r in rows if r["plain"]["converged"] and r[run]["converged"]]
-        if not good:
-            continue
+    good = [r for r in rows if all(r[run]["converged"] for run in RUNS)]
+    for run in RUNS if good else ():
         builds = np.array([r[run]["builds"] for r in good])
         change = np.array([r[run]["energy"] - r["plain"]["energy"] for r in good])
         quantiles = " / ".join(f"{q:.0f}" for q in np.quantile(builds, (0.1, 0.5, 0.9)))
         cells.append([
             run, f"{builds.mean():.2f} ± {builds.std():.2f}", quantiles, f"{builds.max()}",
             f"{(change > _SAME).sum()}", f"{(change < -_SAME).sum()}",
-            f"{sum(r[run]['converged'] for r in rows)}", f"{len(rows)}",
+            f"{sum(r[run]['converged'] for r in rows)} of {len(rows)}", f"{len(good)}",
         ])  # fmt: skip
-        for row in rows if run != "plain" else ():
+    for run in RUNS[1:]:
+        for row in rows:
             case = " ".join(f"{value}" for value in row["case"].values())
             exceptions += [f"- {run}, {case}: {verdict}" for verdict in verdicts(row, run)]
     columns = ["run", "full Fock builds", "10 / 50 / 90 %", "most", "higher energy",
@@ -178,15 +182,19 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _read(path: Path) -> list[dict[str, Any]]:
+def _read(path: Path, weights: str) -> list[dict[str, Any]]:
     if not path.is_file():
         return []
     try:
-        rows: list[dict[str, Any]] = json.loads(path.read_text())["rows"]
+        content = json.loads(path.read_text())
+        rows: list[dict[str, Any]] = content["rows"]
         for row in rows:
             Case(**row["case"])
+        same = content["weights"] == weights
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ConfigError(f"{path} holds no rows of this command: {error!r}") from error
+    if not same:
+        raise ConfigError(f"{path} was made with another model: name another file")
     return rows
 
 
@@ -194,12 +202,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = _parser().parse_args(argv)
 
     def run() -> int:
-        rows = _read(args.json)
+        weights = weights_hash(args.model)
+        rows = _read(args.json, weights)
         done = [row["case"] for row in rows]
         todo = [case for case in cases(args.n, args.seed) if asdict(case) not in done]
         for case in tqdm(todo, desc="robustness", unit="SCF"):
             rows.append(run_case(case, args.model))
-            write_json(args.json, {"environment": environment(), "rows": rows})
+            content = {"environment": environment(), "weights": weights, "rows": rows}
+            write_json(args.json, content)
         print(table(rows))
         return 0
 

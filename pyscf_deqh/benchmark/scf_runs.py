@@ -38,6 +38,7 @@ class Method:
         conv_tol, conv_tol_grad: PySCF's, hartree; None for its default.
         solvent: water as ``PCM`` or ``SMD``; None for none.
         unrestricted: orbitals of either spin of their own, for singlets too.
+        frugal: leave SCFs to PySCF that take no longer than a guess.
     """
 
     xc: str = "b3lyp"
@@ -53,6 +54,7 @@ class Method:
     conv_tol_grad: float | None = None
     solvent: str | None = None
     unrestricted: bool = False
+    frugal: bool = True
 
     @property
     def details(self) -> dict[str, Any]:
@@ -65,7 +67,7 @@ class Method:
         n = self.max_cycles if max_cycles is None else max_cycles
         cycles = cycles_after(n, self.accelerate)
         starts = (start,) if start else starts_of("auto", self.model, self.device)
-        return Options(starts, cycles, self.accelerate, frugal=start is None)
+        return Options(starts, cycles, self.accelerate, frugal=self.frugal and start is None)
 
     def molecule(self, geometry: Geometry) -> gto.Mole:
         """With charge and spin of the geometry's comment line, if there are any; the last atoms are
@@ -168,7 +170,7 @@ def run_scf(mf: scf.hf.SCF, init: str, dm: np.ndarray, guess_seconds: float, fit
         converged=bool(mf.converged),
         energy=float(mf.e_tot),
         cycles=len(gradient),
-        full_builds=len(gradient) + 1 + bool(mf.converged and mf.conv_check),
+        full_builds=full_builds(mf),
         guess_fitted_builds=fitted,
         corrected=[len(cycle.fitted_gradients) for cycle in mf.deqh_cycles],
         guess_seconds=guess_seconds,

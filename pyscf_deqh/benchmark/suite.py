@@ -18,7 +18,7 @@ from typing import Any
 
 from ..checkpoint import DEFAULT_MODEL, weights_hash
 from ..errors import ConfigError, exit_status
-from .acceleration import Results, check_rows, run_benchmark
+from .acceleration import Results, check_rows, environments_of, run_benchmark
 from .scf_runs import Method
 from .sets import SUITE, SuiteSet
 from .suite_table import failed, suite_table
@@ -64,7 +64,7 @@ def read_results(folder: Path, entry: SuiteSet) -> SetResults | None:
             for row in content["rows"]:
                 rows.setdefault(row["name"], row)
             failures |= {failure["name"]: failure for failure in content["failures"]}
-            environment = content["environment"]
+            found = environments_of(content)
         except ConfigError:
             raise  # a ValueError as well
         except (OSError, ValueError, KeyError, TypeError) as error:
@@ -72,8 +72,7 @@ def read_results(folder: Path, entry: SuiteSet) -> SetResults | None:
         if made_with != details or (methods and weights != methods[0]["weights"]):
             raise ConfigError(f"{path} was made with another model or method: name another --out")
         methods.append(method)
-        if environment not in environments:
-            environments.append(environment)
+        environments += [environment for environment in found if environment not in environments]
     if not methods:
         return None
     results = Results(entry.method(methods[0]["model"]), _CLASSICAL, None)

@@ -13,6 +13,7 @@ from dataclasses import fields
 from functools import lru_cache
 from multiprocessing import get_context
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from pyscf import gto
@@ -22,6 +23,7 @@ from torch.utils.data import Dataset
 from tqdm import tqdm
 
 from ..errors import DatasetError, UnsupportedMoleculeError
+from ..graph.basis import check_all_electron
 from ..graph.batch import MolecularGraph
 from ..graph.build import build_graph
 from ..process import use_threads
@@ -218,6 +220,7 @@ def _make(rows: list[tuple[str, int]]) -> list[_Made]:
             made.append((path, row_id, key, None))
             continue
         try:
+            check_all_electron(record.numbers, _worker_store.basis)
             mol = gto.M(
                 atom=record.geometry().atom(),
                 basis=_worker_store.basis,
@@ -229,6 +232,28 @@ def _make(rows: list[tuple[str, int]]) -> list[_Made]:
             raise DatasetError(f"{path}, {file.row_name} {row_id}: {error}") from error
         made.append((path, row_id, key, _encode(graph)))
     return made
+
+
+def _check_method(
+    path: str | Path, settings: dict[str, Any], basis: str, methods: dict[str, str]
+) -> None:
+    """Refuse labels of another basis set, or of another functional than those before.
+
+    Args:
+        path: of the file.
+        settings: how its labels were made, as far as it is known.
+        basis: that of the graphs.
+        methods: functionals so far and the first file of each.
+    """
+    found = settings.get("basis")
+    if found is not None and found.lower() != basis.lower():
+        raise DatasetError(f"{path} has labels in {found}, not in {basis}")
+    xc = settings.get("xc")
+    if xc is not None:
+        methods.setdefault(xc.lower(), str(path))
+    if len(methods) > 1:
+        kinds = ", ".join(f"{name} in {file}" for name, file in methods.items())
+        raise DatasetError(f"labels of different functionals: {kinds}")
 
 
 class HamiltonianDataset(Dataset):
@@ -249,7 +274,8 @@ class HamiltonianDataset(Dataset):
 
     Raises:
         DatasetError: a file cannot be read, a row contradicts itself, the rule does not exist or
-            does not fit a file, or the split is empty.
+            does not fit a file, the split is empty, or labels are of another basis set or of
+            different functionals.
     """
 
     def __init__(
@@ -266,8 +292,10 @@ class HamiltonianDataset(Dataset):
         self.store = store
         databases = list(databases)
         rows: list[tuple[str, int]] = []
+        methods: dict[str, str] = {}
         for path in databases:
             with open_labels(path) as file:
+                _check_method(path, file.settings(), store.basis, methods)
                 ids = split_ids(file, split, split_rule, split_sizes)
                 failures = file.failures()
             unusable = [i for i in ids if i in failures]

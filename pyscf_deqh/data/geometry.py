@@ -17,14 +17,14 @@ def read_geometries(path: str | Path) -> list[Geometry]:
     path = Path(path)
     if path.suffix in (".db", ".npz"):
         with open_labels(path) as labels:
-            return [record.geometry() for record in labels]
-    if path.is_dir():
+            geometries = [record.geometry() for record in labels]
+    elif path.is_dir():
         files = sorted(p for p in path.iterdir() if re.search(r"\.(ext)?xyz(\.gz)?$", p.name))
         if not files:
             raise DatasetError(f"no .xyz or .extxyz file in {path}")
+        geometries = [geometry for file in files for geometry in read_xyz(file)]
     else:
-        files = [path]
-    geometries = [geometry for file in files for geometry in read_xyz(file)]
+        geometries = list(read_xyz(path))
     for place, geometry in enumerate(geometries):
         geometry.place = place
     return geometries

@@ -64,7 +64,7 @@ def graphs_of(batch: Batch) -> list[MolecularGraph]:
     return [from_data(data) for data in batch.to_data_list()]
 
 
-class HamiltonianData(PyGDataset):
+class PyGHamiltonians(PyGDataset):
     """Labelled molecules as a dataset of PyG.
 
     They stay in the graph store, as safetensors in SQLite: nothing is pickled.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import re
 import shlex
+import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -123,7 +124,7 @@ def read_xyz(path: str | Path) -> Iterator[Geometry]:
     try:
         with opener(path, "rt", encoding="utf-8") as handle:
             lines = handle.read().splitlines()
-    except (OSError, EOFError, UnicodeDecodeError) as error:
+    except (OSError, EOFError, UnicodeDecodeError, zlib.error) as error:
         raise DatasetError(f"cannot read {path}: {error}") from error
     at = 0
     found = False

@@ -42,7 +42,7 @@ def run(options: Options) -> Report:
         path = options.out / "acceleration" / file
         path.parent.mkdir(parents=True, exist_ok=True)
         # As in the paper, the network alone.
-        method = Method(model=model, max_cycles=0, accelerate=False)
+        method = Method(model=model, max_cycles=0, accelerate=False, frugal=False)
         found = run_benchmark(molecules, method, _INITS, path, resume=True)
         if found.interrupted:
             raise KeyboardInterrupt

@@ -99,6 +99,14 @@ def corrected_diis(mf: hf.SCF) -> hf.SCF:
     Raises:
         ConfigError: a DIIS or its start has been chosen before.
         UnsupportedMoleculeError: of gpu4pyscf, which does not fit.
+
+    Example:
+
+        >>> from pyscf import gto, scf
+        >>> mol = gto.M(atom="Cl 0 0 0; Cl 0 0 1.99", basis="def2-svp", verbose=0)
+        >>> mf = scf.RHF(mol).apply(corrected_diis).run()
+        >>> mf.converged, mf.cycles < scf.RHF(mol).run().cycles
+        (True, True)
     """
     reason = _chosen(mf)
     if reason:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -25,6 +26,28 @@ def free_atom(number: int, basis: str) -> Mole:
     return gto.M(
         atom=[(number, (0, 0, 0))], basis={ELEMENTS[number]: basis}, spin=number % 2, verbose=0
     )
+
+
+def needs_ecp(number: int, basis: str) -> bool:
+    """Whether a named basis set describes the valence electrons of an element alone."""
+    try:
+        return bool(gto.basis.load_ecp(basis, ELEMENTS[number]))
+    except (KeyError, RuntimeError):
+        return False
+
+
+def check_all_electron(numbers: Iterable[int], basis: str) -> None:
+    """Refuse elements that a basis set serves with an effective core potential only.
+
+    Raises:
+        UnsupportedMoleculeError: there is one among the atomic numbers.
+    """
+    for number in sorted(set(map(int, numbers))):
+        if needs_ecp(number, basis):
+            raise UnsupportedMoleculeError(
+                f"{basis} has an effective core potential for {ELEMENTS[number]}: labels and "
+                "graphs are of all electrons"
+            )
 
 
 def shells_of_atom(mol: Mole, atom: int) -> list[int]:

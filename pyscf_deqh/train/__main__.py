@@ -56,7 +56,8 @@ def _evaluate(argv: list[str]) -> int:
     parser.add_argument("model", help="bundled model or exported folder")
     parser.add_argument("databases", type=Path, nargs="+", help="QH9, QH9-dynamic or MD17 files")
     parser.add_argument("--split", choices=(*SPLITS, "all"), default="valid")
-    parser.add_argument("--split-rule", choices=SPLIT_RULES, default="qm9-id")
+    parser.add_argument("--split-rule", choices=SPLIT_RULES,
+                        help="by default the rule of the model's training")  # fmt: skip
     parser.add_argument("--split-sizes", type=int, nargs="+", default=[],
                         help="of md17: training, validation and perhaps test rows")  # fmt: skip
     parser.add_argument("--cache", type=Path, default=Path("data/cache"))

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TypeAlias
 
 from ..errors import ConfigError
 from ..nn.backbones import config_from, registered
 from ..nn.deqh import BackboneConfig, SolverSettings
 from ..nn.qhnet import QHNetConfig
 from ..nn.so2net import SO2NetConfig
+
+# No ``Any``: jsonargparse would make an object of any class that a file names in one.
+_Plain: TypeAlias = bool | int | float | str
+OptionValue: TypeAlias = _Plain | list[_Plain] | None
 
 
 @dataclass
@@ -115,7 +119,7 @@ class TrainConfig:
     backbone: str = "so2net"
     so2net: SO2NetConfig = field(default_factory=SO2NetConfig)
     qhnet: QHNetConfig = field(default_factory=QHNetConfig)
-    options: dict[str, Any] = field(default_factory=dict)
+    options: dict[str, OptionValue] = field(default_factory=dict)
     data: DataConfig = field(default_factory=DataConfig)
     solver: SolverSettings = field(
         default_factory=lambda: SolverSettings(forward_max_iterations=3, backward_max_iterations=3)

@@ -44,7 +44,7 @@ def evaluate(
     split: str,
     cache: Path,
     iterations: int | None = None,
-    split_rule: str = "qm9-id",
+    split_rule: str | None = None,
     split_sizes: Sequence[int] = (),
     max_molecules: int | None = None,
 ) -> dict[str, list[float]]:
@@ -56,14 +56,17 @@ def evaluate(
         split: ``train``, ``valid``, ``test`` or ``all``.
         cache: folder of the graphs.
         iterations: limit of the fixed-point iteration, instead of the model's own.
-        split_rule, split_sizes, max_molecules: see
-            :class:`~pyscf_deqh.data.dataset.HamiltonianDataset`.
+        split_rule, split_sizes: see :class:`~pyscf_deqh.data.dataset.HamiltonianDataset`; those
+            of the model's training if the rule is None, as far as the model knows them.
+        max_molecules: no more than these.
     """
     device = "cuda" if torch.cuda.is_available() else "cpu"
     network, spec = load_model(model, device)
     if iterations is not None:
         network.configure(replace(spec.solver, forward_max_iterations=iterations))
     store = GraphStore(cache, spec.reference, spec.basis)
+    if split_rule is None:
+        split_rule, split_sizes = spec.split_rule or "qm9-id", split_sizes or spec.split_sizes
     dataset = HamiltonianDataset(
         databases, split, store, max_molecules, split_rule=split_rule, split_sizes=split_sizes
     )

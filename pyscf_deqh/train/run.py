@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import pickle
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
@@ -22,6 +23,7 @@ from torch import Tensor
 
 from ..checkpoint import ModelSpec, save_model
 from ..errors import CheckpointError, ConfigError
+from ..files import write_text
 from ..nn.backbones import registered
 from .config import TrainConfig
 from .module import HamiltonianData, HamiltonianModule, build_model
@@ -30,13 +32,28 @@ from .module import HamiltonianData, HamiltonianModule, build_model
 _STANDARDIZATION_BATCHES = 25
 
 
-class _WallClock(L.Callback):
-    """Ends a run at the end of the epoch in which its wall-clock limit passes."""
+class _End(L.Callback):
+    """Ends a run after its steps, or at the end of the epoch in which its wall-clock limit passes,
+    and validates what it ends with: the model is exported from there."""
 
-    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: Any) -> None:
-        limit = pl_module.config.run.max_minutes
-        if limit and pl_module.seconds >= 60 * limit:
-            trainer.should_stop = True
+    @staticmethod
+    def _time_is_up(module: Any) -> bool:
+        limit = module.config.run.max_minutes
+        return bool(limit) and module.seconds >= 60 * limit
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: Any) -> None:
+        resumed = trainer.global_step > 0
+        trainer.should_stop |= resumed and self._time_is_up(pl_module)
+
+    def on_train_batch_end(self, trainer: L.Trainer, pl_module: Any, *args: Any) -> None:
+        run = pl_module.config.run
+        stop = bool(run.max_steps) and trainer.global_step >= run.max_steps
+        last = trainer.current_epoch + 1 == run.max_epochs
+        if trainer.is_last_batch:
+            stop = stop or self._time_is_up(pl_module)
+        trainer.should_stop |= stop
+        if stop or (last and trainer.is_last_batch):
+            trainer.check_val_every_n_epoch = 1
 
 
 def _to_plain(value: Any) -> Any:
@@ -48,15 +65,18 @@ def _to_plain(value: Any) -> Any:
 
 
 def write_config(config: TrainConfig, path: Path) -> None:
-    path.write_text(yaml.safe_dump(_to_plain(asdict(config)), sort_keys=False))
+    write_text(path, yaml.safe_dump(_to_plain(asdict(config)), sort_keys=False))
 
 
 def read_config(path: Path) -> TrainConfig:
-    raw = yaml.safe_load(path.read_text())
-    backbone = raw.pop("backbone")
-    default = TrainConfig()
-    sections = {name: type(getattr(default, name))(**options) for name, options in raw.items()}
-    config = TrainConfig(backbone, **sections)
+    try:
+        raw = yaml.safe_load(path.read_text())
+        backbone = raw.pop("backbone")
+        default = TrainConfig()
+        sections = {name: type(getattr(default, name))(**options) for name, options in raw.items()}
+        config = TrainConfig(backbone, **sections)
+    except (OSError, yaml.YAMLError, AttributeError, KeyError, TypeError) as error:
+        raise CheckpointError(f"cannot read the configuration of a run, {path}: {error}") from error
     config.data.databases = [Path(p) for p in config.data.databases]
     config.data.cache, config.run.folder = Path(config.data.cache), Path(config.run.folder)
     return config
@@ -66,7 +86,8 @@ def _kept(config: TrainConfig) -> dict[str, Any]:
     """The options that a run keeps from its first step to its export."""
     sections: dict[str, Any] = {config.backbone: config.model, "solver": config.solver}
     options = {f"{s}.{k}": v for s, part in sections.items() for k, v in asdict(part).items()}
-    data = {f"data.{k}": getattr(config.data, k) for k in ("basis", "elements", "split_rule")}
+    names = ("basis", "elements", "split_rule", "split_sizes")
+    data = {f"data.{k}": getattr(config.data, k) for k in names}
     return {k: _to_plain(v) for k, v in ({"backbone": config.backbone} | options | data).items()}
 
 
@@ -85,7 +106,7 @@ def _initialize(module: HamiltonianModule, checkpoint: Path) -> None:
     try:
         state = torch.load(checkpoint, map_location="cpu", weights_only=True)["state_dict"]
         module.load_state_dict(state)
-    except (OSError, KeyError, RuntimeError) as error:
+    except (OSError, EOFError, KeyError, RuntimeError, pickle.UnpicklingError) as error:
         raise CheckpointError(f"cannot start from {checkpoint}: {error}") from error
 
 
@@ -121,7 +142,7 @@ def _trainer(config: TrainConfig, further: Sequence[L.Callback] = ()) -> L.Train
             folder, "last", save_on_train_epoch_end=True, enable_version_counter=False
         ),
         TQDMProgressBar(refresh_rate=10),
-        _WallClock(),
+        _End(),
         *further,
     ]  # fmt: skip
     if options.ema_decay:
@@ -244,5 +265,7 @@ def export(run: Path, model: Path, half: bool = False) -> None:
         template=module.model.backbone.template,
         backbone=config.model,
         solver=config.solver,
+        split_rule=config.data.split_rule,
+        split_sizes=tuple(config.data.split_sizes),
     )
     save_model(module.model, spec, model, half)

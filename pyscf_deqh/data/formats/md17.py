@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import sqlite3
 import zipfile
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -202,7 +203,8 @@ class MD17Arrays(LabelFile):
                 raise ValueError(f"arrays of different lengths: {lengths}")
             if self._arrays["numbers"].ndim != 1:
                 raise ValueError("numbers has to be one row for all geometries")
-        except (OSError, ValueError, KeyError, TypeError, zipfile.BadZipFile) as error:
+        except (OSError, ValueError, KeyError, TypeError, RuntimeError, zipfile.BadZipFile,
+                zlib.error) as error:  # fmt: skip
             raise DatasetError(f"{self.path} cannot be read as MD17 arrays: {error}") from error
 
     def close(self) -> None:

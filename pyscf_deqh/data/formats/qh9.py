@@ -87,8 +87,21 @@ def check_columns(path: Path, columns: dict[str, set[str]], wanted: set[str]) ->
         raise DatasetError(f"{path}: table 'data' lacks the columns {', '.join(sorted(missing))}")
 
 
+def _check_own(path: Path) -> None:
+    """Refuse to write into a database that :class:`QH9Database` has not made."""
+    if not path.is_file() or not path.stat().st_size:
+        return
+    connection = connect_read_only(path)
+    found = set(table_columns(connection))
+    connection.close()
+    if found and not {"data", "meta", "settings", "failures"} <= found:
+        raise DatasetError(f"{path} was not made by this package: name another file to write to")
+
+
 class QH9Database(LabelFile):
     """A QH9 database opened for reading (default) or, with ``writable=True``, for adding rows.
+
+    Rows are added to new files and to those that this class has made, and to no others.
 
     Raises:
         DatasetError: not a database, a wrong schema, or a row whose arrays do not fit together.
@@ -100,6 +113,7 @@ class QH9Database(LabelFile):
         self.path = Path(path)
         with opening(self.path, "a QH9"):
             if writable:
+                _check_own(self.path)
                 self._connection = sqlite3.connect(self.path)
                 self._connection.executescript(_SCHEMA)
             else:

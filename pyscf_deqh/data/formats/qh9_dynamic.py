@@ -93,7 +93,8 @@ class QH9DynamicDatabase(LabelFile):
             numbers, positions = decode_atoms(*arrays)
             hamiltonian = decode_matrix(matrix)
             check_arrays(numbers, positions, hamiltonian)
-            meta = {"molecule": _molecule(molecule), "geo_id": geometry, "kind": "md"}
+            # All geometries of a molecule have to stay in one split, in what is made of them too.
+            meta = {"qm9_id": _molecule(molecule), "geo_id": geometry, "kind": "md"}
         except (ValueError, TypeError) as error:
             raise DatasetError(f"{self.path}, row {row_id}: {error}") from error
         return Record(row_id, numbers, BOHR * positions, hamiltonian, meta | {"energy": energy})

@@ -13,6 +13,7 @@ from pyscf import dft, gto, md
 from pyscf.data import elements, nist
 
 from ...errors import ConfigError
+from ...graph.basis import check_all_electron
 
 # Positions (N, 3) in angstrom and velocities (N, 3) in angstrom/fs.
 State = tuple[np.ndarray, np.ndarray]
@@ -123,6 +124,7 @@ class DFT(Engine):
     ) -> State:
         positions, velocities = state
         atom = list(zip(numbers.tolist(), positions.tolist(), strict=True))
+        check_all_electron(numbers, self.basis)
         mol = gto.M(atom=atom, basis=self.basis, unit="angstrom", verbose=0)
         run = md.NVE(
             dft.RKS(mol, xc=self.xc),

@@ -32,6 +32,7 @@ from ...fock.reference import sad_reference
 from ...fock.refine import refine
 from ...fock.shells import Shells
 from ...fock.system import System
+from ...graph.basis import check_all_electron
 from ...process import use_threads
 from ..formats.qh9 import QH9Database, Record
 from ..xyz import Geometry, places
@@ -67,9 +68,11 @@ def solve(
 
     Raises:
         DatasetError: the molecule is charged.
+        UnsupportedMoleculeError: the basis set has an effective core potential for an atom.
         RuntimeError: the SCF did not converge.
     """
     atom = geometry.neutral().atom()
+    check_all_electron(geometry.numbers, settings.basis)
     mol = gto.M(atom=atom, basis=settings.basis, unit="angstrom", verbose=0)
     fitted = FittedFock(mol, device, torch.float64)
     system = System(mol)
