@@ -183,6 +183,7 @@ def test_batches_of_molecules_are_predicted_as_single_ones():
 def test_the_benchmark_compares_both_guesses(gpu, tmp_path, capsys, monkeypatch):
     on_cpu = functools.partial(predict_hamiltonians, device="cpu")
     monkeypatch.setattr("pyscf_deqh.benchmark.gpu4pyscf.predict_hamiltonians", on_cpu)
+    monkeypatch.setattr("pyscf_deqh.benchmark.gpu4pyscf._BATCHES", (1, 2))
     xyz, found = tmp_path / "a.xyz", tmp_path / "a.json"
     write_xyz(xyz, WATER)
     options = ["--molecules", str(xyz), "--basis", "def2-svp", "--mode", "direct", "--xc", "pbe"]

@@ -66,7 +66,7 @@ def test_optimizations_end_in_the_same_minimum(molecules, tmp_path, capsys):
 
 def test_dynamics_and_resumption(molecules, tmp_path, capsys):
     out = tmp_path / "a.json"
-    assert run("dynamics", molecules, out, "--steps", "4") == 0
+    assert run("dynamics", molecules, out, "--steps", "2") == 0
     content = json.loads(out.read_text())
     (row,) = content["rows"]
     for name in ("minao", "deqh"):

@@ -167,7 +167,7 @@ def test_qhnet_and_its_ablations_learn(config, tmp_path, consistent, overlap):
     config.solver = replace(config.solver, start="identity")
     config.optimizer = replace(config.optimizer, learning_rate=1e-2, rotation_weight=0.0)
     # Long epochs: a checkpoint of some hundred tensors takes as long as a step.
-    config.run.max_epochs, config.run.batches_per_epoch = 4, 12
+    config.run.max_epochs, config.run.batches_per_epoch = 4, 8
     train(config)
     rows = metrics(config)
     losses = [float(r["valid/loss"]) for r in rows if r["valid/loss"]]

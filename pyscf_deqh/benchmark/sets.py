@@ -91,7 +91,7 @@ SUITE = {
         *(_other(name, title) for name, title in (
             ("fragments", "drug fragments with S, P, Cl, Br, Si"), ("ions", "ions"),
             ("heavy", "heavy elements"), ("radicals", "radicals"),
-            ("counterpoise", "counterpoise dimers"),
+            ("counterpoise", "counterpoise monomers (ghost atoms)"),
         )),
         SuiteSet("larger", "larger molecules", FOLDER / "larger_test.xyz"),
         *(_transfer(xc, f"{xc}/{Method.basis}", xc=xc) for xc in ("pbe", "pbe0", "wb97x", "hf")),
