@@ -20,7 +20,7 @@ test: $(VENV)/.dev
 
 # What touches PySCF, on another version of it.
 AGAINST_PYSCF := plugin cycles diis fitted refine shells reference settings_of_the_user \
-	other_packages faults memory report starts points states cost
+	other_packages faults memory report starts points states cost objects
 test-pyscf: $(VENV)/.dev
 	$(BIN)/python -m pip install --quiet --no-deps --upgrade --target $(VENV)/pyscf-$(PYSCF) \
 		pyscf==$(PYSCF)

@@ -17,21 +17,19 @@ _COLUMNS = (
     ("wall vs minao", "wall_ratio", 1.0, 3),
     ("full Fock builds", "full_builds_deqh", 1.0, 1),
     ("of minao", "full_builds_baseline", 1.0, 1),
-    ("cycles that PySCF prints", "cycles_deqh", 1.0, 1),
-    ("from minao", "cycles_baseline", 1.0, 1),
-    ("MAE of H / micro-Eh, network", "hamiltonian_mae", 1e6, 0),
+    ("MAE of H / micro-Eh", "hamiltonian_mae", 1e6, 0),
     ("of the guess", "refined_mae", 1e6, 2),
-    ("density-fitted and corrected cycles", "guess_cycles", 1.0, 1),
-    ("guess, share of minao's time", "guess_share", 1.0, 3),
+    ("fitted cycles", "guess_cycles", 1.0, 1),
+    ("guess's share", "guess_share", 1.0, 3),
 )
 
 _EXPLANATION = (
     "Mean ± standard deviation (median) over the molecules where both runs converged. wall: "
     "seconds, DEQH over minao, guess included; full Fock builds: the first one, "
     "one in each of PySCF's cycles, the check at the end. MAE of H: against the converged Fock "
-    "matrix, of the network's prediction and of the guess after its cycles; density-fitted and "
-    "corrected cycles: those in fitted Fock matrices, in the guess and in the SCF. The guess's "
-    "share holds the integrals of PySCF's own that it makes for the SCF."
+    "matrix, of the network's prediction and of the guess after its cycles; fitted cycles: "
+    "density-fitted and corrected ones, in the guess and in the SCF. The guess's share is that of "
+    "minao's time; it holds the integrals of PySCF's own that it makes for the SCF."
 )
 
 
