@@ -160,8 +160,8 @@ def test_table_by_hand(tmp_path, capsys):
     text = capsys.readouterr().out
     assert (tmp_path / "table.md").read_text() == text.removesuffix("\n")
     # Molecule a is the one of the first file. Seconds 5, 6, 13 over 10: mean 0.8, deviations -0.3,
-    # -0.2, 0.5, of mean square 0.38 / 3. Builds 6, 7, 14 and 12. Two cycles of the guess and 1, 3, 8
-    # of the SCF: 3, 5, 10 of mean 6, deviations of mean square 26 / 3. The guess takes 1 of 10
+    # -0.2, 0.5, of mean square 0.38 / 3. Builds 6, 7, 14 and 12. Cycles: two of the guess and 1, 3,
+    # 8 of the SCF: 3, 5, 10 of mean 6, deviations of mean square 26 / 3. The guess takes 1 of 10
     # seconds.
     assert cells_of(text, "QM9 test") == [
         "QM9 test", "3 of 4", "0.800 ± 0.356 (0.600)", "9.0 ± 3.6 (7.0)", "12.0 ± 0.0 (12.0)",
