@@ -36,6 +36,7 @@ setup(
     long_description=(here / "README.md").read_text(),
     long_description_content_type="text/markdown",
     license="Apache-2.0",
+    project_urls={"Paper": "https://arxiv.org/abs/2406.03794", "PySCF": "https://pyscf.org"},
     python_requires=">=3.10",
     classifiers=[
         "Development Status :: 4 - Beta",
