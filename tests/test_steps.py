@@ -66,7 +66,7 @@ def test_optimizations_end_in_the_same_minimum(molecules, tmp_path, capsys):
 
 def test_dynamics_and_resumption(molecules, tmp_path, capsys):
     out = tmp_path / "a.json"
-    assert run("dynamics", molecules, out, "--steps", "2") == 0
+    assert run("dynamics", molecules, out, "--steps", "4") == 0
     content = json.loads(out.read_text())
     (row,) = content["rows"]
     for name in ("minao", "deqh"):
@@ -154,7 +154,7 @@ def test_trajectories_are_as_good_as_pyscfs(molecules, tmp_path, capsys):
     found = {}
     for kind in ("replay", "reversal"):
         out = tmp_path / f"{kind}.json"
-        assert run(kind, molecules, out, "--steps", "4") == 0
+        assert run(kind, molecules, out, "--steps", "2") == 0
         (row,) = json.loads(out.read_text())["rows"]
         found[kind] = [row[name]["measures"] for name in ("minao", "deqh")]
         printed = capsys.readouterr().out
