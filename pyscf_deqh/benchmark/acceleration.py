@@ -141,6 +141,7 @@ class Results:
         return {init: summarize(self.rows, init, model) for init in self.inits}
 
     def to_json(self) -> dict:
+        here = environment()
         return {
             "method": {
                 **self.method.details,
@@ -150,8 +151,8 @@ class Results:
                 "weights": weights_hash(self.method.model),
                 "device": self.method.device,
             },
-            "environment": environment(),
-            "earlier_environments": [e for e in self.environments if e != environment()],
+            "environment": here,
+            "earlier_environments": [e for e in self.environments if e != here],
             "summaries": self.summaries(),
             "failures": self.failures,
             "rows": self.rows,

@@ -8,7 +8,7 @@ from pathlib import Path
 from ...errors import DatasetError
 from ..record import LabelFile
 from .md17 import MD17Arrays, MD17Database
-from .qh9 import QH9Database, connect_read_only, table_columns
+from .qh9 import QH9Database, columns_of
 from .qh9_dynamic import QH9DynamicDatabase
 
 
@@ -24,9 +24,7 @@ def open_labels(path: str | Path) -> LabelFile:
             if handle.read(4) == b"PK\x03\x04":
                 return MD17Arrays(path)
     try:
-        connection = connect_read_only(path)
-        columns = table_columns(connection)
-        connection.close()
+        columns = columns_of(path)
     except sqlite3.DatabaseError as error:
         raise DatasetError(
             f"{path} cannot be opened: {error}; expected a database of QH9, QH9-dynamic or MD17 "

@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import sqlite3
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -75,6 +75,12 @@ def table_columns(connection: sqlite3.Connection) -> dict[str, set[str]]:
     }
 
 
+def columns_of(path: Path) -> dict[str, set[str]]:
+    """The same of a file."""
+    with closing(connect_read_only(path)) as connection:
+        return table_columns(connection)
+
+
 def check_columns(path: Path, columns: dict[str, set[str]], wanted: set[str]) -> None:
     """Refuse a file whose table ``data`` is missing or lacks columns."""
     if "data" not in columns:
@@ -91,9 +97,7 @@ def _check_own(path: Path) -> None:
     """Refuse to write into a database that :class:`QH9Database` has not made."""
     if not path.is_file() or not path.stat().st_size:
         return
-    connection = connect_read_only(path)
-    found = set(table_columns(connection))
-    connection.close()
+    found = set(columns_of(path))
     if found and not {"data", "meta", "settings", "failures"} <= found:
         raise DatasetError(f"{path} was not made by this package: name another file to write to")
 
