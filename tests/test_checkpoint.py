@@ -1,3 +1,4 @@
+import copy
 import json
 import shutil
 
@@ -14,6 +15,8 @@ from pyscf_deqh.checkpoint import (
     save_model,
     weights_hash,
 )
+from pyscf_deqh.graph.batch import collate
+from pyscf_deqh.graph.build import build_graph
 
 
 @pytest.fixture(params=[False, True], ids=["single", "half"])
@@ -52,6 +55,19 @@ def test_the_default_model_is_bundled_with_its_card():
         assert (folder / "README.md").is_file()
         assert sum(f.stat().st_size for f in folder.iterdir()) < 25e6
         load_model(name)
+
+
+@pytest.mark.parametrize("name", list_models())
+def test_bundled_models_do_not_amplify_rounding(name):
+    model, spec = load_model(name)
+    graph = build_graph(make_mol(), spec.reference)
+    solved = []
+    for precision in (torch.float32, torch.float64):
+        batch = collate([graph], spec.template, spec.backbone.cutoff_bohr, precision)
+        with torch.no_grad():
+            solution = copy.deepcopy(model).to(precision)(batch).hamiltonian
+        solved.append((solution - batch.reference).double())
+    torch.testing.assert_close(*solved, rtol=0, atol=1e-5)
 
 
 def test_altered_weights(exported):

@@ -6,7 +6,6 @@ from pyscf import df, dft, scf
 
 from pyscf_deqh.engine import HOST, host
 from pyscf_deqh.errors import NotEnoughMemoryError
-from pyscf_deqh.fock import integrals
 from pyscf_deqh.fock.auxiliary import LIGHT
 from pyscf_deqh.fock.fitted import FittedFock
 from pyscf_deqh.fock.functional import Functional
@@ -178,7 +177,7 @@ def test_blocks_change_nothing(monkeypatch):
     mol = make_mol(FORMAMIDE)
     c, hcore = some_orbitals(mol), scf.hf.get_hcore(mol)
     expected = FittedFock(mol, dtype=torch.float64)(hcore, c, "b3lyp")[0]
-    monkeypatch.setattr(integrals, "_BLOCK_BYTES", 2**16)
+    monkeypatch.setattr(host.Engine, "block_bytes", 2**16)
     monkeypatch.setattr(host, "INTEGRAL_BLOCK", 2**16)
     monkeypatch.setattr(host, "GRID_BLOCK", 600)
     blocked = FittedFock(mol, dtype=torch.float64)(hcore, c, "b3lyp")[0]

@@ -147,6 +147,19 @@ def test_standardization_sets_realistic_scales(template):
     assert not scale[fluorine].any()
 
 
+def test_rounding_of_constants_is_no_input(template):
+    """An atom's overlap with itself is the same in all molecules."""
+    model = small_model(template, "sad").float()
+    graphs = []
+    for mol in (make_mol(FORMAMIDE), make_mol(WATER)):
+        graph = build_graph(mol, "sad")
+        graphs.append(build_graph(mol, "sad", graph.reference + 0.01 * graph.overlap))
+    model.backbone.standardize([collate(graphs, template, model.backbone.cutoff)])
+    overlap, reference = model.backbone.static_atom_scale.T[:2]
+    assert (overlap == 1).all()
+    assert 1e-4 < reference[reference < 1].min() < 1e-1
+
+
 def test_spectrum_is_the_same_in_float32(template):
     model = small_model(template, forward_tolerance=1e-6)
     graph = build_graph(make_mol(), "none")

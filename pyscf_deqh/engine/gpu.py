@@ -31,12 +31,14 @@ from torch import Tensor
 
 from ..errors import UnsupportedMoleculeError
 from ..pyscf_api import attribute, has_exchange
+from .atoms import minimal_atoms
 from .host import GRID_BLOCK, Engine
 
 if TYPE_CHECKING:
     from pyscf.gto import Mole
 
 _OLDEST = (1, 8)
+_DEPENDENT = 1e-8  # eigenvalue of an overlap below which its functions depend on each other
 _GRID_BLOCK = 16 * GRID_BLOCK
 
 
@@ -51,6 +53,8 @@ class GPU4PySCF(Engine):
     diis_base = lib.diis.DIIS
     fixed = factorizes = True
     stop = 0.4
+    goal = 0.7  # its SCF ends without a check
+    block_bytes = 2**29
     peak = 1.0
 
     def __init__(self) -> None:
@@ -65,6 +69,7 @@ class GPU4PySCF(Engine):
                 "PyTorch sees no GPU, but gpu4pyscf needs a guess on one: install a build of "
                 "PyTorch for CUDA (https://pytorch.org/get-started)"
             )
+        self._orthonormal: tuple[Any, Any] | None = None  # an overlap, and vectors
 
     @property
     def device(self) -> str:  # type: ignore[override]
@@ -92,13 +97,15 @@ class GPU4PySCF(Engine):
         return cupy_helper.tag_array(x, **tags)
 
     def eigh(self, matrix: Any, overlap: Any) -> tuple[Any, Any]:
-        try:
-            values, vectors = cupy_helper.eigh(matrix, overlap)
-        except RuntimeError as error:
-            raise np.linalg.LinAlgError(str(error)) from error
-        if not bool(cupy.isfinite(values).all()):
-            raise np.linalg.LinAlgError("the overlap is not positive")
-        return values, vectors
+        # cuSOLVER's generalized solver takes seconds to load for some sizes, and is no faster.
+        if self._orthonormal is None or self._orthonormal[0] is not overlap:
+            s, u = cupy.linalg.eigh(overlap)
+            if not bool(s[0] > _DEPENDENT):
+                raise np.linalg.LinAlgError("the overlap is not positive")
+            self._orthonormal = overlap, u / cupy.sqrt(s)
+        basis = self._orthonormal[1]
+        energies, rotation = cupy.linalg.eigh(basis.T @ matrix @ basis)
+        return energies, basis @ rotation
 
     def solve_positive(self, matrix: Any, right: Any) -> Any:
         values, vectors = cupy.linalg.eigh(matrix)
@@ -118,11 +125,17 @@ class GPU4PySCF(Engine):
     def has_plain_hcore(self, mf: Any) -> bool:
         return getattr(mf.get_hcore, "__func__", None) is hf.SCF.get_hcore
 
-    def atomic_density(self, mol: Mole) -> Any:
+    def atomic_density(self, mol: Mole, overlap: Any) -> Any:
         # gpu4pyscf's minao leaves out the overlap of atoms: no network has seen its like.
-        density = super().atomic_density(mol)
-        tags = {name: self.array(getattr(density, name)) for name in ("mo_coeff", "mo_occ")}
-        return self.tagged(self.array(np.asarray(density)), **tags)
+        minimal = minimal_atoms(mol)
+        if minimal is None:
+            density = super().atomic_density(mol, overlap)
+            tags = {name: self.array(getattr(density, name)) for name in ("mo_coeff", "mo_occ")}
+            return self.tagged(self.array(np.asarray(density)), **tags)
+        atoms, occupation = minimal
+        orbitals = self.solve_positive(overlap, self.cross_overlap(mol, atoms))
+        filled = self.array(occupation)
+        return self.tagged((orbitals * filled) @ orbitals.T, mo_coeff=orbitals, mo_occ=filled)
 
     def fitted_integrals(
         self, mol: Mole, auxiliary: Mole, device: torch.device, dtype: torch.dtype, omega: float
@@ -185,6 +198,7 @@ class GPU4PySCF(Engine):
         return response
 
     def give_back(self) -> None:
+        self._orthonormal = None
         torch.cuda.empty_cache()
 
 

@@ -44,6 +44,9 @@ class Engine:
         factorizes: whether its Fock matrices gain from densities that are tagged with orbitals.
         stop: part of the gradient that a corrected step is expected to leave, at which its fitted
             cycles end; the larger, the more a fitted matrix costs in full ones.
+        goal: part of the SCF's threshold for the gradient below which no corrected step is worth
+            its time. PySCF's check after convergence can leave ten times the gradient and more.
+        block_bytes: working memory of one block of fitted integrals.
         peak: memory that making fitted integrals takes for a while, in sizes of the result in
             double precision.
     """
@@ -55,6 +58,8 @@ class Engine:
     device = "cpu"
     fixed = factorizes = False
     stop = 0.1
+    goal = 0.1
+    block_bytes = 2**27
     peak = 0.0
 
     # Classes.
@@ -129,7 +134,7 @@ class Engine:
         """Whether this is the one-electron Hamiltonian of an SCF object."""
         return has_plain_hcore(mf)
 
-    def atomic_density(self, mol: Mole) -> Any:
+    def atomic_density(self, mol: Mole, overlap: Any) -> Any:
         """Superposed atomic densities, the guess ``minao``, tagged with its orbitals."""
         return hf.init_guess_by_minao(mol)
 

@@ -50,9 +50,6 @@ if TYPE_CHECKING:
     from .fitted import FittedFock
 
 _MAX_FITTED = 20
-# Part of PySCF's threshold at which a cycle of fitted ones ends, and below which there is none. Not
-# more: PySCF's check after convergence can leave ten times the gradient and more.
-_GOAL = 0.1
 # What single precision leaves of the gradient, hartree per root of an electron pair.
 _ROUNDING = 7e-7
 # What a step leaves of the gradient: before the first one, and the least that is believed.
@@ -274,7 +271,7 @@ class _Corrected:
         gradient = method.gradient(d, f)
         self._cycles[-1] = CorrectedCycle(gradient)
         far = gradient > method.lost
-        goal = _GOAL * method.tolerance
+        goal = self._engine.goal * method.tolerance
         if before is not None and before.accepted:
             leaves = gradient / before.gradient
             self._leaves = min(max(leaves, _LEAVES_AT_LEAST), 1.0)

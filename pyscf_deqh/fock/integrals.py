@@ -16,7 +16,6 @@ from ..pyscf_api import Cavity
 if TYPE_CHECKING:
     from pyscf.gto import Mole
 
-_BLOCK_BYTES = 2**27  # working memory of one block
 _STRIPES = 4  # in which a symmetric product is made: 5/8 of its operations
 
 
@@ -47,6 +46,7 @@ class FittedIntegrals:
     ):
         self.nao, self._auxiliary = mol.nao, auxiliary
         self._exchange = exchange or dtype
+        self._block_bytes = engine.block_bytes
         device = torch.device(device)
         self.packed, self._factor = engine.fitted_integrals(mol, auxiliary, device, dtype, omega)
         row, column = torch.tril_indices(self.nao, self.nao, device=device)
@@ -125,7 +125,7 @@ class FittedIntegrals:
             yield from (self._unpack(rows) for rows in self._split(self.packed))
 
     def _split(self, rows: Tensor) -> tuple[Tensor, ...]:
-        n_rows = max(_BLOCK_BYTES // (self.packed.element_size() * self.nao**2), 1)
+        n_rows = max(self._block_bytes // (self.packed.element_size() * self.nao**2), 1)
         return rows.split(n_rows)
 
 

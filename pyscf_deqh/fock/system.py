@@ -49,7 +49,7 @@ class System:
     @cached_property
     def atomic_density(self) -> np.ndarray:
         """Superposed atomic densities: PySCF's minao guess, tagged with its orbitals."""
-        return self.engine.atomic_density(self.mol)
+        return self.engine.atomic_density(self.mol, self.overlap)
 
 
 def check_molecule(mol: Mole) -> None:

@@ -41,6 +41,8 @@ from .so2 import EdgeFrames, EdgeGate, FrameFeatures, SO2Linear
 
 _POTENTIAL_SCALE = 0.01  # hartree / e, typical change of the potential at an atom
 _NEIGHBOURS = 16.0  # typical number of atoms within the cutoff, for the scale of message sums
+# By which components of a matrix may be off in single precision, in sizes of its largest.
+_ROUNDING = 1e-6
 # Pairs in a slice, whose features take some 4 MB a layer.
 _PAIRS_AT_ONCE = 1024
 
@@ -408,23 +410,31 @@ class _Moments:
         element, pair, atoms, pairs = zip(*self.parts[name], strict=True)
         return torch.cat(element), torch.cat(pair, dim=1), torch.cat(atoms), torch.cat(pairs)
 
-    def _by_path(self, mean_square: Tensor) -> Tensor:
-        """RMS over the components of each path; 1 where a path never occurs."""
+    def _by_path(self, mean_square: Tensor, whole: Tensor | None = None) -> Tensor:
+        """RMS over the components of each path; 1 where a path never occurs, or holds nothing but
+        rounding: of what is constant, or vanishes by symmetry.
+
+        Args:
+            mean_square: of each component.
+            whole: the same before its mean was taken off.
+        """
         path = self.net.coupling.path
         shape = (self.net.coupling.n_paths, *mean_square.shape[1:])
         count = torch.bincount(path).view(-1, *[1] * (mean_square.dim() - 1))
         rms = (mean_square.new_zeros(shape).index_add(0, path, mean_square) / count).sqrt()
-        return torch.where(rms > 1e-8, rms, torch.ones_like(rms))
+        largest = (mean_square if whole is None else whole).amax(0).sqrt()
+        return torch.where(rms > _ROUNDING * largest + 1e-8, rms, torch.ones_like(rms))
 
     def result(self, name: str) -> tuple[Tensor, Tensor, Tensor]:
         element, _, atoms, pairs = self._joined(name)
         shift = torch.zeros_like(getattr(self.net, f"{name}_shift"))
         for z in range(len(shift)):
             if (element == z).any():
-                shift[z] = atoms[element == z].mean(0)
+                shift[z] = atoms[element == z].double().mean(0)
         shift *= self.net.coupling.is_scalar.to(shift)[:, None]
         centred = (atoms - shift[element]).square().mean(0)
-        return shift, self._by_path(centred), self._by_path(pairs.square().mean(0))
+        atom_scale = self._by_path(centred, atoms.square().mean(0))
+        return shift, atom_scale, self._by_path(pairs.square().mean(0))
 
     def target_scales(self) -> tuple[Tensor, Tensor]:
         element, pair, atoms, pairs = self._joined("state")
