@@ -197,10 +197,10 @@ def test_batches_of_molecules_are_predicted_as_single_ones():
 def test_the_benchmark_compares_both_guesses(gpu, tmp_path, capsys, monkeypatch):
     on_cpu = functools.partial(predict_hamiltonians, device="cpu")
     monkeypatch.setattr("pyscf_deqh.benchmark.gpu4pyscf.predict_hamiltonians", on_cpu)
-    monkeypatch.setattr("pyscf_deqh.benchmark.gpu4pyscf._BATCHES", (1, 2))
     xyz, found = tmp_path / "a.xyz", tmp_path / "a.json"
     write_xyz(xyz, WATER)
     options = ["--molecules", str(xyz), "--basis", "def2-svp", "--mode", "direct", "--xc", "pbe"]
+    options += ["--batches", "1", "2"]
     assert main([*options, "--repeats", "1", "--json", str(found)]) == 0
     (row,) = json.loads(found.read_text())["rows"]
     assert row["atoms"] == 3

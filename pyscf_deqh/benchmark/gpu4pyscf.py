@@ -27,7 +27,6 @@ from .sets import FOLDER
 
 MOLECULES = FOLDER / "sizes_test.xyz"
 MODES = ("direct", "density-fitted")
-_BATCHES = (1, 8, 32)
 _ROW = "{:16} {:>5} {:>6} {:15} {:>8} {:>8} {:>7} {:>6} {:>6} {:>9}"
 
 
@@ -113,17 +112,17 @@ def measure(args: argparse.Namespace) -> int:
             tqdm.write(_line(row))
             if args.json:
                 write_json(args.json, results)
-    results["predictions"] = _predictions(geometries)
+    results["predictions"] = _predictions(geometries, args.batches)
     if args.json:
         write_json(args.json, results)
     return 0
 
 
-def _predictions(geometries: Sequence[Any]) -> list[dict]:
+def _predictions(geometries: Sequence[Any], batches: Sequence[int]) -> list[dict]:
     """Molecules per second of ``predict_hamiltonians``, for copies of the second molecule."""
     rows = []
     mol = Method().molecule(geometries[min(1, len(geometries) - 1)])
-    for size in _BATCHES:
+    for size in batches:
         list(predict_hamiltonians([mol] * size, batch_size=size))
         started = time.perf_counter()
         done = list(predict_hamiltonians([mol] * size * 2, batch_size=size))
@@ -147,6 +146,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--mode", nargs="+", choices=MODES, default=list(MODES))
     parser.add_argument("--xc", default="b3lyp")
     parser.add_argument("--repeats", type=int, default=2, help="SCFs from either guess, in turns")
+    parser.add_argument("--batches", type=int, nargs="*", default=[1, 8, 32],
+                        help="sizes of batches of predictions; none leaves them out")  # fmt: skip
     parser.add_argument("--seconds", type=float, default=3600.0, help="begin no row after these")
     parser.add_argument("--json", type=Path, metavar="OUT", help="write all figures here")
     args = parser.parse_args(argv)
