@@ -53,7 +53,7 @@ class GPU4PySCF(Engine):
     diis_base = lib.diis.DIIS
     fixed = factorizes = True
     stop = 0.4
-    goal = 0.7  # its SCF ends without a check
+    goal = 1.0  # its SCF ends without a check
     block_bytes = 2**29
     peak = 1.0
 
