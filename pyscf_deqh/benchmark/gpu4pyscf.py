@@ -1,8 +1,8 @@
 """``python -m pyscf_deqh.benchmark gpu4pyscf``: SCFs on a GPU, from this guess and from their own.
 
 B3LYP for molecules of 3 to 122 atoms, direct and density-fitted, each from both guesses in one
-process on one card, and the medians of their times. Before that, SCFs of each kind of the second molecule are not counted: what
-CUDA compiles and loads then is there for all.
+process on one card; times are medians. Before that, SCFs of each kind of the second molecule are
+not counted: what CUDA compiles and loads then is there for all.
 """
 
 from __future__ import annotations
