@@ -1,7 +1,7 @@
 """``python -m pyscf_deqh.benchmark gpu4pyscf``: SCFs on a GPU, from this guess and from their own.
 
 B3LYP for molecules of 3 to 122 atoms, direct and density-fitted, each from both guesses in one
-process on one card; times are medians. Before that, SCFs of each kind of the second molecule are
+process on one card; times are medians. Before that, SCFs of each kind of the third molecule are
 not counted: what CUDA compiles and loads then is there for all.
 """
 
@@ -97,7 +97,7 @@ def measure(args: argparse.Namespace) -> int:
     mols = [[Method(basis=basis).molecule(g) for g in geometries] for basis in args.basis]
     for mode in args.mode:
         for guess in (False, True):
-            _run(mols[0][min(1, len(geometries) - 1)], args.xc, mode, guess)
+            _run(mols[0][min(2, len(geometries) - 1)], args.xc, mode, guess)
     print(_ROW.format("molecule", "atoms", "nao", "mode", "own s", "deqh s", "ratio", "own", "deqh",
                       "E diff"))  # fmt: skip
     for same_basis in mols:

@@ -55,10 +55,11 @@ class Rates:
     imports: float = 1.9
 
 
-# On a GPU, which small molecules do not fill: seconds of a matrix, of J and K for each orbital, of
-# fitted ones for each pair of orbitals, of a guess and corrected cycles, of loading PyTorch; and
-# the full Fock matrices that are saved.
-_GPU_MATRIX, _GPU_DIRECT, _GPU_FITTED = 0.05, 8e-4, 5.6e-7
+# On a GPU, which small molecules do not fill: seconds of a matrix, of J and K for each orbital; with
+# fitted ones, which are no longer most of it, for each pair of orbitals, and for each orbital and
+# atom; of a guess and corrected cycles, of loading PyTorch; and the full Fock matrices that are
+# saved.
+_GPU_MATRIX, _GPU_DIRECT, _GPU_FITTED, _GPU_GRID = 0.05, 8e-4, 1e-7, 4e-6
 _GPU_GUESS, _GPU_IMPORTS, _GPU_SAVED = 0.85, 4.0, 9.0
 
 
@@ -83,8 +84,9 @@ def seconds_of_matrix(mf: hf.SCF, machine: Rates | None = None) -> float:
     """Of one full Fock matrix of an SCF object; by default on this machine."""
     if engine_of(mf) is not HOST:
         n = mf.mol.nao
-        more = _GPU_FITTED * n**2 if attribute(mf, "with_df") else _GPU_DIRECT * n
-        return _GPU_MATRIX + more
+        if attribute(mf, "with_df"):
+            return _GPU_MATRIX + _GPU_FITTED * n**2 + _GPU_GRID * mf.mol.natm * n
+        return _GPU_MATRIX + _GPU_DIRECT * n
     machine, n = machine or rates(), mf.mol.nao
     numint = numint_of(mf)
     kind = "HF" if numint is None else functional_kind(numint, mf.xc)
