@@ -156,13 +156,16 @@ def test_what_the_guess_has_made_serves_the_first_solution(monkeypatch):
     assert with_it.e_tot == pytest.approx(without.e_tot, abs=1e-8)
 
 
-def test_nothing_is_solved_far_below_pyscfs_threshold():
-    mf, _ = run(scf.RHF(make_mol(WATER)).apply(corrected_diis))
+@pytest.mark.parametrize(("charge", "part"), [(0, 0.5), (1, 0.1)])
+def test_nothing_is_solved_far_below_pyscfs_threshold(charge, part):
+    """In closed shells with a wide gap, and in others."""
+    mol = make_mol(WATER, charge=charge, spin=charge)
+    mf, _ = run((scf.UHF if charge else scf.RHF)(mol).apply(corrected_diis))
     found = mf.deqh_cycles
     tolerance = np.sqrt(mf.conv_tol)
     assert found[-1].gradient < tolerance
     for cycle in found:
-        assert bool(cycle.fitted_gradients) == (cycle.gradient > 0.1 * tolerance)
+        assert bool(cycle.fitted_gradients) == (cycle.gradient > part * tolerance)
 
 
 def some_densities(n_alpha, n_beta, count):

@@ -155,3 +155,16 @@ def test_saved_and_loaded(template, tmp_path):
 def test_config_is_checked(template, options):
     with pytest.raises(ConfigError):
         QHNet(template, QHNetConfig(**options))
+
+
+def test_single_precision_is_enough(template):
+    """Scalars of the reduction are equal but for some millionths, which a layer norm enlarges."""
+    model = small_qhnet(template)
+    graph = build_graph(make_mol(FORMAMIDE), "none")
+    exact = solve(model, graph)[0]
+    batch = collate([graph], template, model.backbone.cutoff)
+    overlaps = model.backbone.reduction.overlaps
+    model.float().backbone.reduction.overlaps = overlaps  # a model that was loaded has them so
+    with torch.no_grad():
+        single = model(batch).hamiltonian[0]
+    torch.testing.assert_close(single.double(), exact, rtol=0, atol=1e-5 * float(exact.abs().max()))

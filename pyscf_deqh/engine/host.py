@@ -45,7 +45,7 @@ class Engine:
         stop: part of the gradient that a corrected step is expected to leave, at which its fitted
             cycles end; the larger, the more a fitted matrix costs in full ones.
         goal: part of the SCF's threshold for the gradient below which no corrected step is worth
-            its time. PySCF's check after convergence can leave ten times the gradient and more.
+            its time, in closed shells with a wide gap.
         block_bytes: working memory of one block of fitted integrals.
         peak: memory that making fitted integrals takes for a while, in sizes of the result in
             double precision.
@@ -58,7 +58,7 @@ class Engine:
     device = "cpu"
     fixed = factorizes = False
     stop = 0.1
-    goal = 0.1
+    goal = 0.5
     block_bytes = 2**27
     peak = 0.0
 

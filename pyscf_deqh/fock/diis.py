@@ -17,7 +17,7 @@ import importlib
 import time
 import traceback
 import weakref
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -50,6 +50,10 @@ if TYPE_CHECKING:
     from .fitted import FittedFock
 
 _MAX_FITTED = 20
+# Part of PySCF's threshold at which a cycle of fitted ones ends, and below which there is none. Not
+# more: PySCF's cycles, that of its check among them, can leave ten times the gradient and more.
+# Closed shells with a gap (hartree) of this width are the exception: the engine says what serves.
+_GOAL, _WIDE = 0.1, 0.15
 # What single precision leaves of the gradient, hartree per root of an electron pair.
 _ROUNDING = 7e-7
 # What a step leaves of the gradient: before the first one, and the least that is believed.
@@ -271,7 +275,7 @@ class _Corrected:
         gradient = method.gradient(d, f)
         self._cycles[-1] = CorrectedCycle(gradient)
         far = gradient > method.lost
-        goal = self._engine.goal * method.tolerance
+        goal = (self._engine.goal if method.gap > _WIDE else _GOAL) * method.tolerance
         if before is not None and before.accepted:
             leaves = gradient / before.gradient
             self._leaves = min(max(leaves, _LEAVES_AT_LEAST), 1.0)
@@ -345,6 +349,7 @@ class _Method:
         tolerance: norm of the orbital gradient below which ``mf`` is converged, hartree.
         lost: above this it is far from its solution.
         rounding: fitted matrices cannot tell such a gradient from none.
+        gap: of a closed shell's last orbitals, hartree; 0 where it is not known.
     """
 
     def __init__(self, mf: Any, overlap: np.ndarray, basis: Any, fitted: FittedFock | None):
@@ -367,7 +372,7 @@ class _Method:
         elif fitted.dtype.itemsize < problem.precision.itemsize:
             fitted.free()
             fitted = fitted.like(mf.mol, fitted.device, problem.precision)
-        self.rounding = 0.0
+        self.rounding = self.gap = 0.0
         if fitted.dtype.itemsize == 4:
             spinors = 3.0 if kind == Kind.GENERALIZED else 1.0
             self.rounding = spinors * _ROUNDING * problem.gradient_scale
@@ -405,9 +410,12 @@ class _Method:
         """The corrected cycles from a full Fock matrix."""
         earlier = self._model.remembered(self.know(d, f))
         density = self._engine.array(d)
-        return refine(
+        refined = refine(
             self._model, self._overlap, self._shells, f, _MAX_FITTED, tolerance, density, earlier
         )
+        if self._shells.kind == Kind.CLOSED:
+            self.gap = self._shells.gap
+        return refined
 
     def contamination(self, refined: Refined) -> float:
         """Spin contamination of unrestricted open shells; none of others."""
@@ -433,10 +441,20 @@ class _OwnShells(Shells):
     Attributes:
         mf: PySCF's SCF object.
         basis: orthonormal, of its kernel.
+        levels: energies and occupations of the last orbitals.
     """
 
     mf: Any = None
     basis: Any = None
+    levels: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def gap(self) -> float:
+        """Between filled and empty orbitals of the last ones, hartree; 0 where one is missing."""
+        energies, filled = self.levels["energies"], self.levels["occupations"] > 0
+        if not filled.any() or filled.all():
+            return 0.0
+        return float(energies[~filled].min() - energies[filled].max())
 
     def orbitals(
         self, hamiltonian: np.ndarray, overlap: np.ndarray, fock: np.ndarray
@@ -445,6 +463,7 @@ class _OwnShells(Shells):
             hamiltonian = self.tagged(hamiltonian, fock)
             energies, coefficients = solve(self.mf, hamiltonian, overlap, self.basis)
             occupations = self.mf.get_occ(energies, coefficients)
+        self.levels.update(energies=energies, occupations=occupations)
         if self.kind == Kind.UNRESTRICTED:
             return list(coefficients), list(occupations)
         return [self.engine.array(coefficients)], [self.engine.array(occupations)]

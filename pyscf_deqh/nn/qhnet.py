@@ -96,7 +96,8 @@ class DiagonalReduction(nn.Module):
     """On-site blocks -> features, Eq. 8 with the coefficients of Eq. 9.
 
     Every irreducible feature is divided by its own norm, as in the published code: directions of
-    vectors and signs of scalars remain.
+    vectors and signs of scalars remain. Scalars are 1 less some millionth. The first layer norm
+    centres them, and their differences are what it passes on: they stay in double precision.
     """
 
     def __init__(self, overlaps: Tensor, counts: tuple[int, ...]):
@@ -106,17 +107,17 @@ class DiagonalReduction(nn.Module):
         self.register_buffer("overlaps", overlaps.double())
 
     def forward(self, blocks: Tensor, element: Tensor) -> Features:
-        """Blocks (N, T T) of atoms, indices of their elements (N,)."""
+        """Blocks (N, T T) of atoms, indices of their elements (N,); scalars are float64."""
         # In double precision: what cancels exactly, as in the overlap's on-site blocks, stays zero.
         overlaps = self.overlaps.double().flatten(1, 2)[element]
-        reduced = torch.einsum("np,npk->nk", blocks.double(), overlaps).to(blocks)
+        reduced = torch.einsum("np,npk->nk", blocks.double(), overlaps)
         widths = [n * (2 * l + 1) for l, n in enumerate(self.counts)]
         features = []
         for l, part in enumerate(reduced.split(widths, dim=-1)):
             part = part.view(len(part), -1, 2 * l + 1)
             norm = torch.sqrt(part.square().sum(-1, keepdim=True) + _REDUCTION_FLOOR**2)
             features.append((part / norm).transpose(1, 2))
-        return features
+        return [features[0], *(feature.to(blocks) for feature in features[1:])]
 
 
 @dataclass

@@ -263,7 +263,7 @@ class PairLayer(nn.Module):
 
 class SteerableLayerNorm(nn.Module):
     """Equiformer's layer norm: each degree divided by its root mean square over m and channels,
-    scalars centred before; learned factors, and shifts of the scalars."""
+    scalars centred before, in their own precision; learned factors, and shifts of the scalars."""
 
     def __init__(self, channels: Sequence[int]):
         super().__init__()
@@ -271,7 +271,8 @@ class SteerableLayerNorm(nn.Module):
         self.shift = nn.Parameter(torch.zeros(channels[0]))
 
     def forward(self, x: Features) -> Features:
-        x = [x[0] - x[0].mean(-1, keepdim=True), *x[1:]]
+        centred = x[0] - x[0].mean(-1, keepdim=True)
+        x = [centred.to(self.shift.dtype), *x[1:]]
         out = [
             part * torch.rsqrt(part.square().mean((1, 2), keepdim=True) + 1e-5) * factor
             for part, factor in zip(x, self.factors, strict=False)
@@ -402,6 +403,7 @@ class TransBlock(nn.Module):
     ) -> Features:
         x = add(x, self.attention(self.norm_attention(x), i, j, weights, frames))
         fed = self.feed_forward(self.norm_feed(x))
+        x = [part.to(fed[0].dtype) for part in x]  # the first ones are in double precision
         return add(x if self.shortcut is None else self.shortcut(x), fed)
 
 
