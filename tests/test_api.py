@@ -33,8 +33,9 @@ def described(name, value):
 def interface():
     names = {name: getattr(pyscf_deqh, name) for name in pyscf_deqh.__all__}
     names |= {"nn.backbones.register": backbones.register, "nn.deqh.Backbone": deqh.Backbone}
-    names |= {f"testing.{name}": value for name, value in vars(testing).items()
-              if getattr(value, "__module__", "") == testing.__name__ and name[0] != "_"}  # fmt: skip
+    for name, value in vars(testing).items():
+        if getattr(value, "__module__", "") == testing.__name__ and not name.startswith("_"):
+            names[f"testing.{name}"] = value
     return "\n".join(line for item in sorted(names.items()) for line in described(*item)) + "\n"
 
 

@@ -170,7 +170,8 @@ def test_table_by_hand():
     def half(factor, energy):
         builds, positions = [10, 10 * factor], [[0, 0, 0], [0, 0, 2 * factor]]
         seconds = {"seconds": 4.0 * factor, "scf_seconds": 2.0 * factor**2}
-        return seconds | {"builds": builds, "energy": energy, "positions": positions}
+        ended = {"converged": True, "positions": positions}
+        return seconds | ended | {"builds": builds, "energy": energy}
 
     rows = [{"name": "a", "nao": 7, "minao": half(1, -1.0), "deqh": half(0.5, -1.000002)}]
     line, mean = table(rows).splitlines()[2:]
@@ -178,6 +179,12 @@ def test_table_by_hand():
     assert cells == ["a", "7", "2", "2", "10.0", "7.5", "0.500", "0.250", "-2.00", "0.5292"]
     assert "0.500 ± 0.000" in mean
     assert "0.250 ± 0.000" in mean
+    rows.append({"name": "b", "nao": 7, "minao": half(1, -1.0), "deqh": half(0.7, -1.0)})
+    rows[1]["deqh"]["converged"] = False
+    *_, line, mean = table(rows).splitlines()
+    assert "b (not converged: deqh)" in line
+    assert "mean of 1 " in mean
+    assert "0.500 ± 0.000" in mean
 
 
 def test_the_example_of_an_optimization():

@@ -60,9 +60,13 @@ def ratios(deqh: SCFRun, baseline: SCFRun, predicted: np.ndarray | None) -> dict
 
 
 def distribution(values: Iterable[float | None]) -> dict[str, float]:
-    """Mean, standard deviation, median and number of the values; None is no value."""
+    """Mean, sample standard deviation (0 for a single value), median and number of the values; None
+    is no value."""
     array = np.array([value for value in values if value is not None], dtype=float)
     if not len(array):
         return {"mean": float("nan"), "std": float("nan"), "median": float("nan"), "n": 0}
-    mean, std, median = float(array.mean()), float(array.std()), float(np.median(array))
-    return {"mean": mean, "std": std, "median": median, "n": len(array)}
+    std = float(array.std(ddof=1)) if len(array) > 1 else 0.0
+    return {
+        "mean": float(array.mean()), "std": std, "median": float(np.median(array)),
+        "n": len(array),
+    }  # fmt: skip

@@ -27,6 +27,7 @@ from ..fock.diis import corrected_diis
 from ..plugin import deqh_guess
 from ..pyscf_api import full_builds
 from .environment import environment
+from .ratios import distribution
 from .report import markdown_table
 
 _XC = ("hf", "pbe", "b3lyp", "m06-2x", "camb3lyp")
@@ -153,9 +154,10 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
     for run in RUNS if good else ():
         builds = np.array([r[run]["builds"] for r in good])
         change = np.array([r[run]["energy"] - r["plain"]["energy"] for r in good])
+        found = distribution(builds)
         quantiles = " / ".join(f"{q:.0f}" for q in np.quantile(builds, (0.1, 0.5, 0.9)))
         cells.append([
-            run, f"{builds.mean():.2f} ± {builds.std():.2f}", quantiles, f"{builds.max()}",
+            run, f"{found['mean']:.2f} ± {found['std']:.2f}", quantiles, f"{builds.max()}",
             f"{(change > _SAME).sum()}", f"{(change < -_SAME).sum()}",
             f"{sum(r[run]['converged'] for r in rows)} of {len(rows)}", f"{len(good)}",
         ])  # fmt: skip

@@ -31,6 +31,7 @@ from ..errors import ConfigError, exit_status
 from ..files import write_json
 from .acceleration import WATER
 from .environment import environment
+from .ratios import distribution
 from .report import markdown_table
 from .scf_runs import Method
 from .sets import BUNDLED, in_random_order
@@ -80,8 +81,8 @@ def run_molecule(
 
 
 def _ratio(rows: Sequence[dict[str, Any]], key: str) -> str:
-    values = np.array([row["deqh"][key] / row["minao"][key] for row in rows])
-    return f"{values.mean():.3f} ± {values.std():.3f}"
+    found = distribution(row["deqh"][key] / row["minao"][key] for row in rows)
+    return f"{found['mean']:.3f} ± {found['std']:.3f}"
 
 
 def _displacement(row: dict[str, Any]) -> float:
@@ -108,23 +109,26 @@ def _measures(rows: Sequence[dict[str, Any]]) -> str:
 
 
 def table(rows: Sequence[dict[str, Any]]) -> str:
-    """Each molecule, and the means of all."""
+    """Each molecule, and the means of all whose two runs came to their end."""
     cells, difference, quantity = [], _displacement, "distances, angstrom"
     if rows and "frequencies" in rows[0]["deqh"]:
         difference, quantity = _frequencies, "frequencies, 1/cm"
+    ended = [row for row in rows if all(row[name]["converged"] for name in _RUNS)]
     for row in rows:
         plain, deqh = row["minao"], row["deqh"]
+        open_ends = ", ".join(name for name in _RUNS if not row[name]["converged"])
+        name = row["name"] + (f" (not converged: {open_ends})" if open_ends else "")
         cells.append([
-            row["name"], f"{row['nao']}", f"{len(plain['builds'])}", f"{len(deqh['builds'])}",
+            name, f"{row['nao']}", f"{len(plain['builds'])}", f"{len(deqh['builds'])}",
             f"{np.mean(plain['builds']):.1f}", f"{np.mean(deqh['builds']):.1f}",
             _ratio([row], "seconds").split()[0], _ratio([row], "scf_seconds").split()[0],
             f"{1e6 * (deqh['energy'] - plain['energy']):.2f}", f"{difference(row):.4f}",
         ])  # fmt: skip
-    if rows:
-        means = [np.mean([np.mean(r[name]["builds"]) for r in rows]) for name in _RUNS]
+    if ended:
+        means = [np.mean([np.mean(r[name]["builds"]) for r in ended]) for name in _RUNS]
         cells.append([
-            f"mean of {len(rows)}", "", "", "", *(f"{mean:.1f}" for mean in means),
-            _ratio(rows, "seconds"), _ratio(rows, "scf_seconds"), "", "",
+            f"mean of {len(ended)}", "", "", "", *(f"{mean:.1f}" for mean in means),
+            _ratio(ended, "seconds"), _ratio(ended, "scf_seconds"), "", "",
         ])  # fmt: skip
     columns = ["molecule", "orbitals", "points, minao", "points, DEQH", "builds a point, minao",
                "builds a point, DEQH", "wall time", "SCF time", "energy, 1e-6 hartree",

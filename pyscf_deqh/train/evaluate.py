@@ -90,6 +90,7 @@ def summary(values: dict[str, list[float]]) -> str:
     for name, column in values.items():
         factor, unit = UNITS.get(name, (1.0, ""))
         numbers = factor * np.array(column)
-        line = f"  {name:22} {numbers.mean():10.4g} +- {numbers.std():<10.4g} {unit}"
+        spread = numbers.std(ddof=1) if len(numbers) > 1 else 0.0
+        line = f"  {name:22} {numbers.mean():10.4g} +- {spread:<10.4g} {unit}"
         lines.append(line.rstrip())
     return "\n".join(lines)
