@@ -9,7 +9,6 @@ written after every case; the same command goes on where it stopped.
 from __future__ import annotations
 
 import argparse
-import json
 import random
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
@@ -21,14 +20,13 @@ from pyscf import dft, gto, scf
 from tqdm import tqdm
 
 from ..checkpoint import DEFAULT_MODEL, weights_hash
-from ..errors import ConfigError, exit_status
-from ..files import write_json
+from ..errors import exit_status
 from ..fock.diis import corrected_diis
 from ..plugin import deqh_guess
 from ..pyscf_api import full_builds
-from .environment import environment
 from .ratios import distribution
 from .report import markdown_table
+from .resume import read_rows, write_rows
 
 _XC = ("hf", "pbe", "b3lyp", "m06-2x", "camb3lyp")
 _BASIS = ("def2-svp", "6-31g*", "cc-pvdz", "aug-cc-pvdz", "sto-3g")
@@ -184,34 +182,17 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _read(path: Path, weights: str) -> list[dict[str, Any]]:
-    if not path.is_file():
-        return []
-    try:
-        content = json.loads(path.read_text())
-        rows: list[dict[str, Any]] = content["rows"]
-        for row in rows:
-            Case(**row["case"])
-        same = content["weights"] == weights
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ConfigError(f"{path} holds no rows of this command: {error!r}") from error
-    if not same:
-        raise ConfigError(f"{path} was made with another model: name another file")
-    return rows
-
-
 def main(argv: Sequence[str] | None = None) -> int:
     args = _parser().parse_args(argv)
 
     def run() -> int:
-        weights = weights_hash(args.model)
-        rows = _read(args.json, weights)
+        settings = {"weights": weights_hash(args.model)}
+        rows = read_rows(args.json, settings)
         done = [row["case"] for row in rows]
         todo = [case for case in cases(args.n, args.seed) if asdict(case) not in done]
         for case in tqdm(todo, desc="robustness", unit="SCF"):
             rows.append(run_case(case, args.model))
-            content = {"environment": environment(), "weights": weights, "rows": rows}
-            write_json(args.json, content)
+            write_rows(args.json, settings, rows)
         print(table(rows))
         return 0
 

@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import argparse
 import importlib
-import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -26,13 +25,13 @@ import numpy as np
 from pyscf import lib
 from tqdm import tqdm
 
+from ..checkpoint import weights_hash
 from ..data.geometry import Geometry, read_geometries
 from ..errors import ConfigError, exit_status
-from ..files import write_json
 from .acceleration import WATER
-from .environment import environment
 from .ratios import distribution
 from .report import markdown_table
+from .resume import read_rows, write_rows
 from .scf_runs import Method
 from .sets import BUNDLED, in_random_order
 from .trajectories import RUNS
@@ -156,27 +155,14 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _read(path: Path, settings: dict[str, Any]) -> list[dict[str, Any]]:
-    if not path.is_file():
-        return []
-    try:
-        content = json.loads(path.read_text())
-        rows: list[dict[str, Any]] = content["rows"]
-        found = content["settings"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ConfigError(f"{path} holds no rows of this command: {error!r}") from error
-    if found != settings:
-        raise ConfigError(f"{path} was made with {found}: name another file")
-    return rows
-
-
 def main(argv: Sequence[str] | None = None) -> int:
     args = _parser().parse_args(argv)
     method = Method(args.xc, args.basis)
-    settings = {"kind": args.kind, "xc": args.xc, "basis": args.basis, "steps": args.steps}
+    settings = {"kind": args.kind, "xc": args.xc, "basis": args.basis, "steps": args.steps,
+                "weights": weights_hash(method.model)}  # fmt: skip
 
     def run() -> int:
-        rows = _read(args.json, settings)
+        rows = read_rows(args.json, settings)
         geometries = _geometries(args.molecules)[: args.n]
         done = {row["name"] for row in rows}
         todo = [g for g in geometries if _name(g) not in done]
@@ -191,8 +177,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             except ConfigError as error:  # no bond to turn
                 tqdm.write(f"{_name(geometry)}: {error}", file=sys.stderr)
                 continue
-            content = {"environment": environment(), "settings": settings, "rows": rows}
-            write_json(args.json, content)
+            write_rows(args.json, settings, rows)
         print(table(rows))
         return 0
 

@@ -9,6 +9,7 @@ import warnings
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
+from contextlib import contextmanager
 from dataclasses import fields
 from functools import lru_cache
 from multiprocessing import get_context
@@ -17,6 +18,7 @@ from typing import Any
 
 import numpy as np
 from pyscf import gto
+from safetensors import SafetensorError
 from safetensors.numpy import load as load_tensors
 from safetensors.numpy import save as save_tensors
 from torch.utils.data import Dataset
@@ -63,11 +65,14 @@ def _encode(graph: MolecularGraph) -> bytes:
 
 def _decode(blob: bytes) -> MolecularGraph:
     arrays = load_tensors(blob)
-    for name in _OFTEN_ZERO:
-        arrays.setdefault(name, np.zeros_like(arrays["overlap"]))
-    return MolecularGraph(
-        n_occupied=int(arrays["n_occupied"][0]), **{n: arrays[n] for n in _MATRICES}
-    )
+    try:
+        for name in _OFTEN_ZERO:
+            arrays.setdefault(name, np.zeros_like(arrays["overlap"]))
+        return MolecularGraph(
+            n_occupied=int(arrays["n_occupied"][0]), **{n: arrays[n] for n in _MATRICES}
+        )
+    except KeyError as error:
+        raise ValueError(f"a graph without {error}") from error
 
 
 def _key(record: Record) -> str:
@@ -108,19 +113,36 @@ class GraphStore:
     def __getstate__(self):
         return self.__dict__ | {"_connection": None}
 
+    @contextmanager
+    def _usable(self) -> Iterator[None]:
+        """Turn errors of the file into a DatasetError that says what to do."""
+        try:
+            yield
+        except (sqlite3.DatabaseError, SafetensorError, ValueError, TypeError) as error:
+            if isinstance(error, DatasetError):
+                raise
+            raise DatasetError(
+                f"{self.path} cannot be used: {error}. If it is damaged, delete it: all graphs in "
+                "it are made anew from the labels"
+            ) from error
+
     def __contains__(self, key: str) -> bool:
         query = "SELECT 1 FROM graphs WHERE key = ?"
-        return self._connect().execute(query, (key,)).fetchone() is not None
+        with self._usable():
+            return self._connect().execute(query, (key,)).fetchone() is not None
 
     def sizes(self) -> dict[str, int]:
         """Length of every graph in bytes, by key: a measure of its molecule's size."""
-        return dict(self._connect().execute("SELECT key, length(graph) FROM graphs"))
+        with self._usable():
+            return dict(self._connect().execute("SELECT key, length(graph) FROM graphs"))
 
     def __getitem__(self, key: str) -> MolecularGraph:
-        row = self._connect().execute("SELECT graph FROM graphs WHERE key = ?", (key,)).fetchone()
-        if row is None:
-            raise KeyError(key)
-        return _decode(row[0])
+        query = "SELECT graph FROM graphs WHERE key = ?"
+        with self._usable():
+            row = self._connect().execute(query, (key,)).fetchone()
+            if row is not None:
+                return _decode(row[0])
+        raise KeyError(key)
 
     def _file_id(self, path: str) -> int:
         """Number of a file of labels; what is remembered of an earlier content is dropped."""
@@ -154,8 +176,15 @@ class GraphStore:
             The key of each row.
 
         Raises:
-            DatasetError: a row cannot be used; what was made before it is kept.
+            DatasetError: a row cannot be used, and what was made before it is kept; or the store is
+                damaged.
         """
+        with self._usable():
+            return self._build(rows, workers, progress)
+
+    def _build(
+        self, rows: Sequence[tuple[str, int]], workers: int | None, progress: bool
+    ) -> list[str]:
         connection = self._connect()
         files = {path: self._file_id(path) for path in dict.fromkeys(path for path, _ in rows)}
         query = "SELECT row, key FROM rows WHERE file = ?"

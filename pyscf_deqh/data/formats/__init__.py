@@ -8,8 +8,9 @@ from pathlib import Path
 from ...errors import DatasetError
 from ..record import LabelFile
 from .md17 import MD17Arrays, MD17Database
-from .qh9 import QH9Database, columns_of
+from .qh9 import QH9Database
 from .qh9_dynamic import QH9DynamicDatabase
+from .sqlite import columns_of
 
 
 def open_labels(path: str | Path) -> LabelFile:

@@ -22,7 +22,7 @@ from pyscf import gto
 
 from ...errors import DatasetError
 from ..record import LabelFile, Record, check_arrays
-from .qh9 import connect_read_only, opening, table_columns
+from .sqlite import SQLiteLabels, connect_read_only, opening, table_columns
 
 _BASIS = "def2-svp"
 _SETTINGS = {"program": "ORCA", "xc": "pbe", "basis": _BASIS}
@@ -79,7 +79,7 @@ def to_record(
     return Record(row_id, numbers, positions, hamiltonian[np.ix_(order, order)], meta)
 
 
-class MD17Database(LabelFile):
+class MD17Database(SQLiteLabels):
     """An ASE database of one molecule; rows are known by ASE's ``id``.
 
     ASE keeps ``data`` as JSON or as JSON with raw arrays; nothing is unpickled.
@@ -105,14 +105,11 @@ class MD17Database(LabelFile):
             ) from error
         self._ase = connect(str(self.path), type="db", use_lock_file=False)
 
-    def close(self) -> None:
-        self._connection.close()
-
     def ids(self) -> list[int]:
-        return [i for (i,) in self._connection.execute("SELECT id FROM systems ORDER BY id")]
+        return self._integers("id", "systems")
 
     def sizes(self) -> list[int]:
-        return [n for (n,) in self._connection.execute("SELECT natoms FROM systems ORDER BY id")]
+        return self._integers("natoms", "systems")
 
     def settings(self) -> dict[str, Any]:
         return dict(_SETTINGS)

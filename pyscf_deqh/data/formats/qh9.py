@@ -10,15 +10,21 @@ from __future__ import annotations
 
 import json
 import sqlite3
-from collections.abc import Iterator
-from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from ...errors import DatasetError
-from ..record import LabelFile, Record, check_arrays
+from ..record import Record, check_arrays
+from .sqlite import (
+    SQLiteLabels,
+    check_columns,
+    columns_of,
+    connect_read_only,
+    opening,
+    table_columns,
+)
 
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS data
@@ -50,49 +56,6 @@ def decode_matrix(blob: bytes) -> np.ndarray:
     return values.reshape(size, size)
 
 
-@contextmanager
-def opening(path: Path, kind: str) -> Iterator[None]:
-    """Turn errors of SQLite into a DatasetError that says what the file was to be."""
-    try:
-        yield
-    except sqlite3.DatabaseError as error:
-        raise DatasetError(f"{path} cannot be opened as {kind} database: {error}") from error
-
-
-def connect_read_only(path: Path) -> sqlite3.Connection:
-    """Open an SQLite file for reading; works on read-only media and makes no files beside it."""
-    if not path.is_file():
-        raise DatasetError(f"no database at {path}")
-    return sqlite3.connect(f"{path.resolve().as_uri()}?mode=ro", uri=True)
-
-
-def table_columns(connection: sqlite3.Connection) -> dict[str, set[str]]:
-    """Names of the columns of every table."""
-    tables = connection.execute("SELECT name FROM sqlite_master WHERE type='table'").fetchall()
-    return {
-        name: {row[1] for row in connection.execute(f'PRAGMA table_info("{name}")')}
-        for (name,) in tables
-    }
-
-
-def columns_of(path: Path) -> dict[str, set[str]]:
-    """The same of a file."""
-    with closing(connect_read_only(path)) as connection:
-        return table_columns(connection)
-
-
-def check_columns(path: Path, columns: dict[str, set[str]], wanted: set[str]) -> None:
-    """Refuse a file whose table ``data`` is missing or lacks columns."""
-    if "data" not in columns:
-        raise DatasetError(
-            f"{path} has no table 'data' (found: {', '.join(sorted(columns)) or 'none'}); "
-            "expected the QH9 schema"
-        )
-    missing = wanted - columns["data"]
-    if missing:
-        raise DatasetError(f"{path}: table 'data' lacks the columns {', '.join(sorted(missing))}")
-
-
 def _check_own(path: Path) -> None:
     """Refuse to write into a database that :class:`QH9Database` has not made."""
     if not path.is_file() or not path.stat().st_size:
@@ -102,7 +65,7 @@ def _check_own(path: Path) -> None:
         raise DatasetError(f"{path} was not made by this package: name another file to write to")
 
 
-class QH9Database(LabelFile):
+class QH9Database(SQLiteLabels):
     """A QH9 database opened for reading (default) or, with ``writable=True``, for adding rows.
 
     Rows are added to new files and to those that this class has made, and to no others.
@@ -129,40 +92,31 @@ class QH9Database(LabelFile):
             raise DatasetError(f"{self.path} is a QH9-dynamic file; open it with open_labels")
         self._tables = set(columns)
 
-    def close(self) -> None:
-        self._connection.close()
-
     def __len__(self) -> int:
-        return self._connection.execute("SELECT COUNT(*) FROM data").fetchone()[0]
+        return self._query("SELECT COUNT(*) FROM data")[0][0]
 
     def ids(self) -> list[int]:
-        return [i for (i,) in self._connection.execute("SELECT id FROM data ORDER BY rowid")]
+        return self._integers("id")
 
     def sizes(self) -> list[int]:
-        return [n for (n,) in self._connection.execute("SELECT N FROM data ORDER BY rowid")]
+        return self._integers("N")
 
     def molecules(self) -> list[int]:
         """``qm9_id`` of each row where the file has one, else its id."""
         ids = self.ids()
         if "meta" not in self._tables:
             return ids
-        known = dict(
-            self._connection.execute("SELECT id, qm9_id FROM meta WHERE qm9_id IS NOT NULL")
-        )
+        known = dict(self._query("SELECT id, qm9_id FROM meta WHERE qm9_id IS NOT NULL"))
         return [known.get(i, i) for i in ids]
 
     def __getitem__(self, row_id: int) -> Record:
-        try:
-            row = self._connection.execute(
-                "SELECT N, Z, pos, Ham FROM data WHERE id = ?", (row_id,)
-            ).fetchone()
-        except sqlite3.DatabaseError as error:
-            raise DatasetError(f"{self.path}, id {row_id}: {error}") from error
-        if row is None:
+        rows = self._query("SELECT N, Z, pos, Ham FROM data WHERE id = ?", row_id)
+        if not rows:
             raise KeyError(f"{self.path} has no row with id {row_id}")
+        *arrays, matrix = rows[0]
         try:
-            numbers, positions = decode_atoms(*row[:3])
-            hamiltonian = decode_matrix(row[3])
+            numbers, positions = decode_atoms(*arrays)
+            hamiltonian = decode_matrix(matrix)
             check_arrays(numbers, positions, hamiltonian)
         except (ValueError, TypeError) as error:
             raise DatasetError(f"{self.path}, id {row_id}: {error}") from error
@@ -170,17 +124,18 @@ class QH9Database(LabelFile):
 
     def atoms(self, row_id: int) -> tuple[np.ndarray, np.ndarray]:
         """Atomic numbers (N,) and positions (N, 3) in angstrom of a row, without its matrix."""
-        query = "SELECT N, Z, pos FROM data WHERE id = ?"
-        return decode_atoms(*self._connection.execute(query, (row_id,)).fetchone())
+        (row,) = self._query("SELECT N, Z, pos FROM data WHERE id = ?", row_id)
+        try:
+            return decode_atoms(*row)
+        except (ValueError, TypeError) as error:
+            raise DatasetError(f"{self.path}, id {row_id}: {error}") from error
 
     def meta(self, row_id: int) -> dict[str, Any]:
         """The row of table ``meta``, or ``{}`` where the database has none."""
         if "meta" not in self._tables:
             return {}
-        row = self._connection.execute(
-            f"SELECT {', '.join(_META)} FROM meta WHERE id = ?", (row_id,)
-        ).fetchone()
-        return dict(zip(_META, row, strict=True)) if row else {}
+        rows = self._query(f"SELECT {', '.join(_META)} FROM meta WHERE id = ?", row_id)
+        return dict(zip(_META, rows[0], strict=True)) if rows else {}
 
     def add(self, record: Record) -> None:
         """Write one row, with its meta data, in a transaction of its own."""
@@ -212,14 +167,17 @@ class QH9Database(LabelFile):
         """Reasons by row id."""
         if "failures" not in self._tables:
             return {}
-        return dict(self._connection.execute("SELECT id, reason FROM failures ORDER BY id"))
+        return dict(self._query("SELECT id, reason FROM failures ORDER BY id"))
 
     def settings(self) -> dict[str, Any]:
         """How the labels were made: method, basis, grid, tolerance, PySCF version …"""
         if "settings" not in self._tables:
             return {}
-        rows = self._connection.execute("SELECT key, value FROM settings")
-        return {key: json.loads(value) for key, value in rows}
+        rows = self._query("SELECT key, value FROM settings")
+        try:
+            return {key: json.loads(value) for key, value in rows}
+        except (ValueError, TypeError) as error:
+            raise DatasetError(f"{self.path}: the table of settings is damaged: {error}") from error
 
     def write_settings(self, settings: dict[str, Any]) -> None:
         with self._connection:

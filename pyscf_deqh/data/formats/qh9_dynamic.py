@@ -8,22 +8,15 @@ A row is known by its SQLite ``rowid``, whose order the published split rules co
 
 from __future__ import annotations
 
-import sqlite3
 from pathlib import Path
 from typing import Any
 
 from pyscf.data.nist import BOHR
 
 from ...errors import DatasetError
-from ..record import LabelFile, Record, check_arrays
-from .qh9 import (
-    check_columns,
-    connect_read_only,
-    decode_atoms,
-    decode_matrix,
-    opening,
-    table_columns,
-)
+from ..record import Record, check_arrays
+from .qh9 import decode_atoms, decode_matrix
+from .sqlite import SQLiteLabels, check_columns, connect_read_only, opening, table_columns
 
 _COLUMNS = {"id", "geo_id", "N", "Z", "pos", "epot", "Ham", "converged"}
 
@@ -32,7 +25,7 @@ def _molecule(value: int | bytes) -> int:
     return int.from_bytes(value, "little") if isinstance(value, bytes) else int(value)
 
 
-class QH9DynamicDatabase(LabelFile):
+class QH9DynamicDatabase(SQLiteLabels):
     """A QH9-dynamic file; records are in angstrom like all others.
 
     A row whose SCF did not converge has no label: it is listed by :meth:`failures`, and reading it
@@ -52,41 +45,32 @@ class QH9DynamicDatabase(LabelFile):
             columns = table_columns(self._connection)
         check_columns(self.path, columns, _COLUMNS)
 
-    def close(self) -> None:
-        self._connection.close()
-
-    def _column(self, name: str) -> list[Any]:
-        return [v for (v,) in self._connection.execute(f"SELECT {name} FROM data ORDER BY rowid")]
-
     def ids(self) -> list[int]:
-        return self._column("rowid")
+        return self._integers("rowid")
 
     def sizes(self) -> list[int]:
-        return self._column("N")
+        return self._integers("N")
 
     def molecules(self) -> list[int]:
-        return [_molecule(value) for value in self._column("id")]
+        found = [value for (value,) in self._query("SELECT id FROM data ORDER BY rowid")]
+        try:
+            return [_molecule(value) for value in found]
+        except (ValueError, TypeError) as error:
+            raise DatasetError(f"{self.path}: a molecule's id is damaged: {error}") from error
 
     def failures(self) -> dict[int, str]:
-        rows = self._connection.execute(
-            "SELECT rowid FROM data WHERE converged IS NOT 1 ORDER BY rowid"
-        )
+        rows = self._query("SELECT rowid FROM data WHERE converged IS NOT 1 ORDER BY rowid")
         return {row_id: "the SCF of this row did not converge" for (row_id,) in rows}
 
     def settings(self) -> dict[str, Any]:
         return {"program": "PySCF", "xc": "b3lyp", "basis": "def2-svp"}
 
     def __getitem__(self, row_id: int) -> Record:
-        try:
-            row = self._connection.execute(
-                "SELECT N, Z, pos, Ham, id, geo_id, epot, converged FROM data WHERE rowid = ?",
-                (row_id,),
-            ).fetchone()
-        except sqlite3.DatabaseError as error:
-            raise DatasetError(f"{self.path}, row {row_id}: {error}") from error
-        if row is None:
+        columns = "N, Z, pos, Ham, id, geo_id, epot, converged"
+        rows = self._query(f"SELECT {columns} FROM data WHERE rowid = ?", row_id)
+        if not rows:
             raise KeyError(f"{self.path} has no row {row_id}")
-        *arrays, matrix, molecule, geometry, energy, converged = row
+        *arrays, matrix, molecule, geometry, energy, converged = rows[0]
         try:
             if converged != 1:
                 raise ValueError("the SCF of this row did not converge (converged is not 1)")

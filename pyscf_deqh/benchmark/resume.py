@@ -1,0 +1,41 @@
+"""Rows in a JSON file, which a command that was stopped goes on after."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from ..errors import ConfigError
+from ..files import write_json
+from .environment import environment
+
+
+def read_rows(path: Path, settings: dict[str, Any]) -> list[dict[str, Any]]:
+    """Rows of an earlier run, or none.
+
+    Args:
+        path: of the file, which does not have to exist.
+        settings: what the rows were made with, and have to be.
+
+    Raises:
+        ConfigError: other settings, or no such file of rows.
+    """
+    if not path.is_file():
+        return []
+    try:
+        content = json.loads(path.read_text())
+        rows, found = [dict(row) for row in content["rows"]], dict(content["settings"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ConfigError(f"{path} holds no rows of this command: {error!r}") from error
+    different = {key for key in found | settings if found.get(key) != settings.get(key)}
+    if different:
+        made = ", ".join(f"{key} {found.get(key)}" for key in sorted(different))
+        raise ConfigError(f"{path} was made with {made}: name another file")
+    return rows
+
+
+def write_rows(path: Path, settings: dict[str, Any], rows: Sequence[dict[str, Any]]) -> None:
+    """All rows so far, with the machine that made the last one."""
+    write_json(path, {"environment": environment(), "settings": settings, "rows": rows})

@@ -1,0 +1,83 @@
+"""What the formats that are SQLite databases have in common; a damaged file is a DatasetError."""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from pathlib import Path
+from typing import Any
+
+from ...errors import DatasetError
+from ..record import LabelFile
+
+
+@contextmanager
+def opening(path: Path, kind: str) -> Iterator[None]:
+    """Turn errors of SQLite into a DatasetError that says what the file was to be."""
+    try:
+        yield
+    except sqlite3.DatabaseError as error:
+        raise DatasetError(f"{path} cannot be opened as {kind} database: {error}") from error
+
+
+def connect_read_only(path: Path) -> sqlite3.Connection:
+    """Open an SQLite file for reading; works on read-only media and makes no files beside it."""
+    if not path.is_file():
+        raise DatasetError(f"no database at {path}")
+    return sqlite3.connect(f"{path.resolve().as_uri()}?mode=ro", uri=True)
+
+
+def table_columns(connection: sqlite3.Connection) -> dict[str, set[str]]:
+    """Names of the columns of every table."""
+    tables = connection.execute("SELECT name FROM sqlite_master WHERE type='table'").fetchall()
+    return {
+        name: {row[1] for row in connection.execute("SELECT * FROM pragma_table_info(?)", (name,))}
+        for (name,) in tables
+    }
+
+
+def columns_of(path: Path) -> dict[str, set[str]]:
+    """The same of a file."""
+    with closing(connect_read_only(path)) as connection:
+        return table_columns(connection)
+
+
+def check_columns(path: Path, columns: dict[str, set[str]], wanted: set[str]) -> None:
+    """Refuse a file whose table ``data`` is missing or lacks columns."""
+    if "data" not in columns:
+        raise DatasetError(
+            f"{path} has no table 'data' (found: {', '.join(sorted(columns)) or 'none'}); "
+            "expected the QH9 schema"
+        )
+    missing = wanted - columns["data"]
+    if missing:
+        raise DatasetError(f"{path}: table 'data' lacks the columns {', '.join(sorted(missing))}")
+
+
+class SQLiteLabels(LabelFile):
+    """Labels in an open connection of SQLite."""
+
+    _connection: sqlite3.Connection
+
+    def close(self) -> None:
+        self._connection.close()
+
+    def _query(self, query: str, *values: Any) -> list[tuple[Any, ...]]:
+        """All rows of a query.
+
+        Raises:
+            DatasetError: the file is damaged, or cannot be read.
+        """
+        try:
+            return self._connection.execute(query, values).fetchall()
+        except (sqlite3.DatabaseError, OverflowError) as error:
+            raise DatasetError(f"{self.path} cannot be read: {error}") from error
+
+    def _integers(self, column: str, table: str = "data") -> list[int]:
+        """A column in the order of the rows."""
+        found = [value for (value,) in self._query(f"SELECT {column} FROM {table} ORDER BY rowid")]
+        wrong = [value for value in found if not isinstance(value, int)]
+        if wrong:
+            raise DatasetError(f"{self.path}: {column} of a row is {wrong[0]!r}, and no integer")
+        return found
