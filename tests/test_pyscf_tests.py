@@ -44,7 +44,7 @@ def test_what_differs_is_listed(tmp_path, capsys):
     )
     assert row["deqh"]["KnownValues.test_skipped"] == "skipped"
     printed = capsys.readouterr().out
-    assert "| scf    | 1     | 4     | 0               | 1              |" in printed
+    assert "| scf | 1 | 4 | 0 | 1 |" in printed
     assert "- scf/test_made_up.py, KnownValues.test_default: passed → failure" in printed
     assert main(command) == 0  # goes on after its rows: nothing is left
     assert main([*command[:1], "--source", str(folder), *command[3:]]) == 2

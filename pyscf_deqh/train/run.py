@@ -75,10 +75,10 @@ def read_config(path: Path) -> TrainConfig:
         default = TrainConfig()
         sections = {name: type(getattr(default, name))(**options) for name, options in raw.items()}
         config = TrainConfig(backbone, **sections)
-    except (OSError, yaml.YAMLError, AttributeError, KeyError, TypeError) as error:
+        config.data.databases = [Path(p) for p in config.data.databases]
+        config.data.cache, config.run.folder = Path(config.data.cache), Path(config.run.folder)
+    except (OSError, yaml.YAMLError, AttributeError, KeyError, TypeError, ValueError) as error:
         raise CheckpointError(f"cannot read the configuration of a run, {path}: {error}") from error
-    config.data.databases = [Path(p) for p in config.data.databases]
-    config.data.cache, config.run.folder = Path(config.data.cache), Path(config.run.folder)
     return config
 
 
