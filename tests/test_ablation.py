@@ -140,7 +140,7 @@ def test_table():
     ]  # fmt: skip
     lines = ablation_table(rows).splitlines()
     assert lines[2] == (
-        "| network, density-fitted cycles | 5.0 ± 1.0 | 2.00 ± 1.00 | 0.5 ± 0.5 | 3e-09 | 2 |"
+        "| network, density-fitted cycles | 5.0 ± 1.4 | 2.00 ± 1.41 | 0.5 ± 0.7 | 3e-09 | 2 |"
     )
     assert lines[0].startswith(
         "| where the SCF with corrected cycles starts | fitted Fock matrices |"

@@ -148,6 +148,8 @@ def test_ratios_by_hand():
 
 
 def test_distribution():
-    assert distribution([1.0, None, 3.0]) == {"mean": 2.0, "std": 1.0, "median": 2.0, "n": 2}
+    found = {"mean": 2.0, "std": np.sqrt(2.0), "median": 2.0, "n": 2}
+    assert distribution([1.0, None, 3.0]) == pytest.approx(found)
+    assert distribution([1.0])["std"] == 0.0
     assert distribution([1.0, 2.0, 6.0])["median"] == 2.0
     assert np.isnan(distribution([None])["mean"])

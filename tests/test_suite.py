@@ -164,8 +164,8 @@ def test_table_by_hand(tmp_path, capsys):
     # 8 of the SCF: 3, 5, 10 of mean 6, deviations of mean square 26 / 3. The guess takes 1 of 10
     # seconds.
     assert cells_of(text, "QM9 test") == [
-        "QM9 test", "3 of 4", "0.800 ± 0.356 (0.600)", "9.0 ± 3.6 (7.0)", "12.0 ± 0.0 (12.0)",
-        "300 ± 216 (200)", "30.00 ± 21.60 (20.00)", "6.0 ± 2.9 (5.0)", "0.100 ± 0.000 (0.100)",
+        "QM9 test", "3 of 4", "0.800 ± 0.436 (0.600)", "9.0 ± 4.4 (7.0)", "12.0 ± 0.0 (12.0)",
+        "300 ± 265 (200)", "30.00 ± 26.46 (20.00)", "6.0 ± 3.6 (5.0)", "0.100 ± 0.000 (0.100)",
     ]  # fmt: skip
     # The network's error is against another functional.
     assert cells_of(text, "QM9 test, pbe/def2-svp") == [
