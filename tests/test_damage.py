@@ -18,7 +18,7 @@ from pyscf_deqh.errors import ConfigError, DatasetError, DEQHError
 from pyscf_deqh.train.config import TrainConfig
 from pyscf_deqh.train.run import read_config, write_config
 
-TRIALS = 150
+TRIALS = 60
 
 
 def mutated(content, rng):

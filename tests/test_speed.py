@@ -231,6 +231,7 @@ def test_guess(tmp_path):
     assert cycles[1] < cycles[2]
 
 
+@pytest.mark.slow
 def test_paper(tmp_path):
     rows = run_part(tmp_path, "paper")
     assert rows["max deviation / max |H|, float32"]["median"] < 1e-4
@@ -244,6 +245,7 @@ def test_training(tmp_path):
     assert rows["memory kept for backward, batch 2"]["median"] > 0
 
 
+@pytest.mark.slow
 def test_growth(tmp_path, monkeypatch):
     monkeypatch.setattr("pyscf_deqh.benchmark.speed.growth.SYSTEMS", ("chain",))
     rows = run_part(tmp_path, "growth", "--max-atoms", "9")
