@@ -54,6 +54,11 @@ class HamiltonianErrors:
     orbital_rotation: float
 
 
+def sample_deviation(values: np.ndarray) -> float:
+    """Sample standard deviation of values (n,); 0 of a single one."""
+    return float(values.std(ddof=1)) if len(values) > 1 else 0.0
+
+
 def same_atom_mask(ao_per_atom: np.ndarray) -> np.ndarray:
     """(nao, nao), True between functions of the same atom; from the number of AOs of each atom."""
     atom = np.repeat(np.arange(len(ao_per_atom)), ao_per_atom)

@@ -6,6 +6,7 @@ from collections.abc import Iterable
 
 import numpy as np
 
+from ..metrics import sample_deviation
 from .scf_runs import SCFRun
 
 RATIOS = ("full_builds_ratio", "wall_ratio")
@@ -65,8 +66,5 @@ def distribution(values: Iterable[float | None]) -> dict[str, float]:
     array = np.array([value for value in values if value is not None], dtype=float)
     if not len(array):
         return {"mean": float("nan"), "std": float("nan"), "median": float("nan"), "n": 0}
-    std = float(array.std(ddof=1)) if len(array) > 1 else 0.0
-    return {
-        "mean": float(array.mean()), "std": std, "median": float(np.median(array)),
-        "n": len(array),
-    }  # fmt: skip
+    mean, median = float(array.mean()), float(np.median(array))
+    return {"mean": mean, "std": sample_deviation(array), "median": median, "n": len(array)}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +12,15 @@ from ..files import write_json
 from .environment import environment
 
 
-def read_rows(path: Path, settings: dict[str, Any]) -> list[dict[str, Any]]:
+def read_rows(
+    path: Path, settings: dict[str, Any], check: Callable[[dict[str, Any]], object] = dict
+) -> list[dict[str, Any]]:
     """Rows of an earlier run, or none.
 
     Args:
         path: of the file, which does not have to exist.
         settings: what the rows were made with, and have to be.
+        check: of a row, which it calls; raises ValueError, KeyError or TypeError.
 
     Raises:
         ConfigError: other settings, or no such file of rows.
@@ -27,6 +30,8 @@ def read_rows(path: Path, settings: dict[str, Any]) -> list[dict[str, Any]]:
     try:
         content = json.loads(path.read_text())
         rows, found = [dict(row) for row in content["rows"]], dict(content["settings"])
+        for row in rows:
+            check(row)
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ConfigError(f"{path} holds no rows of this command: {error!r}") from error
     different = {key for key in found | settings if found.get(key) != settings.get(key)}

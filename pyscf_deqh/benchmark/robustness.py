@@ -187,7 +187,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     def run() -> int:
         settings = {"weights": weights_hash(args.model)}
-        rows = read_rows(args.json, settings)
+        rows = read_rows(args.json, settings, lambda row: Case(**row["case"]))
         done = [row["case"] for row in rows]
         todo = [case for case in cases(args.n, args.seed) if asdict(case) not in done]
         for case in tqdm(todo, desc="robustness", unit="SCF"):

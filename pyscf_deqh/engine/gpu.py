@@ -32,13 +32,12 @@ from torch import Tensor
 from ..errors import UnsupportedMoleculeError
 from ..pyscf_api import attribute, has_exchange
 from .atoms import minimal_atoms
-from .host import GRID_BLOCK, Engine
+from .host import GRID_BLOCK, LINEAR_DEPENDENCY, Engine
 
 if TYPE_CHECKING:
     from pyscf.gto import Mole
 
 _OLDEST = (1, 8)
-_DEPENDENT = 1e-8  # eigenvalue of an overlap below which its functions depend on each other
 _GRID_BLOCK = 16 * GRID_BLOCK
 
 
@@ -100,7 +99,7 @@ class GPU4PySCF(Engine):
         # cuSOLVER's generalized solver takes seconds to load for some sizes, and is no faster.
         if self._orthonormal is None or self._orthonormal[0] is not overlap:
             s, u = cupy.linalg.eigh(overlap)
-            if not bool(s[0] > _DEPENDENT):
+            if not bool(s[0] > LINEAR_DEPENDENCY):
                 raise np.linalg.LinAlgError("the overlap is not positive")
             self._orthonormal = overlap, u / cupy.sqrt(s)
         basis = self._orthonormal[1]

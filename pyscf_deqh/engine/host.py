@@ -17,6 +17,9 @@ if TYPE_CHECKING:
     from pyscf.gto import Mole
     from torch import Tensor
 
+# Eigenvalue of an overlap below which its functions depend on each other: PySCF's own threshold
+# (scf.addons.remove_linear_dep_).
+LINEAR_DEPENDENCY = 1e-8
 GRID_BLOCK = 8192  # grid points of one block
 INTEGRAL_BLOCK = 2**27  # bytes of one block of three-index integrals
 # Relative eigenvalue of a metric below which combinations of functions cannot be told apart, and

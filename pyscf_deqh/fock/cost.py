@@ -58,7 +58,7 @@ class Rates:
 # On a GPU, which small molecules do not fill: seconds of a matrix, and of its J and K for each
 # orbital, or, fitted, for each pair of orbitals, when the grid (for each orbital and atom) is most
 # of it; of a guess and corrected cycles, of loading PyTorch; and the full Fock matrices saved.
-_GPU_MATRIX, _GPU_DIRECT, _GPU_FITTED, _GPU_GRID = 0.05, 8e-4, 1e-7, 4e-6
+_GPU_MATRIX, _GPU_DIRECT, _GPU_FITTED, _GPU_GRID = 0.045, 8e-4, 1e-7, 4.4e-6
 _GPU_GUESS, _GPU_IMPORTS, _GPU_SAVED = 0.85, 4.0, 9.0
 
 

@@ -349,7 +349,6 @@ class _Method:
         tolerance: norm of the orbital gradient below which ``mf`` is converged, hartree.
         lost: above this it is far from its solution.
         rounding: fitted matrices cannot tell such a gradient from none.
-        gap: of a closed shell's last orbitals, hartree; 0 where it is not known.
     """
 
     def __init__(self, mf: Any, overlap: np.ndarray, basis: Any, fitted: FittedFock | None):
@@ -372,7 +371,7 @@ class _Method:
         elif fitted.dtype.itemsize < problem.precision.itemsize:
             fitted.free()
             fitted = fitted.like(mf.mol, fitted.device, problem.precision)
-        self.rounding = self.gap = 0.0
+        self.rounding = 0.0
         if fitted.dtype.itemsize == 4:
             spinors = 3.0 if kind == Kind.GENERALIZED else 1.0
             self.rounding = spinors * _ROUNDING * problem.gradient_scale
@@ -410,12 +409,14 @@ class _Method:
         """The corrected cycles from a full Fock matrix."""
         earlier = self._model.remembered(self.know(d, f))
         density = self._engine.array(d)
-        refined = refine(
+        return refine(
             self._model, self._overlap, self._shells, f, _MAX_FITTED, tolerance, density, earlier
         )
-        if self._shells.kind == Kind.CLOSED:
-            self.gap = self._shells.gap
-        return refined
+
+    @property
+    def gap(self) -> float:
+        """Of a closed shell's last orbitals, hartree; 0 where it is not known."""
+        return self._shells.gap
 
     def contamination(self, refined: Refined) -> float:
         """Spin contamination of unrestricted open shells; none of others."""
@@ -450,7 +451,9 @@ class _OwnShells(Shells):
 
     @property
     def gap(self) -> float:
-        """Between filled and empty orbitals of the last ones, hartree; 0 where one is missing."""
+        """Of a closed shell's last orbitals, hartree; 0 where it is not known."""
+        if self.kind != Kind.CLOSED or not self.levels:
+            return 0.0
         energies, filled = self.levels["energies"], self.levels["occupations"] > 0
         if not filled.any() or filled.all():
             return 0.0

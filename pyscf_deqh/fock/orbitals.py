@@ -8,14 +8,12 @@ from typing import Any, TypeAlias
 import numpy as np
 
 from ..engine import HOST, Engine
+from ..engine.host import LINEAR_DEPENDENCY
 from ..errors import NumericalError
 
 # Occupied orbitals (nao, k), each scaled by the root of its occupation: doubly occupied ones as one
 # array, those of either spin as two.
 Orbitals: TypeAlias = np.ndarray | Sequence[np.ndarray]
-
-# PySCF's own threshold for linear dependency (scf.addons.remove_linear_dep_).
-LINEAR_DEPENDENCY = 1e-8
 
 
 def finite(hamiltonian: np.ndarray) -> np.ndarray:

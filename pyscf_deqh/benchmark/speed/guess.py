@@ -87,9 +87,9 @@ def _reference_stages(settings: Settings, report: Report, mol: gto.Mole, label: 
         _milliseconds(report, f"{label}: {name}", measure(function, settings.repeats))
 
     add("overlap", lambda: mol.intor_symmetric("int1e_ovlp"))
-    add("superposed atomic density", lambda: System(mol).atomic_density)
     system = System(mol)
     hcore, overlap = system.core_hamiltonian, system.overlap
+    add("superposed atomic density", lambda: system.engine.atomic_density(mol, overlap))
     fock, orbitals = sad_reference(system, FittedFock(mol)), np.empty(0)
     stages: dict[str, Callable[[FittedFock], Any]] = {
         "fitted integrals": lambda fitted: fitted.integrals,
