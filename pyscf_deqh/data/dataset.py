@@ -64,15 +64,15 @@ def _encode(graph: MolecularGraph) -> bytes:
 
 
 def _decode(blob: bytes) -> MolecularGraph:
-    arrays = load_tensors(blob)
     try:
+        arrays = load_tensors(blob)
         for name in _OFTEN_ZERO:
             arrays.setdefault(name, np.zeros_like(arrays["overlap"]))
         return MolecularGraph(
             n_occupied=int(arrays["n_occupied"][0]), **{n: arrays[n] for n in _MATRICES}
         )
-    except KeyError as error:
-        raise ValueError(f"a graph without {error}") from error
+    except (KeyError, IndexError, TypeError, ValueError) as error:
+        raise SafetensorError(f"no graph: {error!r}") from error
 
 
 def _key(record: Record) -> str:
@@ -118,9 +118,7 @@ class GraphStore:
         """Turn errors of the file into a DatasetError that says what to do."""
         try:
             yield
-        except (sqlite3.DatabaseError, SafetensorError, ValueError, TypeError) as error:
-            if isinstance(error, DatasetError):
-                raise
+        except (sqlite3.DatabaseError, SafetensorError) as error:
             raise DatasetError(
                 f"{self.path} cannot be used: {error}. If it is damaged, delete it: all graphs in "
                 "it are made anew from the labels"

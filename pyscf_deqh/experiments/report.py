@@ -13,6 +13,7 @@ import numpy as np
 from ..benchmark.environment import environment
 from ..benchmark.report import markdown_table, new_figure
 from ..files import write_json
+from ..metrics import sample_deviation
 
 
 @dataclass
@@ -76,7 +77,7 @@ def describe_environment() -> dict[str, Any]:
 def spread(values: Iterable[float]) -> dict[str, Any]:
     """Mean and sample standard deviation (None for a single value), with the number of values."""
     array = np.asarray(list(values), dtype=float)
-    std = float(array.std(ddof=1)) if len(array) > 1 else None
+    std = sample_deviation(array) if len(array) > 1 else None
     return {"mean": float(array.mean()), "std": std, "n": len(array)}
 
 

@@ -15,7 +15,7 @@ from ..checkpoint import load_model
 from ..data.dataset import GraphStore, HamiltonianDataset
 from ..graph.batch import GraphBatch, collate
 from ..graph.layout import OrbitalTemplate
-from ..metrics import UNITS, HamiltonianErrors, hamiltonian_errors
+from ..metrics import UNITS, HamiltonianErrors, hamiltonian_errors, sample_deviation
 
 
 def batch_errors(
@@ -90,7 +90,7 @@ def summary(values: dict[str, list[float]]) -> str:
     for name, column in values.items():
         factor, unit = UNITS.get(name, (1.0, ""))
         numbers = factor * np.array(column)
-        spread = numbers.std(ddof=1) if len(numbers) > 1 else 0.0
-        line = f"  {name:22} {numbers.mean():10.4g} +- {spread:<10.4g} {unit}"
+        deviation = sample_deviation(numbers)
+        line = f"  {name:22} {numbers.mean():10.4g} +- {deviation:<10.4g} {unit}"
         lines.append(line.rstrip())
     return "\n".join(lines)
