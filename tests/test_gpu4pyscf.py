@@ -208,7 +208,7 @@ def test_the_benchmark_compares_both_guesses(gpu, tmp_path, capsys, monkeypatch)
     assert abs(row["energy_difference"]) < 1e-8
     assert row["ratio"] == row["deqh_seconds"] / row["minao_seconds"]
     assert "molecules/s" in capsys.readouterr().out
-    assert main([*options, "--max-atoms", "1"]) == 2
+    assert main([*options, "--atoms", "1"]) == 2
 
 
 def write_xyz(path, atoms):

@@ -1,8 +1,8 @@
 """``python -m pyscf_deqh.benchmark gpu4pyscf``: SCFs on a GPU, from this guess and from their own.
 
 B3LYP for molecules of 3 to 122 atoms, direct and density-fitted, each from both guesses in one
-process on one card; times are medians. Before that, SCFs of each kind of the third molecule are
-not counted: what CUDA compiles and loads then is there for all.
+process on one card; times are medians. Before that, SCFs of each kind of the file's third molecule
+are not counted: what CUDA compiles and loads then is there for all.
 """
 
 from __future__ import annotations
@@ -88,16 +88,19 @@ def measure(args: argparse.Namespace) -> int:
     import cupy
     import gpu4pyscf
 
-    geometries = [g for g in read_geometries(args.molecules) if len(g.numbers) <= args.max_atoms]
+    everything = read_geometries(args.molecules)
+    geometries = [g for g in everything if not args.atoms or len(g.numbers) in args.atoms]
     if not geometries:
-        raise ConfigError(f"no molecule of at most {args.max_atoms} atoms in {args.molecules}")
+        sizes = ", ".join(str(len(g.numbers)) for g in everything)
+        raise ConfigError(f"{args.molecules} has molecules of {sizes} atoms, none as asked for")
     ends = time.perf_counter() + args.seconds
     versions = {module.__name__: module.__version__ for module in (cupy, gpu4pyscf)}
     results: dict[str, Any] = {"environment": environment() | versions, "xc": args.xc, "rows": []}
     mols = [[Method(basis=basis).molecule(g) for g in geometries] for basis in args.basis]
+    warm_up = Method(basis=args.basis[0]).molecule(everything[min(2, len(everything) - 1)])
     for mode in args.mode:
         for guess in (False, True):
-            _run(mols[0][min(2, len(geometries) - 1)], args.xc, mode, guess)
+            _run(warm_up, args.xc, mode, guess)
     print(_ROW.format("molecule", "atoms", "nao", "mode", "own s", "deqh s", "ratio", "own", "deqh",
                       "E diff"))  # fmt: skip
     for same_basis in mols:
@@ -142,7 +145,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     parser.add_argument("--molecules", type=Path, default=MOLECULES, help="xyz or extxyz file")
-    parser.add_argument("--max-atoms", type=int, default=10**6, help="leave out larger molecules")
+    parser.add_argument("--atoms", type=int, nargs="+", metavar="N",
+                        help="molecules of these numbers of atoms alone")  # fmt: skip
     parser.add_argument("--basis", nargs="+", default=["def2-svp", "def2-tzvp"])
     parser.add_argument("--mode", nargs="+", choices=MODES, default=list(MODES))
     parser.add_argument("--xc", default="b3lyp")
