@@ -252,7 +252,7 @@ def _cycles(
     fitted.free()
     if settings is None or solution.failure:
         return solution, None
-    fitted = fitted.like(problem.mol, fitted.device, problem.precision)
+    fitted = fitted.like(problem.mol, fitted.device, problem.precision, problem.own_fit)
     return run_cycles(solution, problem, fitted, settings), fitted
 
 

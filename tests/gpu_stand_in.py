@@ -216,8 +216,9 @@ def eval_ao(mol, coords, deriv=0, transpose=True):
     return wrap(values if transpose else np.ascontiguousarray(values.transpose(0, 2, 1)))
 
 
-class _DF:
-    """``gpu4pyscf.df.DF``: rows of the tensor are not in the order of the auxiliary functions."""
+class DF:
+    """``gpu4pyscf.df.DF``: rows of the tensor are not in the order of the auxiliary functions, nor
+    its columns in that of pairs; both orders of two orbitals of a shell are there."""
 
     def __init__(self, mol, auxbasis=None):
         self.mol, self.auxmol, self._cderi, self.auxbasis = mol, None, None, auxbasis
@@ -229,12 +230,26 @@ class _DF:
         self._own = df_cpu.DF(self.mol)
         self._own.auxmol = self.auxmol
         if build_cderi:
-            self._cderi = df_cpu.incore.cholesky_eri(self.mol, auxmol=self.auxmol)[::-1]
+            packed = df_cpu.incore.cholesky_eri(self.mol, auxmol=self.auxmol)[::-1]
+            square = lib.unpack_tril(np.ascontiguousarray(packed)).reshape(len(packed), -1)
+            shell = np.repeat(np.arange(self.mol.nbas), np.diff(self.mol.ao_loc_nr()))
+            row, column = np.nonzero((shell[:, None] >= shell).T)
+            addresses = row * self.mol.nao + column
+            self._cderi = [wrap(np.ascontiguousarray(square[:, addresses].T).T)]
+            self._cderi_idx = wrap(addresses), wrap(np.nonzero(shell[row] == shell[column])[0])
         return self
 
     def loop(self, blksize=None, unpack=True):
-        for rows in np.array_split(self._cderi, 3):
-            yield wrap(lib.unpack_tril(np.ascontiguousarray(rows))), wrap(rows)
+        nao = self.mol.nao
+        square = np.zeros((len(self._cderi[0]), nao, nao))
+        row, column = divmod(self._cderi_idx[0].values, nao)
+        square[:, row, column] = square[:, column, row] = self._cderi[0].values
+        work = np.zeros((nao, nao, blksize or 100))
+        for first in range(0, len(square), work.shape[2]):
+            rows = square[first : first + work.shape[2]]
+            block = work[:, :, : len(rows)]
+            block[...] = rows.transpose(1, 2, 0)
+            yield wrap(block.transpose(2, 0, 1)), None
 
     def get_jk(self, dm, hermi=1, with_j=True, with_k=True):
         j, k = self._own.get_jk(dm.values, hermi, with_j, with_k)
@@ -438,9 +453,10 @@ def install(monkeypatch, version="1.9.0"):
     )  # fmt: skip
     cupy.linalg = SimpleNamespace(eigh=lambda x: wrap(tuple(np.linalg.eigh(x.values))))
     _module("gpu4pyscf", __version__=version)
+    _module("gpu4pyscf.__config__", num_devices=1)
     _module("gpu4pyscf.lib", diis=SimpleNamespace(DIIS=LibDIIS))
     _module("gpu4pyscf.lib.cupy_helper", asarray=asarray, tag_array=tag_array, eigh=_eigh)
-    _module("gpu4pyscf.df", DF=_DF)
+    _module("gpu4pyscf.df", DF=DF)
     _module("gpu4pyscf.dft", RKS=RKS, UKS=UKS, ROKS=ROKS)
     _module("gpu4pyscf.dft.gen_grid", Grids=_Grids)
     _module("gpu4pyscf.dft.numint", NumInt=_NumInt, eval_ao=eval_ao)

@@ -164,6 +164,26 @@ def test_one_fitted_density_is_pyscfs(gpu):
         np.testing.assert_allclose(*differences, atol=1e-6)
 
 
+def test_a_density_fitted_scf_lends_its_integrals(gpu):
+    """Fitted matrices from them are PySCF's of the same auxiliary basis set, exchange too."""
+    mol = make_mol(FORMAMIDE)
+    engine = gpu_engine()
+    mf = gpu.RHF(mol)
+    mf.with_df, mf.only_dfj = gpu.DF(mol), False
+    mf.with_df.auxbasis = "def2-universal-jkfit"
+    assert engine.own_fit(mf) is None  # not made yet
+    mf.with_df.build()
+    assert engine.own_fit(mf) is mf.with_df
+    fitted = FittedFock(mol, memory=0.0, engine=engine, own=mf.with_df)
+    reference = FittedFock(mol, dtype=torch.float64, auxbasis="def2-universal-jkfit")
+    c = np.linalg.qr(np.random.default_rng(0).normal(size=(mol.nao, 12)))[0]
+    hcore = np.zeros((mol.nao, mol.nao))
+    found, _ = fitted(engine.array(hcore), engine.array(c), "hf")
+    np.testing.assert_allclose(engine.host(found), reference(hcore, c, "hf")[0], atol=2e-5)
+    mf.only_dfj = True
+    assert engine.own_fit(mf) is None
+
+
 def test_superposed_atoms_are_those_of_pyscfs_guess(gpu):
     engine = gpu_engine()
     transition_metal = [("Fe", (0, 0, 0)), ("C", (0, 0, 1.8)), ("O1", (0, 0, 2.95))]

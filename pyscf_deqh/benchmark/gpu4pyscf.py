@@ -8,9 +8,11 @@ are not counted: what CUDA compiles and loads then is there for all.
 from __future__ import annotations
 
 import argparse
+import gc
 import statistics
 import time
 from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +21,10 @@ from tqdm import tqdm
 from ..data.geometry import read_geometries
 from ..errors import ConfigError, exit_status
 from ..files import write_json
+from ..fock.diis import CorrectedCycle
 from ..plugin import deqh_guess
 from ..predict import predict_hamiltonians
+from ..report import Report
 from .environment import environment
 from .scf_runs import Method
 from .sets import FOLDER
@@ -39,40 +43,57 @@ def _scf(mol: Any, xc: str, mode: str, guess: bool) -> Any:
     return mf.apply(deqh_guess) if guess else mf
 
 
-def _run(mol: Any, xc: str, mode: str, guess: bool) -> tuple[float, Any]:
-    """Seconds of an SCF, and its object."""
+@dataclass(frozen=True)
+class _Run:
+    """What is kept of an SCF; its object would keep integrals on the GPU beside the next one's."""
+
+    seconds: float
+    energy: float
+    converged: bool
+    cycles: int
+    report: Report | None
+    corrected: tuple[CorrectedCycle, ...]
+
+
+def _run(mol: Any, xc: str, mode: str, guess: bool) -> _Run:
     import cupy
 
     mf = _scf(mol, xc, mode, guess)
+    gc.collect()
+    cupy.get_default_memory_pool().free_all_blocks()
     cupy.cuda.Device().synchronize()
     started = time.perf_counter()
     mf.kernel()
     cupy.cuda.Device().synchronize()
-    return time.perf_counter() - started, mf
+    seconds = time.perf_counter() - started
+    report, corrected = (mf.deqh_report, mf.deqh_cycles) if guess else (None, ())
+    return _Run(seconds, float(mf.e_tot), bool(mf.converged), mf.cycles, report, corrected)
 
 
 def compare(mol: Any, name: str, xc: str, mode: str, repeats: int, guess_first: bool) -> dict:
     """A row: SCFs from either guess, in turns."""
-    seconds: dict[bool, list[float]] = {False: [], True: []}
-    last: dict[bool, Any] = {}
+    runs: dict[bool, list[_Run]] = {False: [], True: []}
     for repeat in range(repeats):
-        for guess in sorted(seconds, reverse=guess_first != bool(repeat % 2)):
-            took, last[guess] = _run(mol, xc, mode, guess)
-            seconds[guess].append(took)
-    own, ours = last[False], last[True]
-    report = ours.deqh_report
+        for guess in sorted(runs, reverse=guess_first != bool(repeat % 2)):
+            runs[guess].append(_run(mol, xc, mode, guess))
+    own, ours = runs[False][-1], runs[True][-1]
+    report = ours.report
+    assert report is not None
     # The first may wait for what CUDA compiles and loads for molecules of its size.
+    seconds = {guess: [run.seconds for run in made] for guess, made in runs.items()}
     middle = {guess: statistics.median(times) for guess, times in seconds.items()}
     return {
         "name": name, "atoms": mol.natm, "orbitals": mol.nao, "basis": mol.basis, "mode": mode,
         "minao_seconds": middle[False], "deqh_seconds": middle[True],
         "ratio": middle[True] / middle[False], "minao_times": seconds[False],
         "deqh_times": seconds[True], "minao_cycles": own.cycles, "deqh_cycles": ours.cycles,
-        "guess_seconds": report.seconds.total, "corrected_seconds":
-        sum(cycle.seconds for cycle in ours.deqh_cycles), "start": report.start,
+        "guess_seconds": report.seconds.total, "stages": asdict(report.seconds),
+        "corrected_seconds": sum(cycle.seconds for cycle in ours.corrected),
+        "fitted_cycles": [len(cycle.fitted_gradients) for cycle in ours.corrected],
+        "start": report.start,
         "fallback": report.fallback, "notes": list(report.notes),
-        "energy_difference": float(ours.e_tot - own.e_tot),
-        "converged": bool(own.converged and ours.converged),
+        "energy_difference": ours.energy - own.energy,
+        "converged": own.converged and ours.converged,
     }  # fmt: skip
 
 

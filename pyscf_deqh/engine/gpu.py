@@ -7,6 +7,8 @@ Read in gpu4pyscf 1.8.1 and 1.9.0, and tested in 1.9.0:
 ``mf.DIIS(mf, file)``, ``update(s, d, f)``  without the SCF object; a subclass of ``lib.diis.DIIS``
 ``get_init_guess(mol, key)``                without the overlap
 ``DF(mol).build(omega=)``, ``.loop()``      unpacked blocks of fitted integrals, on the GPU
+``DF._cderi``, ``._cderi_idx``              (functions, pairs) for each GPU, or on the host; the
+                                            pairs' addresses, and which are of one shell
 ``numint.eval_ao(mol, coords, 1)``          (4, nao, points) with ``transpose=False``
 ``with_solvent._B_dot_x``                   potential of the solvent's response to a density
 ==========================================  ====================================================
@@ -16,7 +18,7 @@ CuPy and PyTorch share arrays on the same GPU without a copy (DLPack), and its d
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import cupy
@@ -24,12 +26,13 @@ import gpu4pyscf
 import numpy as np
 import torch
 from gpu4pyscf import df, lib
+from gpu4pyscf.__config__ import num_devices
 from gpu4pyscf.dft import gen_grid, numint
 from gpu4pyscf.lib import cupy_helper
 from gpu4pyscf.scf import diis, ghf, hf, rohf, uhf
 from torch import Tensor
 
-from ..errors import UnsupportedMoleculeError
+from ..errors import NotEnoughMemoryError, UnsupportedMoleculeError
 from ..pyscf_api import attribute, has_exchange
 from .atoms import minimal_atoms
 from .host import GRID_BLOCK, LINEAR_DEPENDENCY, Engine
@@ -39,6 +42,7 @@ if TYPE_CHECKING:
 
 _OLDEST = (1, 8)
 _GRID_BLOCK = 16 * GRID_BLOCK
+_ROOM = 0.3  # part of a GPU's memory
 
 
 class GPU4PySCF(Engine):
@@ -54,6 +58,7 @@ class GPU4PySCF(Engine):
     stop = 0.4
     goal = 1.0  # its SCF ends without a check
     block_bytes = 2**29
+    keeps_pairs = num_devices == 1
     peak = 1.0
 
     def __init__(self) -> None:
@@ -152,6 +157,34 @@ class GPU4PySCF(Engine):
             first += len(rows)
         return packed[:first], None
 
+    def own_fit(self, mf: Any) -> Any:
+        fitted = attribute(mf, "with_df")
+        if fitted is None or mf.only_dfj or fitted.mol is not mf.mol or not fitted._cderi:
+            return None
+        return fitted if self.keeps_pairs and _is_on_gpu(fitted) else None
+
+    def pair_integrals(
+        self, mol: Mole, auxiliary: Mole, omega: float, own: Any = None
+    ) -> tuple[Tensor, Tensor, Tensor, Callable[[int], Iterator[Tensor]]] | None:
+        fitted = own
+        if fitted is None:
+            fitted = _fitted(mol, auxiliary)
+            with mol.with_range_coulomb(omega), auxiliary.with_range_coulomb(omega):
+                fitted.build(omega=omega or None)
+            if not _is_on_gpu(fitted):
+                raise NotEnoughMemoryError("the fitted integrals do not fit into the GPU's memory")
+        values = torch.from_dlpack(fitted._cderi[0].T)
+        # Where both orbitals are of the same shell, mn is there and nm as well.
+        addresses, both = (torch.from_dlpack(cupy_helper.asarray(x)) for x in fitted._cderi_idx)
+        weights = torch.full((len(addresses),), 2.0, dtype=values.dtype, device=values.device)
+        weights[both.long()] = 1.0
+
+        def blocks(size: int) -> Iterator[Tensor]:
+            for block, _ in fitted.loop(size):
+                yield torch.from_dlpack(block).permute(1, 2, 0)
+
+        return values, addresses, weights, blocks
+
     def fitted_coulomb(self, mol: Mole, auxiliary: Mole, memory: float) -> Callable[[Any], Any]:
         fitted = _fitted(mol, auxiliary)
         fitted.build(build_cderi=False)
@@ -179,10 +212,12 @@ class GPU4PySCF(Engine):
     def numint(self) -> Any:
         return numint.NumInt()
 
-    def memory(self, mf: Any) -> float:
+    def free_bytes(self, device: torch.device) -> float:
         cupy.get_default_memory_pool().free_all_blocks()
-        torch.cuda.empty_cache()
-        return torch.cuda.mem_get_info(self.device)[0] / 1e6
+        return super().free_bytes(device)
+
+    def memory(self, mf: Any) -> float:
+        return self.free_bytes(torch.device(self.device)) / 1e6
 
     def make_integrals(self, mf: Any) -> None:
         fitted = attribute(mf, "with_df")
@@ -196,12 +231,23 @@ class GPU4PySCF(Engine):
             return None
         return response
 
+    def make_room(self) -> None:
+        # CuPy keeps what it has freed, and gpu4pyscf takes a third of what is left for one block:
+        # PyTorch, which does the same, would wait for memory with each new tensor.
+        free, total = torch.cuda.mem_get_info(self.device)
+        if free < _ROOM * total:
+            self.free_bytes(torch.device(self.device))
+
     def give_back(self) -> None:
         self._orthonormal = None
         torch.cuda.empty_cache()
 
 
 _CUPY_TYPES = {torch.float32: np.float32, torch.float64: np.float64}
+
+
+def _is_on_gpu(fitted: Any) -> bool:
+    return isinstance(fitted._cderi[0], cupy.ndarray)
 
 
 def _fitted(mol: Mole, auxiliary: Mole) -> Any:

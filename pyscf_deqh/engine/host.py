@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
@@ -50,6 +50,7 @@ class Engine:
         goal: part of the SCF's threshold for the gradient below which no corrected step is worth
             its time, in closed shells with a wide gap.
         block_bytes: working memory of one block of fitted integrals.
+        keeps_pairs: whether there are :meth:`pair_integrals`, for double precision.
         peak: memory that making fitted integrals takes for a while, in sizes of the result in
             double precision.
     """
@@ -63,6 +64,7 @@ class Engine:
     stop = 0.1
     goal = 0.5
     block_bytes = 2**27
+    keeps_pairs = False
     peak = 0.0
 
     # Classes.
@@ -177,6 +179,24 @@ class Engine:
             _multiply(factor, columns)
         return packed[: len(factor)], factor
 
+    def own_fit(self, mf: Any) -> Any:
+        """The density fitting of an SCF object whose integrals serve :meth:`pair_integrals`; None
+        where there is none."""
+
+    def pair_integrals(
+        self, mol: Mole, auxiliary: Mole, omega: float, own: Any = None
+    ) -> tuple[Tensor, Tensor, Tensor, Callable[[int], Iterator[Tensor]]] | None:
+        """The first arguments of :class:`~pyscf_deqh.fock.integrals.PairIntegrals`; None where the
+        engine does not keep such.
+
+        Args:
+            mol, auxiliary, omega: as of :meth:`fitted_integrals`.
+            own: what :meth:`own_fit` has found, instead of new integrals.
+
+        Raises:
+            NotEnoughMemoryError: they do not fit.
+        """
+
     def fitted_coulomb(self, mol: Mole, auxiliary: Mole, memory: float) -> Callable[[Any], Any]:
         """From densities to fitted Coulomb matrices, whose integrals are made each time.
 
@@ -247,6 +267,13 @@ class Engine:
         """An SCF object's ``DIIS`` that no user has changed."""
         return self.scf["diis"].SCF_DIIS
 
+    def free_bytes(self, device: torch.device) -> float:
+        """Of a GPU's memory, with what is kept for new tensors."""
+        import torch
+
+        torch.cuda.empty_cache()
+        return float(torch.cuda.mem_get_info(device)[0])
+
     def memory(self, mf: Any) -> float:
         """Megabytes that are left for a guess beside the two-electron integrals that ``mf``
         holds."""
@@ -259,6 +286,9 @@ class Engine:
     def solvent_of(self, mf: Any) -> Any:
         """A polarizable continuum around ``mf``'s molecule; None without one."""
         return cavity_of(mf)
+
+    def make_room(self) -> None:
+        """Let go of memory that is kept for later, where little is left."""
 
     def give_back(self) -> None:
         """Let others have the memory that is kept for new tensors."""

@@ -287,7 +287,9 @@ class _Corrected:
             self._waits += far
             return None
         tolerance = max(goal, self._engine.stop * self._leaves * gradient, method.rounding)
+        self._engine.make_room()
         refined = method.solve(d, f, tolerance)
+        self._engine.make_room()
         gradients = refined.gradients
         accepted = gradients[-1] < min(gradient, max(_FITTED_FAILED * gradient, tolerance))
         if far and method.contamination(refined) > _CONTAMINATED:
@@ -366,11 +368,12 @@ class _Method:
         self._basis, self._root = basis, self._overlap @ basis
         if fitted is None:
             fitted = FittedFock(
-                mf.mol, dtype=problem.precision, memory=problem.memory, engine=problem.engine
-            )
+                mf.mol, dtype=problem.precision, memory=problem.memory, engine=problem.engine,
+                own=problem.own_fit,
+            )  # fmt: skip
         elif fitted.dtype.itemsize < problem.precision.itemsize:
             fitted.free()
-            fitted = fitted.like(mf.mol, fitted.device, problem.precision)
+            fitted = fitted.like(mf.mol, fitted.device, problem.precision, problem.own_fit)
         self.rounding = 0.0
         if fitted.dtype.itemsize == 4:
             spinors = 3.0 if kind == Kind.GENERALIZED else 1.0

@@ -13,7 +13,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -25,7 +25,7 @@ from ..pyscf_api import Cavity
 from .auxiliary import auxiliary_molecule
 from .functional import Functional
 from .grid import GRID
-from .integrals import FittedIntegrals, n_orbital_pairs
+from .integrals import FittedIntegrals, PairIntegrals, n_orbital_pairs
 from .orbitals import Orbitals, by_spin
 
 if TYPE_CHECKING:
@@ -73,6 +73,8 @@ class FittedFock:
         engine: makes integrals and grid; matrices are its arrays.
         coulomb: dtype of the Coulomb part, by far the largest of a matrix; that of the rest if it
             is None.
+        own: the density fitting of the SCF itself (:meth:`Engine.own_fit`), whose integrals are
+            used in the place of others; None for others.
     """
 
     def __init__(
@@ -85,33 +87,43 @@ class FittedFock:
         memory: float | None = None,
         engine: Engine = HOST,
         coulomb: torch.dtype | None = None,
+        own: Any = None,
     ):
-        self.mol, self.engine = mol, engine
+        self.mol, self.engine, self._own = mol, engine, own
         self.device, self.dtype = torch.device(device or engine.device), dtype
-        self.coulomb_dtype = coulomb or dtype
+        self.coulomb_dtype = torch.float64 if own is not None else coulomb or dtype
         self.auxbasis, self.grid = auxbasis, grid
         if memory is None:
             memory = float("inf") if engine.fixed else mol.max_memory
         self._memory = memory
         self._limit = self._left = 1e6 * _SHARE * self._memory
         if self.device.type == "cuda":
-            on_device = _SHARE * torch.cuda.mem_get_info(self.device)[0]
+            on_device = _SHARE * engine.free_bytes(self.device)
             self._limit = self._left = min(self._limit, on_device)
-        self._long_range: dict[float, FittedIntegrals] = {}
+        self._long_range: dict[float, FittedIntegrals | PairIntegrals] = {}
         self._made: deque[_Made] = deque(maxlen=_REMEMBERED)
         self._cavity: Cavity | None = None
         self._response: Callable[[np.ndarray], np.ndarray] | None = None
 
-    def like(self, mol: Mole, device: torch.device | str, dtype: torch.dtype) -> FittedFock:
+    def like(
+        self, mol: Mole, device: torch.device | str, dtype: torch.dtype, own: Any = None
+    ) -> FittedFock:
         """The same for another molecule, device or precision."""
         coulomb = max(dtype, self.coulomb_dtype, key=lambda known: known.itemsize)
         return FittedFock(
-            mol, device, dtype, self.auxbasis, self.grid, self._memory, self.engine, coulomb
+            mol, device, dtype, self.auxbasis, self.grid, self._memory, self.engine, coulomb, own
         )
 
     @cached_property
     def _auxiliary(self) -> Mole:
+        if self._own is not None:
+            return self._own.auxmol
         return auxiliary_molecule(self.mol, self.auxbasis)
+
+    @property
+    def _in_pairs(self) -> bool:
+        """Whether the integrals stay in the form that the engine makes."""
+        return self.engine.keeps_pairs and self.coulomb_dtype == torch.float64
 
     # Bytes of what can be kept, in the order of its worth.
 
@@ -138,7 +150,11 @@ class FittedFock:
 
     @cached_property
     def _keeps_integrals(self) -> bool:
-        peak = self.engine.peak * self._triangle_bytes * 8 / self.coulomb_dtype.itemsize
+        if self._own is not None:
+            return True
+        peak = 0.0
+        if not self._in_pairs:
+            peak = self.engine.peak * self._triangle_bytes * 8 / self.coulomb_dtype.itemsize
         return peak + self._triangle_bytes <= self._left and self._reserve(self._triangle_bytes)
 
     @cached_property
@@ -148,13 +164,15 @@ class FittedFock:
 
     @cached_property
     def _keeps_tensor(self) -> bool:
-        return self._keeps_integrals and self._reserve(self._tensor_bytes)
+        if self._in_pairs or not self._keeps_integrals:
+            return False
+        return self._reserve(self._tensor_bytes)
 
     def _make_room(self, n_bytes: float) -> bool:
         """Reserve, if need be in the place of what is worth less."""
         while not self._reserve(n_bytes):
             if self.__dict__.get("_keeps_tensor"):
-                self.integrals.keep_tensor(False)
+                self._keep_tensor(self.integrals, False)
                 self._keeps_tensor = False
                 self._left += self._tensor_bytes
             elif self.__dict__.get("_keeps_values"):
@@ -171,14 +189,19 @@ class FittedFock:
             f"{_SHARE:.0%} of what max_memory leaves"
         )
 
-    def _fit(self, omega: float = 0.0) -> FittedIntegrals:
+    def _fit(self, omega: float = 0.0) -> FittedIntegrals | PairIntegrals:
+        if self._in_pairs:
+            own = None if omega else self._own
+            pairs = self.engine.pair_integrals(self.mol, self._auxiliary, omega, own)
+            if pairs is not None:
+                return PairIntegrals(*pairs, self.mol.nao, self.engine.block_bytes)
         return FittedIntegrals(
             self.mol, self._auxiliary, self.device, self.coulomb_dtype, omega, self.engine,
             self.dtype,
         )  # fmt: skip
 
     @cached_property
-    def integrals(self) -> FittedIntegrals:
+    def integrals(self) -> FittedIntegrals | PairIntegrals:
         """Those of the Coulomb operator.
 
         Raises:
@@ -187,9 +210,14 @@ class FittedFock:
         if not self._keeps_integrals:
             raise self._too_large("fitted integrals")
         integrals = self._fit()
-        if self._cavity is not None:
+        if self._cavity is not None and isinstance(integrals, FittedIntegrals):
             integrals.put_into(self._cavity)
         return integrals
+
+    @staticmethod
+    def _keep_tensor(integrals: FittedIntegrals | PairIntegrals, keep: bool) -> None:
+        if isinstance(integrals, FittedIntegrals):
+            integrals.keep_tensor(keep)
 
     def put_into(self, solvent: Cavity | Callable[[np.ndarray], np.ndarray] | None) -> None:
         """Let Fock matrices hold the response of a solvent, where the integrals are kept.
@@ -201,15 +229,16 @@ class FittedFock:
         """
         self._cavity = solvent if isinstance(solvent, Cavity) else None
         self._response = None if isinstance(solvent, Cavity) else solvent
-        if self._cavity is not None and "integrals" in self.__dict__:
-            self.integrals.put_into(self._cavity)
+        made = self.__dict__.get("integrals")
+        if self._cavity is not None and isinstance(made, FittedIntegrals):
+            made.put_into(self._cavity)
 
-    def _long_range_integrals(self, omega: float) -> FittedIntegrals:
+    def _long_range_integrals(self, omega: float) -> FittedIntegrals | PairIntegrals:
         if omega not in self._long_range:
             if not self._make_room(self._triangle_bytes):
                 raise self._too_large("fitted integrals of both ranges")
             integrals = self._long_range[omega] = self._fit(omega)
-            integrals.keep_tensor(self._reserve(self._tensor_bytes))
+            self._keep_tensor(integrals, not self._in_pairs and self._reserve(self._tensor_bytes))
         return self._long_range[omega]
 
     @cached_property
@@ -303,7 +332,7 @@ class FittedFock:
         matrix = c.new_zeros(len(c), len(c))
         omega, long_range, hybrid = functional.exchange
         if hybrid:
-            self.integrals.keep_tensor(self._keeps_tensor)
+            self._keep_tensor(self.integrals, self._keeps_tensor)
             matrix -= hybrid * self.integrals.exchange(c, d)
         if omega and long_range != hybrid:
             screened = self._long_range_integrals(omega).exchange(c, d)

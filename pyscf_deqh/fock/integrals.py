@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -127,6 +127,60 @@ class FittedIntegrals:
     def _split(self, rows: Tensor) -> tuple[Tensor, ...]:
         n_rows = max(self._block_bytes // (self.packed.element_size() * self.nao**2), 1)
         return rows.split(n_rows)
+
+
+class PairIntegrals:
+    """The same, (mn|rs) = sum_P B_mn,P B_rs,P, in the form that an engine keeps them in itself:
+    neither copied nor changed, in double precision, without pairs of orbitals that do not overlap.
+
+    Args:
+        values: (pairs, functions).
+        addresses: (pairs,), m nao + n of the pair mn.
+        weights: (pairs,), 2 for pairs whose nm is not among them, 1 for others.
+        blocks: all functions, at most so many at a time: (nao, nao, functions), symmetric; a block
+            is gone when the next one is asked for.
+        nao: number of orbitals.
+        block_bytes: working memory of a block.
+    """
+
+    def __init__(
+        self,
+        values: Tensor,
+        addresses: Tensor,
+        weights: Tensor,
+        blocks: Callable[[int], Iterable[Tensor]],
+        nao: int,
+        block_bytes: int,
+    ):
+        self.nao, self._values, self._weights, self._blocks = nao, values, weights, blocks
+        self._row, self._column = addresses.long() // nao, addresses.long() % nao
+        self._step = max(block_bytes // (8 * nao**2), 1)
+
+    def coulomb(self, density: Tensor) -> Tensor:
+        """Coulomb matrix (nao, nao) of a symmetric density matrix (nao, nao)."""
+        fitted = (density.double()[self._row, self._column] * self._weights) @ self._values
+        pairs = self._values @ fitted
+        square = pairs.new_zeros(self.nao, self.nao)
+        square[self._row, self._column] = pairs
+        square[self._column, self._row] = pairs
+        return square
+
+    def exchange(self, orbitals: Tensor, others: Tensor | None = None) -> Tensor:
+        """Exchange matrix (nao, nao) of the density C D^T of orbitals C and D (nao, k), the same
+        if D is None."""
+        total = self._values.new_zeros(self.nao, self.nao)
+        for block in self._blocks(self._step):
+            half = self._half(block, orbitals)
+            if others is None:
+                _add_gram_matrix(half, total)
+            else:
+                total += half @ self._half(block, others).T
+        return total if others is not None else total.tril() + total.tril(-1).T
+
+    def _half(self, block: Tensor, orbitals: Tensor) -> Tensor:
+        # Both orbitals of a pair may change places: one product of large matrices.
+        half = orbitals.double().T @ block.reshape(self.nao, -1)
+        return half.view(-1, self.nao, block.shape[-1]).transpose(0, 1).reshape(self.nao, -1)
 
 
 def _add_gram_matrix(rows: Tensor, total: Tensor) -> None:

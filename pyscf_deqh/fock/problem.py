@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -126,6 +126,11 @@ class Problem:
     def gradient_scale(self) -> float:
         """What makes norms of the orbital gradient of small and large molecules comparable."""
         return float(np.sqrt(max(self.mol.nelectron // 2, 1)))
+
+    @property
+    def own_fit(self) -> Any:
+        """``mf``'s own density fitting, if its integrals are there and serve the engine."""
+        return self.engine.own_fit(self.mf) if self.mol is self.mf.mol else None
 
     @property
     def memory(self) -> float:

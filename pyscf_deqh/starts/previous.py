@@ -173,7 +173,7 @@ class PreviousStart:
         device = resolve_device(self.device, problem.engine)
         fitted = FittedFock(
             problem.mol, device, problem.precision, memory=problem.memory, engine=problem.engine,
-            coulomb=coulomb,
+            coulomb=coulomb, own=problem.own_fit,
         )  # fmt: skip
         fock, _ = fitted(problem.core_hamiltonian, orbitals, problem.functional)
         if defect is not None:
