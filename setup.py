@@ -27,7 +27,7 @@ geomopt = ["geometric>=1.0", "pyberny>=0.7"]
 pyg = ["torch_geometric>=2.6"]
 docs = ["sphinx>=8.1", "myst-nb>=1.1", "furo>=2024.8.6"]
 gpu = ["gpu4pyscf-cuda12x>=1.8"]
-pytest = ["pytest>=8", "pytest-xdist>=3.5"]
+pytest = ["hypothesis>=6.100", "pytest>=8", "pytest-xdist>=3.5"]
 
 setup(
     name="pyscf_deqh",
@@ -55,7 +55,7 @@ setup(
     # The bundled models lie at the top of the repository and inside the installed package.
     package_dir={"pyscf_deqh.models": "models"},
     package_data={
-        "pyscf_deqh": ["py.typed", "benchmark/molecules/*.xyz", "data/make/molecules/*.xyz"],
+        "pyscf_deqh": ["py.typed", "benchmark/molecules/*.xyz*", "data/make/molecules/*.xyz"],
         "pyscf_deqh.models": ["*/config.json", "*/model.safetensors", "*/README.md", "*/*.smi"],
     },
     install_requires=[

@@ -2,12 +2,13 @@
 
 import json
 
+import numpy as np
 import pytest
+from pyscf import scf
 
 from pyscf_deqh.benchmark import robustness
 from pyscf_deqh.benchmark.__main__ import main
-
-pytest.importorskip("ase")
+from pyscf_deqh.benchmark.scf_runs import Method
 
 
 def test_cases_are_the_same_each_time_and_can_be_run():
@@ -16,15 +17,31 @@ def test_cases_are_the_same_each_time_and_can_be_run():
     for case in robustness.cases(60):
         mf = case.scf()
         assert mf.mol.nelectron >= max(mf.mol.spin, 2)
-        assert mf.mol.natm <= 7
+        assert mf.mol.nao <= 220 or case.family == "upu23"
         assert mf.init_guess == case.init
         assert mf.mol.basis == case.basis
+        assert mf.mol.charge == case.charge
+    names = {case.family for case in robustness.cases(400)}
+    assert names == robustness.molecules().keys()
+
+
+def test_every_bundled_molecule_has_a_basis_set_and_its_electrons_their_spin():
+    """PySCF, which counts electrons and functions itself."""
+    families = robustness.molecules()
+    assert sum(map(len, families.values())) > 500
+    assert {"mb16-43", "f-block", "rc21", "transition-states", "cages"} <= families.keys()
+    for family, chosen in (("f-block", "LaCl3"), ("mb16-43", "01"), ("noble-gases", "XeF4")):
+        geometry = families[family][chosen]
+        mol = Method().molecule(geometry)
+        expected = sum(robustness._orbitals_of(z, "def2-svp") for z in geometry.numbers)
+        assert mol.nao == expected
+        assert mol.spin == (geometry.whole_number("spin") or 0)
 
 
 def small(n, seed=0):
     """Hydrogen fluoride and water."""
     common = ("hf", "def2-svp", 0, 0, 1.0, True, 1, "minao")
-    return [robustness.Case(name, *common) for name in ("HF", "H2O")[:n]]
+    return [robustness.Case("g2", name, *common) for name in ("HF", "H2O")[:n]]
 
 
 def test_command_goes_on_and_lists_what_is_worse(tmp_path, monkeypatch, capsys):
@@ -55,6 +72,44 @@ def test_verdicts_by_hand():
     assert not robustness.verdicts(row, "corrected")
     row["corrected"] = plain | {"converged": False}
     assert robustness.verdicts(row, "corrected") == ["not converged"]
+    row["corrected"] = plain | {"energy": -0.997, "stable": False}
+    assert robustness.verdicts(row, "corrected") == ["3.000 mEh higher, not stable"]
+
+
+def test_an_end_above_is_looked_at_for_stability():
+    """Lithium hydride's ground state is a minimum, one with two electrons in a higher orbital not."""
+    mf = robustness.Case("g2", "LiH", "hf", "def2-svp", 0, 0, 1.0, True, 1, "minao").scf()
+    mf.kernel()
+    assert robustness._is_stable(mf) is True
+    excited = scf.UHF(mf.mol)
+    excited.verbose = 0
+    occupation = np.zeros((2, mf.mol.nao))
+    occupation[:, [0, 3]] = 1
+    excited = scf.addons.mom_occ(excited, np.stack([mf.mo_coeff] * 2), occupation)
+    excited.kernel(excited.make_rdm1(np.stack([mf.mo_coeff] * 2), occupation))
+    assert excited.e_tot > mf.e_tot + 0.1
+    assert robustness._is_stable(excited) is False
+    assert robustness._is_stable(None) is None
+
+
+def test_slow_ones_are_timed_again(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(robustness, "cases", small)
+    out = tmp_path / "rows.json"
+    assert main(["robustness", "--n", "1", "--json", str(out)]) == 0
+    content = json.loads(out.read_text())
+    (row,) = content["rows"]
+    assert not row["worth"]  # the cost rule leaves it alone
+    assert not robustness.is_slower(row)
+    row["worth"], row["deqh"]["seconds"] = True, row["plain"]["seconds"] + 1
+    assert robustness.is_slower(row)
+    out.write_text(json.dumps(content))
+    picture = tmp_path / "builds.png"
+    options = ["--n", "1", "--json", str(out), "--retime", "--plot", str(picture)]
+    assert main(["robustness", *options]) == 0
+    (row,) = json.loads(out.read_text())["rows"]
+    assert 0 < row["retimed"]["deqh"] < 1
+    assert "1 cases that the cost rule does not leave alone" in capsys.readouterr().out
+    assert picture.stat().st_size > 1000
 
 
 def test_other_files_are_refused(tmp_path, capsys):

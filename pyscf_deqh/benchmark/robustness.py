@@ -1,42 +1,72 @@
 """``python -m pyscf_deqh.benchmark robustness``: random SCFs, with corrected cycles and without.
 
-Molecules of up to seven atoms of the G2 set (ASE; Curtiss et al., J. Chem. Phys. 106, 1063, 1997),
-as they are, charged or with all distances stretched; methods, basis sets and starts at random. Fock
-builds and energies are counted, no seconds: other work on the machine does no harm. Rows are
-written after every case; the same command goes on where it stopped.
+Bundled molecules of many kinds (``molecules/README.md``), each family as often as any other; those
+of up to seven atoms also with all distances stretched, those of the G2 set also charged. Methods
+and basis sets are drawn at random, for small molecules starts too. Fock builds and energies are
+counted; seconds are written as well, but mean something only on a machine that does nothing else.
+Rows are written after every case; the same command goes on where it stopped.
 """
 
 from __future__ import annotations
 
 import argparse
+import functools
 import random
-from collections.abc import Sequence
+import statistics
+import time
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from pyscf import dft, gto, scf
+from pyscf.data.elements import ELEMENTS
 from tqdm import tqdm
 
 from ..checkpoint import DEFAULT_MODEL, weights_hash
+from ..data.geometry import Geometry, read_geometries
 from ..errors import exit_status
+from ..fock.cost import too_cheap
 from ..fock.diis import corrected_diis
 from ..plugin import deqh_guess
 from ..pyscf_api import full_builds
 from .ratios import distribution
-from .report import markdown_table
+from .report import markdown_table, new_figure
 from .resume import read_rows, write_rows
+from .scf_runs import Method
+from .sets import FOLDER
 
 _XC = ("hf", "pbe", "b3lyp", "m06-2x", "camb3lyp")
 _BASIS = ("def2-svp", "6-31g*", "cc-pvdz", "aug-cc-pvdz", "sto-3g")
 _STARTS = ("minao", "minao", "atom", "1e", "huckel")
 _STRETCHES = (1.0, 1.0, 1.0, 1.15, 1.5)
 _CHARGES = (0, 0, 0, 1, -1)
-_MAX_ATOMS = 7
+# Bundled files beside that of many families.
+_FILES = ("qm9", "fragments", "ions", "heavy", "radicals", "counterpoise")
+_SMALL = 7  # atoms
+# Orbitals; molecules that have more in each basis set get the one with the fewest.
+_MAX_ORBITALS = 220
+_ALL_ELECTRON = 36
 # Hartree: where an energy counts as another one.
 _SAME = 1e-6
+# Where a run counts as slower: this part, and so many seconds.
+_SLOWER, _SECONDS = 1.02, 0.03
+_REPEATS = 3
 RUNS = ("plain", "corrected", "deqh")
+
+
+@functools.cache
+def molecules() -> dict[str, dict[str, Geometry]]:
+    """Bundled molecules by family and name."""
+    found: dict[str, dict[str, Geometry]] = {}
+    for geometry in read_geometries(FOLDER / "varied_test.xyz.gz"):
+        family, name = geometry.info["name"].split(" ", 1)
+        found.setdefault(family, {})[name] = geometry
+    for family in _FILES:
+        geometries = read_geometries(FOLDER / f"{family}_test.xyz")
+        found[family] = {geometry.name: geometry for geometry in geometries}
+    return found
 
 
 @dataclass(frozen=True)
@@ -44,13 +74,14 @@ class Case:
     """One SCF.
 
     Attributes:
-        molecule: its name in the set.
+        family, molecule: see :func:`molecules`.
         xc, basis, charge, spin, init: as PySCF names them.
         stretch: factor of all distances.
         restricted: orbitals of either spin alike, open shells too.
         breaksym: how PySCF breaks the spin symmetry of unrestricted singlets.
     """
 
+    family: str
     molecule: str
     xc: str
     basis: str
@@ -62,13 +93,10 @@ class Case:
     init: str
 
     def scf(self) -> Any:
-        from ase.collections import g2
-
-        atoms = g2[self.molecule]
-        mol = gto.M(
-            atom=list(zip(atoms.symbols, (self.stretch * atoms.positions).tolist(), strict=True)),
-            basis=self.basis, charge=self.charge, spin=self.spin, verbose=0,
-        )  # fmt: skip
+        geometry = molecules()[self.family][self.molecule]
+        info = geometry.info | {"charge": str(self.charge), "spin": str(self.spin)}
+        positions = self.stretch * geometry.positions
+        mol = Method(basis=self.basis).molecule(replace(geometry, positions=positions, info=info))
         kind = "HF" if self.xc == "hf" else "KS"
         name = ("RO" if self.spin else "R") + kind if self.restricted else f"U{kind}"
         mf = getattr(scf if kind == "HF" else dft, name)(mol)
@@ -80,21 +108,42 @@ class Case:
         return mf
 
 
+@functools.cache
+def _orbitals_of(element: int, basis: str) -> float:
+    """Functions of an element; infinitely many where the basis set lacks it."""
+    if element > _ALL_ELECTRON and not basis.startswith("def2"):
+        return float("inf")
+    try:
+        shells = gto.basis.load(basis, ELEMENTS[element])
+    except (RuntimeError, KeyError):  # PySCF's own kinds of it
+        return float("inf")
+    return sum((2 * angular + 1) * (len(rows[-1]) - 1) for angular, *rows in shells)
+
+
+def _basis_for(geometry: Geometry, rng: random.Random) -> str:
+    sizes = {basis: sum(_orbitals_of(z, basis) for z in geometry.numbers) for basis in _BASIS}
+    suitable = [basis for basis in _BASIS if sizes[basis] <= _MAX_ORBITALS]
+    return rng.choice(suitable or [min(_BASIS, key=sizes.__getitem__)])
+
+
 def cases(n: int, seed: int = 0) -> list[Case]:
     """The first n of an endless list of random cases."""
-    from ase.collections import g2
-
-    rng, names = random.Random(seed), [name for name in g2.names if len(g2[name]) <= _MAX_ATOMS]
+    rng, families = random.Random(seed), molecules()
     found: list[Case] = []
     while len(found) < n:
-        molecule = rng.choice(names)
-        charge = rng.choice(_CHARGES)
-        electrons = int(g2[molecule].numbers.sum()) - charge
-        unpaired = round(abs(float(g2[molecule].get_initial_magnetic_moments().sum())))
+        family = rng.choice(sorted(families))
+        name, geometry = rng.choice(sorted(families[family].items()))
+        small, own = len(geometry.numbers) <= _SMALL, geometry.whole_number("charge") or 0
+        charge = own + (rng.choice(_CHARGES) if family == "g2" else 0)
+        electrons = int(geometry.numbers.sum()) - charge
+        if ghosts := geometry.whole_number("ghosts"):
+            electrons -= int(geometry.numbers[-ghosts:].sum())
+        unpaired = geometry.whole_number("spin") or 0
         spin = unpaired if (electrons - unpaired) % 2 == 0 else abs(unpaired - 1)
         case = Case(
-            molecule, rng.choice(_XC), rng.choice(_BASIS), charge, spin, rng.choice(_STRETCHES),
-            rng.random() < 0.5, rng.choice((1, "mix")), rng.choice(_STARTS),
+            family, name, rng.choice(_XC), _basis_for(geometry, rng), charge, spin,
+            rng.choice(_STRETCHES) if small else 1.0, rng.random() < 0.5, rng.choice((1, "mix")),
+            rng.choice(_STARTS) if small else "minao",
         )  # fmt: skip
         if electrons > 1 and spin <= electrons:
             found.append(case)
@@ -102,16 +151,19 @@ def cases(n: int, seed: int = 0) -> list[Case]:
 
 
 def _run(mf: Any) -> dict[str, Any]:
+    started = time.perf_counter()
     try:
         mf.kernel()
     except Exception as error:  # to be reported, and not to end the others
         return {"converged": False, "error": f"{type(error).__name__}: {error}"}
-    stable = mf.spin_square()[0] if hasattr(mf, "spin_square") else None
+    seconds = time.perf_counter() - started
+    spin_square = mf.spin_square()[0] if hasattr(mf, "spin_square") else None
     return {
         "converged": bool(mf.converged),
         "energy": float(mf.e_tot),
         "builds": full_builds(mf),
-        "spin_square": None if stable is None else float(stable),
+        "seconds": seconds,
+        "spin_square": None if spin_square is None else float(spin_square),
         "gradients": [cycle.gradient for cycle in mf.deqh_cycles],
         "fitted": [len(cycle.fitted_gradients) for cycle in mf.deqh_cycles],
         "accepted": [cycle.accepted for cycle in mf.deqh_cycles],
@@ -120,13 +172,59 @@ def _run(mf: Any) -> dict[str, Any]:
 
 
 def run_case(case: Case, model: str | Path = DEFAULT_MODEL) -> dict[str, Any]:
-    """One row: the SCF without and with corrected cycles, and from the DEQH guess."""
+    """One row: the SCF without and with corrected cycles, and from the DEQH guess, all of them
+    also where the cost rule would leave it alone; ``worth`` is whether it would not."""
     plain, corrected, deqh = (case.scf() for _ in RUNS)
+    worth = too_cheap(deqh) is None
     corrected_diis(corrected)
     deqh_guess(deqh, model, on_unsupported="minao")
-    deqh._deqh = replace(deqh._deqh, frugal=False)  # small as they are
+    deqh._deqh = replace(deqh._deqh, frugal=False)
     runs = dict(zip(RUNS, (plain, corrected, deqh), strict=True))
-    return {"case": asdict(case)} | {name: _run(mf) for name, mf in runs.items()}
+    row: dict[str, Any] = {"case": asdict(case), "worth": worth}
+    row |= {name: _run(mf) for name, mf in runs.items()}
+    for name in RUNS[1:]:
+        if _is_higher(row, name):
+            row[name]["stable"] = _is_stable(runs[name])
+    return row
+
+
+def _is_higher(row: dict[str, Any], run: str) -> bool:
+    plain, other = row["plain"], row[run]
+    both = plain["converged"] and other["converged"]
+    return both and other["energy"] > plain["energy"] + _SAME
+
+
+def _is_stable(mf: Any) -> bool | None:
+    """Whether no rotation within the kind of its orbitals lowers the energy; None if unknown."""
+    try:
+        return bool(mf.stability(return_status=True)[2])
+    except Exception:  # it is an explanation of a row, which is written without it
+        return None
+
+
+def retime(row: dict[str, Any], model: str | Path = DEFAULT_MODEL) -> None:
+    """Medians of seconds, without a guess and with it, as a user gets it."""
+    seconds: dict[str, list[float]] = {"plain": [], "deqh": []}
+    for _ in range(_REPEATS):
+        for name, times in seconds.items():
+            mf = Case(**row["case"]).scf()
+            if name == "deqh":
+                deqh_guess(mf, model, on_unsupported="minao")
+            times.append(_run(mf)["seconds"])
+    row["retimed"] = {name: statistics.median(times) for name, times in seconds.items()}
+
+
+def _seconds(row: dict[str, Any]) -> tuple[float, float]:
+    found = row.get("retimed") or {name: row[name]["seconds"] for name in ("plain", "deqh")}
+    return found["plain"], found["deqh"]
+
+
+def is_slower(row: dict[str, Any]) -> bool:
+    """Whether a guess took longer than none, where the cost rule does not leave the SCF alone."""
+    if not row["worth"] or not all(row[run]["converged"] for run in RUNS):
+        return False
+    plain, deqh = _seconds(row)
+    return deqh > _SLOWER * plain and deqh > plain + _SECONDS
 
 
 def verdicts(row: dict[str, Any], run: str) -> list[str]:
@@ -138,18 +236,41 @@ def verdicts(row: dict[str, Any], run: str) -> list[str]:
     elif plain["converged"] and not other["converged"]:
         worse.append("not converged")
     if plain["converged"] and other["converged"]:
-        if other["energy"] > plain["energy"] + _SAME:
-            worse.append(f"{1e3 * (other['energy'] - plain['energy']):.3f} mEh higher")
+        if _is_higher(row, run):
+            stable = {True: "a stable state", False: "not stable"}.get(other.get("stable"), "")
+            higher = f"{1e3 * (other['energy'] - plain['energy']):.3f} mEh higher"
+            worse.append(", ".join(word for word in (higher, stable) if word))
         if other["builds"] > plain["builds"] + 1:
             worse.append(f"{other['builds']} builds instead of {plain['builds']}")
     return worse
 
 
 def table(rows: Sequence[dict[str, Any]]) -> str:
-    """Fock builds of the cases that converge in all runs, and every row with something worse."""
-    cells, exceptions = [], []
-    good = [r for r in rows if all(r[run]["converged"] for run in RUNS)]
-    for run in RUNS if good else ():
+    """Fock builds of the cases that converge in all runs, of all and by family; seconds; and every
+    row with something worse."""
+    good = [row for row in rows if all(row[run]["converged"] for run in RUNS)]
+    exceptions = [
+        f"- {run}, {' '.join(f'{value}' for value in row['case'].values())}: {verdict}"
+        for run in RUNS[1:]
+        for row in rows
+        for verdict in verdicts(row, run)
+    ]
+    lines: list[str] = []
+    if good:
+        lines += [*_builds(rows, good), "", *_by_family(good), ""]
+        timed = [_seconds(row) for row in good if row["worth"]]
+        if timed:
+            quantiles = np.quantile([deqh / plain for plain, deqh in timed], (0.1, 0.5, 0.9))
+            lines += [
+                f"Seconds of deqh over plain, {len(timed)} cases that the cost rule does not leave "
+                f"alone, 10 / 50 / 90 %: {' / '.join(f'{q:.2f}' for q in quantiles)}; "
+                f"{sum(map(is_slower, good))} slower.", ""]  # fmt: skip
+    return "\n".join([*lines, *exceptions])
+
+
+def _builds(rows: Sequence[dict[str, Any]], good: Sequence[dict[str, Any]]) -> list[str]:
+    cells = []
+    for run in RUNS:
         builds = np.array([r[run]["builds"] for r in good])
         change = np.array([r[run]["energy"] - r["plain"]["energy"] for r in good])
         found = distribution(builds)
@@ -159,13 +280,36 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
             f"{(change > _SAME).sum()}", f"{(change < -_SAME).sum()}",
             f"{sum(r[run]['converged'] for r in rows)} of {len(rows)}", f"{len(good)}",
         ])  # fmt: skip
-    for run in RUNS[1:]:
-        for row in rows:
-            case = " ".join(f"{value}" for value in row["case"].values())
-            exceptions += [f"- {run}, {case}: {verdict}" for verdict in verdicts(row, run)]
     columns = ["run", "full Fock builds", "10 / 50 / 90 %", "most", "higher energy",
                "lower energy", "converged", "n"]  # fmt: skip
-    return "\n".join([*markdown_table(columns, cells), "", *exceptions])
+    return markdown_table(columns, cells)
+
+
+def _by_family(good: Sequence[dict[str, Any]]) -> list[str]:
+    cells = []
+    for family in sorted({row["case"]["family"] for row in good}):
+        own = [row for row in good if row["case"]["family"] == family]
+        means = [statistics.fmean(row[run]["builds"] for row in own) for run in RUNS]
+        cells.append([family, *(f"{mean:.2f}" for mean in means), f"{len(own)}"])
+    return markdown_table(["full Fock builds, mean", *RUNS, "n"], cells)
+
+
+def plot(rows: Iterable[dict[str, Any]], path: Path) -> None:
+    """Histogram of full Fock builds.
+
+    Raises:
+        ConfigError: Matplotlib is missing.
+    """
+    good = [row for row in rows if all(row[run]["converged"] for run in RUNS)]
+    figure = new_figure()
+    axes = figure.subplots()
+    builds = {run: [row[run]["builds"] for row in good] for run in RUNS}
+    most = max(map(max, builds.values()))
+    axes.hist(builds.values(), bins=np.arange(0.5, most + 1.5), label=list(builds))
+    axes.set_xlabel("full Fock builds")
+    axes.set_ylabel(f"SCFs of {len(good)}")
+    axes.legend()
+    figure.savefig(path)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -174,11 +318,14 @@ def _parser() -> argparse.ArgumentParser:
         description=__doc__,
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
-    parser.add_argument("--n", type=int, default=200, help="so many cases")
+    parser.add_argument("--n", type=int, default=1000, help="so many cases")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--model", default=DEFAULT_MODEL, help="bundled model or exported folder")
     parser.add_argument("--json", type=Path, metavar="OUT", required=True,
                         help="write all rows here, and go on after those in it")  # fmt: skip
+    parser.add_argument("--retime", action="store_true", help="time those again that were slower "
+                        "with a guess: medians of three")  # fmt: skip
+    parser.add_argument("--plot", type=Path, metavar="PNG", help="histogram of Fock builds")
     return parser
 
 
@@ -193,7 +340,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         for case in tqdm(todo, desc="robustness", unit="SCF"):
             rows.append(run_case(case, args.model))
             write_rows(args.json, settings, rows)
+        slower = [row for row in rows if args.retime and "retimed" not in row and is_slower(row)]
+        for row in tqdm(slower, desc="timed again", unit="SCF", disable=not slower):
+            retime(row, args.model)
+            write_rows(args.json, settings, rows)
         print(table(rows))
+        if args.plot:
+            plot(rows, args.plot)
         return 0
 
     return exit_status(run, "interrupted; the same command goes on")

@@ -27,6 +27,9 @@ FOLDER = Path(__file__).parent
 SEED = 0
 N_HEAVY28, N_DIMERS, N_RADICALS = 15, 10, 10
 
+# Name, atoms, and entries of the comment line.
+Molecule = tuple[str, Atoms, dict[str, int]]
+
 TETRAHEDRON = np.array([[1, 1, 1], [-1, -1, 1], [1, -1, -1], [-1, 1, -1]]) / 3**0.5
 OCTAHEDRON = np.array([[1, 0, 0], [-1, 0, 0], [0, 1, 0], [0, -1, 0], [0, 0, 1], [0, 0, -1]])
 SQUARE, LINE = OCTAHEDRON[:4], OCTAHEDRON[4:]
@@ -92,30 +95,34 @@ COMPLEXES = {
 }
 
 
-def from_mstore(path: Path) -> dict[str, Atoms]:
+def from_mstore(path: Path) -> Iterable[Molecule]:
     """The records of a file of mstore, without running it; they are in bohr."""
-    found = {}
     for record in re.split(r'\n    "(?=[^"]+": \{)', path.read_text())[1:]:
         name, rest = record.split('"', 1)
-        symbols = re.search(r'symbol_to_number\("([^"]+)"', rest)
+        symbols = re.search(r'symbol_to_number\(\s*"([^"]+)"', rest)
         rows = re.findall(r"\[([-+\d.eE]+), ([-+\d.eE]+), ([-+\d.eE]+)\]", rest)
         if symbols is None:  # a row of the periodic table
             continue
-        found[name] = Atoms(symbols[1].split(), np.array(rows, float) * Bohr)
-    return found
+        entries = {
+            key: int(found[1])
+            for key, word in (("charge", "charge"), ("spin", "uhf"))
+            if (found := re.search(rf'"{word}": torch.tensor\(([-\d]+)\)', rest))
+        }
+        yield name, Atoms(symbols[1].split(), np.array(rows, float) * Bohr), entries
 
 
-def heavy(mstore: Path) -> Iterable[tuple[str, Atoms, dict[str, int]]]:
-    records = from_mstore(mstore / "heavy28.py")
+def heavy(mstore: Path) -> Iterable[Molecule]:
+    records = {name: atoms for name, atoms, _ in from_mstore(mstore / "heavy28.py")}
     dimers = sorted(name for name in records if "_" in name)
     for name in sorted(random.Random(SEED).sample(dimers, N_HEAVY28)):
         yield f"Heavy28 {name}", records[name], {}
-    yield "lanthanum trichloride", from_mstore(mstore / "f_block.py")["LaCl3"], {}
+    trichlorides = {name: atoms for name, atoms, _ in from_mstore(mstore / "f_block.py")}
+    yield "lanthanum trichloride", trichlorides["LaCl3"], {}
     for name, (atoms, charge) in COMPLEXES.items():
         yield name, atoms, {"charge": charge} if charge else {}
 
 
-def counterpoise() -> Iterable[tuple[str, Atoms, dict[str, int]]]:
+def counterpoise() -> Iterable[Molecule]:
     """The first monomer of dimers of the S22 set, in the basis functions of both."""
     for name in sorted(random.Random(SEED).sample(sorted(s22.names), N_DIMERS)):
         dimer = s22[name]
@@ -126,7 +133,7 @@ def counterpoise() -> Iterable[tuple[str, Atoms, dict[str, int]]]:
         yield name, dimer[order], {"ghosts": int((monomer == monomer[order[-1]]).sum())}
 
 
-def radicals() -> Iterable[tuple[str, Atoms, dict[str, int]]]:
+def radicals() -> Iterable[Molecule]:
     """Test molecules of QM9 that have lost a hydrogen atom at random."""
     rng = random.Random(SEED)
     molecules = list(read(FOLDER / "qm9_test.xyz", index=":"))
@@ -138,16 +145,18 @@ def radicals() -> Iterable[tuple[str, Atoms, dict[str, int]]]:
         yield name, atoms, {}
 
 
-def write(name: str, molecules: Iterable[tuple[str, Atoms, dict[str, int]]]) -> None:
-    lines = []
+def lines_of(molecules: Iterable[Molecule]) -> Iterable[str]:
+    """Extended xyz."""
     for i, (title, atoms, info) in enumerate(molecules):
         entries = "".join(f" {key}={value}" for key, value in info.items())
-        lines += [str(len(atoms)), f"Properties=species:S:1:pos:R:3 id={i} name='{title}'{entries}"]
-        lines += [
-            f"{symbol:2s}" + "".join(f" {x:13.8f}" for x in position)
-            for symbol, position in zip(atoms.symbols, atoms.positions, strict=True)
-        ]
-    (FOLDER / name).write_text("\n".join(lines) + "\n")
+        yield str(len(atoms))
+        yield f"Properties=species:S:1:pos:R:3 id={i} name='{title}'{entries}"
+        for symbol, position in zip(atoms.symbols, atoms.positions, strict=True):
+            yield f"{symbol:2s}" + "".join(f" {x:13.8f}" for x in position)
+
+
+def write(name: str, molecules: Iterable[Molecule]) -> None:
+    (FOLDER / name).write_text("\n".join(lines_of(molecules)) + "\n")
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 from ase import Atoms
 from ase.data import atomic_numbers
-from make import FOLDER, LINE, OCTAHEDRON, SQUARE, TETRAHEDRON, simple, write
+from make import FOLDER, LINE, OCTAHEDRON, SQUARE, TETRAHEDRON, Molecule, simple, write
 from pyscf import dft, gto
 from tqdm import tqdm
 
@@ -57,9 +57,9 @@ def _entries(text: str) -> list[list[str]]:
     return [entry.split() for line in text.strip().splitlines() for entry in line.split(";")]
 
 
-def candidates() -> list[tuple[str, Atoms, dict[str, int]]]:
+def candidates() -> list[Molecule]:
     """Name, atoms, and the entries ``charge`` and ``spin`` of the comment line."""
-    found: list[tuple[str, Atoms, dict[str, int]]] = []
+    found: list[Molecule] = []
     for first, second, distance, *spins in _entries(DIATOMIC):
         atoms = Atoms(first + second, [(0, 0, 0), (0, 0, float(distance))])
         found += [
