@@ -84,8 +84,8 @@ def check(mf, dm):
         return  # PySCF's own, which has the electrons of neutral atoms
     if dm.shape == (2 * mol.nao,) * 2:
         overlap = scipy.linalg.block_diag(overlap, overlap)
-    densities, most = (dm, 1.0) if dm.ndim == 3 else (dm[None], 2.0 if dm.shape[0] == mol.nao else 1)
-    expected = mol.nelec if dm.ndim == 3 else (mol.nelectron,)
+    densities, expected = (dm, mol.nelec) if dm.ndim == 3 else (dm[None], (mol.nelectron,))
+    most = 2.0 if dm.shape == (mol.nao, mol.nao) else 1.0
     root = scipy.linalg.sqrtm(overlap).real
     for density, electrons in zip(densities, expected, strict=True):
         assert abs(np.einsum("ij,ji->", density, overlap) - electrons) < 1e-8

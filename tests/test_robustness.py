@@ -77,7 +77,7 @@ def test_verdicts_by_hand():
 
 
 def test_an_end_above_is_looked_at_for_stability():
-    """Lithium hydride's ground state is a minimum, one with two electrons in a higher orbital not."""
+    """Lithium hydride's ground state is a minimum, one with both electrons higher is not."""
     mf = robustness.Case("g2", "LiH", "hf", "def2-svp", 0, 0, 1.0, True, 1, "minao").scf()
     mf.kernel()
     assert robustness._is_stable(mf) is True
