@@ -46,7 +46,7 @@ _CHARGES = (0, 0, 0, 1, -1)
 _FILES = ("qm9", "fragments", "ions", "heavy", "radicals", "counterpoise")
 _SMALL = 7  # atoms
 # Orbitals; molecules that have more in each basis set get the one with the fewest.
-_MAX_ORBITALS = 220
+_MAX_ORBITALS = 120
 _ALL_ELECTRON = 36
 # Hartree: where an energy counts as another one.
 _SAME = 1e-6
