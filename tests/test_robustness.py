@@ -21,7 +21,7 @@ def test_cases_are_the_same_each_time_and_can_be_run():
         assert mf.init_guess == case.init
         assert mf.mol.basis == case.basis
         assert mf.mol.charge == case.charge
-    names = {case.family for case in robustness.cases(400)}
+    names = {case.family for case in robustness.cases(1000)}
     assert names == robustness.molecules().keys()
 
 
