@@ -1,10 +1,10 @@
 """``python -m pyscf_deqh.benchmark robustness``: random SCFs, with corrected cycles and without.
 
-Bundled molecules of many kinds (``molecules/README.md``), most families as often as any other; those
-of up to seven atoms also with all distances stretched, those of the G2 set also charged. Methods
-and basis sets are drawn at random, for small molecules starts too. Fock builds and energies are
-counted; seconds are written as well, but mean something only on a machine that does nothing else.
-Rows are written after every case; the same command goes on where it stopped.
+Bundled molecules of many kinds (``molecules/README.md``), most families as often as any other;
+those of up to seven atoms also with all distances stretched, those of the G2 set also charged.
+Methods and basis sets are drawn at random, for small molecules starts too. Fock builds and energies
+are counted; seconds are written as well, but mean something only on a machine that does nothing
+else. Rows are written after every case; the same command goes on where it stopped.
 """
 
 from __future__ import annotations
