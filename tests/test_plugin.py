@@ -192,10 +192,14 @@ BAD = {
     "element": (_silicon, "does not know the element"),
     "ghost atom": (lambda: make_mol([*WATER, ("ghost-O", (0, 0, 3.0))]), "ghost"),
     "element without def2-SVP": (
-        lambda: make_mol("Ce 0 0 0", basis={"Ce": [[0, [1.0, 1.0]]]}),
+        lambda: make_mol("Ce 0 0 0", basis={"Ce": [[k, [1.0, 1.0]] for k in range(6)]}),
         "does not know the element",
     ),
     "no electrons": (lambda: make_mol("H 0 0 0", charge=1), "no electrons"),
+    "too few orbitals": (
+        lambda: make_mol("He 0 0 0", basis="sto-3g", spin=2),
+        "2 electrons of one spin do not fit",
+    ),
     "no atoms": (lambda: gto.M(verbose=0), "no atoms"),
     "NaN": (lambda: _moved(lambda r: np.full(3, np.nan)), "NaN"),
     "coincident": (lambda: _moved(lambda r: r[1]), "same place"),

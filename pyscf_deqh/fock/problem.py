@@ -68,7 +68,8 @@ class Problem:
                 made anew.
 
         Raises:
-            UnsupportedMoleculeError: see :func:`check_method` and :func:`check_molecule`.
+            UnsupportedMoleculeError: see :func:`check_method` and :func:`check_molecule`; fewer
+                orbitals than electrons of one spin.
         """
         functional = check_method(mf)
         check_molecule(mol)
@@ -76,7 +77,12 @@ class Problem:
             overlap = mf.get_ovlp(mol)
         spatial = overlap.shape == (mol.nao, mol.nao)
         system = System(mol, overlap if spatial else None, engine_of(mf))
-        return cls(mf, system, Shells.of(mf, mol), functional)
+        shells = Shells.of(mf, mol)
+        if max(shells.electrons) > mol.nao:
+            raise UnsupportedMoleculeError(
+                f"{max(shells.electrons)} electrons of one spin do not fit into {mol.nao} orbitals"
+            )
+        return cls(mf, system, shells, functional)
 
     def in_basis_of(self, mol: Mole) -> Problem:
         """The same for a copy of the molecule in another basis set."""
