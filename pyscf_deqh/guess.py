@@ -19,7 +19,7 @@ from .fock.density import density_of
 from .fock.diis import accelerate, hand_over, is_corrected, relax
 from .fock.problem import Problem
 from .fock.shells import breaks_spin_symmetry
-from .fock.states import beside_saddle_point, lowest_state
+from .fock.states import beside_saddle_point, is_far, lowest_state, not_above_minao
 from .process import one_blas_thread
 from .pyscf_api import fills_by_aufbau
 from .report import Report, Seconds
@@ -153,7 +153,9 @@ def make_guess(mf: hf.SCF, mol: Mole, options: Options, overlap: np.ndarray | No
             fitted = fitted or point.fitted.like(mol, point.fitted.device, problem.precision)
             solution, fitted, states = lowest_state(problem, solution, fitted)
             fitted.forget()  # among them are other states
-        elif _may_be_saddle_point(start, settings, solution) and fitted:
+        elif _may_be_another_state(start, settings, solution) and fitted:
+            if point.model and is_far(problem, solution):
+                solution, fitted = not_above_minao(problem, solution, fitted)
             solution, fitted = beside_saddle_point(problem, solution, fitted)
         if solution.failure and fitted:
             fitted.forget()  # the SCF starts elsewhere
@@ -256,7 +258,7 @@ def _cycles(
     return run_cycles(solution, problem, fitted, settings), fitted
 
 
-def _may_be_saddle_point(start: Start, settings: CycleSettings | None, solution: Solution) -> bool:
+def _may_be_another_state(start: Start, settings: CycleSettings | None, solution: Solution) -> bool:
     """Whether cycles have come to an end that does not have to be that of a point before."""
     return bool(settings) and not solution.failure and not isinstance(start, PreviousStart)
 

@@ -46,6 +46,8 @@ _MAX_DESCENTS = 3
 # Hartree between the frontier orbitals of a spin: below this cycles may have ended on a saddle
 # point, from whose symmetry fast convergence leaves no time to fall.
 _DOUBTFUL = 0.02
+# First gradient of a start that says nothing on the state, hartree per root of an electron pair.
+_FAR = 0.3
 # Hartree: energies of one state, and of states that fitted matrices cannot tell apart.
 _SAME, _CLOSE = 2e-5, 1e-3
 
@@ -197,6 +199,47 @@ def beside_saddle_point(
         return solution, fitted
     notes = (*solution.notes, "a saddle point was left along an instability")
     return replace(solution, hamiltonian=lower.hamiltonian, notes=notes), fitted
+
+
+def is_far(problem: Problem, solution: Solution) -> bool:
+    """Whether cycles began so far from a solution that chance has decided which one they found: a
+    network does not know of external charges."""
+    first = solution.fitted_gradients[:1]
+    return bool(first) and first[0] > _FAR * problem.gradient_scale
+
+
+def not_above_minao(
+    problem: Problem, solution: Solution, fitted: FittedFock
+) -> tuple[Solution, FittedFock]:
+    """The solution that cycles from PySCF's own start lead to, where it is another one and not
+    clearly higher.
+
+    Args:
+        problem: the SCF's.
+        solution: where the cycles ended.
+        fitted: builds the fitted Fock matrices of ``problem``.
+
+    Returns:
+        Such a solution, or ``solution``; what builds fitted Fock matrices from now on.
+    """
+    known = problem.shells.kind in (Kind.CLOSED, Kind.UNRESTRICTED, Kind.RESTRICTED_OPEN)
+    if not known or solution.problem is not problem or problem.engine is not HOST:
+        return solution, fitted
+
+    def look(search: StateSearch) -> State | None:
+        density = np.asarray(problem.mf.get_init_guess(problem.mol, key="minao"))
+        minao = search.solve("minao", search.hamiltonian_of(density))
+        own = search.solve("the start", solution.hamiltonian)
+        if own is None or minao is None:
+            return minao
+        other = abs(minao.energy - own.energy) > _SAME
+        return minao if other and minao.energy < own.energy + _CLOSE else None
+
+    solution, fitted, found = _searched(problem, solution, fitted, look)
+    if found is None:
+        return solution, fitted
+    notes = (*solution.notes, "the start was far from a solution: that of minao is taken")
+    return replace(solution, hamiltonian=found.hamiltonian, notes=notes), fitted
 
 
 def lowest_state(

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import gzip
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -160,17 +160,16 @@ def zwitterions(path: Path) -> Iterable[Molecule]:
         yield str(atoms.info["name"]), atoms, {}
 
 
-def families(mstore: Path, embedded: Path) -> dict[str, Callable[[], Iterable[Molecule]]]:
-    by_hand = {
+def families(mstore: Path, embedded: Path) -> Iterable[tuple[str, Iterable[Molecule]]]:
+    yield "g2", g2_molecules()
+    for name in MSTORE:
+        yield name.replace("_", "-"), from_mstore(mstore / f"{name}.py")
+    for family, molecules in {
         "transition-states": TRANSITION_STATES, "clusters": CLUSTERS, "cages": CAGES,
         "noble-gases": NOBLE_GASES,
-    }  # fmt: skip
-    found: dict[str, Callable[[], Iterable[Molecule]]] = {"g2": g2_molecules}
-    for name in MSTORE:
-        found[name.replace("_", "-")] = lambda name=name: from_mstore(mstore / f"{name}.py")
-    for family, molecules in by_hand.items():
-        found[family] = lambda m=molecules: ((name, *entry) for name, entry in m.items())
-    return found | {"zwitterions": lambda: zwitterions(embedded)}
+    }.items():  # fmt: skip
+        yield family, [(name, *entry) for name, entry in molecules.items()]
+    yield "zwitterions", zwitterions(embedded)
 
 
 def has_basis(symbol: str) -> bool:
@@ -184,8 +183,8 @@ def has_basis(symbol: str) -> bool:
 if __name__ == "__main__":
     text = "\n".join(lines_of(
         (f"{family} {name}", atoms, entries)
-        for family, molecules in families(*map(Path, sys.argv[1:])).items()
-        for name, atoms, entries in molecules()
+        for family, molecules in families(*map(Path, sys.argv[1:]))
+        for name, atoms, entries in molecules
         if all(map(has_basis, set(atoms.symbols)))
     ))  # fmt: skip
     with gzip.GzipFile(FOLDER / "varied_test.xyz.gz", "wb", mtime=0) as file:
