@@ -11,7 +11,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 from conftest import WATER, make_mol
-from pyscf import dft, scf
+from pyscf import dft, gto, scf
 from pyscf.scf import diis
 
 from pyscf_deqh import deqh_guess
@@ -123,9 +123,12 @@ def test_small_scfs_load_no_pytorch():
 class _OnGPU:
     """What of a gpu4pyscf object the estimate looks at."""
 
-    def __init__(self, natm, nao, fitted):
-        self.mol = SimpleNamespace(natm=natm, nao=nao)
-        self.with_df = object() if fitted else None
+    def __init__(self, row):
+        highest = {"def2-svp": 2, "def2-tzvp": 3}[row["basis"]]
+        shells = np.zeros((1, 8), int)
+        shells[0, gto.ANG_OF] = highest
+        self.mol = SimpleNamespace(natm=row["atoms"], nao=row["orbitals"], _bas=shells)
+        self.with_df = object() if row["mode"] != "direct" else None
 
 
 # Whole SCFs from its own guess on an H200, and what became of the guess there.
@@ -135,7 +138,7 @@ MEASURED = json.loads((RESULTS / "gpu4pyscf-h200.json").read_text())["rows"]
 @pytest.mark.parametrize("row", MEASURED, ids=lambda row: f"{row['orbitals']} {row['mode']}")
 def test_estimates_on_a_gpu_are_near_what_was_measured(row, monkeypatch):
     monkeypatch.setattr(cost, "engine_of", lambda mf: "gpu")
-    mf = _OnGPU(row["atoms"], row["orbitals"], row["mode"] != "direct")
+    mf = _OnGPU(row)
     measured = row["minao_seconds"] / (row["minao_cycles"] + 1)
     assert cost.seconds_of_matrix(mf) == pytest.approx(measured, rel=0.35)
     assert (cost.too_cheap(mf) is None) == (row["start"] == "network")

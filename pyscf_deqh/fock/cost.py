@@ -21,6 +21,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pyscf import gto
+
 from ..engine import HOST, engine_of
 from ..pyscf_api import attribute, functional_kind, has_exchange, holds_integrals, numint_of
 
@@ -56,9 +58,11 @@ class Rates:
 
 
 # On a GPU, which small molecules do not fill: seconds of a matrix, and of its J and K for each
-# orbital, or, fitted, for each pair of orbitals, when the grid (for each orbital and atom) is most
-# of it; of a guess and corrected cycles, of loading PyTorch; and the full Fock matrices saved.
-_GPU_MATRIX, _GPU_DIRECT, _GPU_FITTED, _GPU_GRID = 0.045, 8e-4, 1e-7, 4.4e-6
+# orbital, more where there are f functions, or, fitted, for each pair of orbitals, when the grid
+# (for each orbital and atom) is most of it; of a guess and corrected cycles, of loading PyTorch;
+# and the full Fock matrices saved.
+_GPU_MATRIX, _GPU_FITTED, _GPU_GRID = 0.045, 1e-7, 4.4e-6
+_GPU_DIRECT, _GPU_DIRECT_WITH_F = 8e-4, 2.4e-3
 _GPU_GUESS, _GPU_IMPORTS, _GPU_SAVED = 0.85, 4.0, 9.0
 
 
@@ -85,7 +89,8 @@ def seconds_of_matrix(mf: hf.SCF, machine: Rates | None = None) -> float:
         n = mf.mol.nao
         if attribute(mf, "with_df"):
             return _GPU_MATRIX + _GPU_FITTED * n**2 + _GPU_GRID * mf.mol.natm * n
-        return _GPU_MATRIX + _GPU_DIRECT * n
+        with_f = mf.mol._bas[:, gto.ANG_OF].max() >= 3
+        return _GPU_MATRIX + (_GPU_DIRECT_WITH_F if with_f else _GPU_DIRECT) * n
     machine, n = machine or rates(), mf.mol.nao
     numint = numint_of(mf)
     kind = "HF" if numint is None else functional_kind(numint, mf.xc)

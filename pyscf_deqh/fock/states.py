@@ -47,7 +47,7 @@ _MAX_DESCENTS = 3
 # point, from whose symmetry fast convergence leaves no time to fall.
 _DOUBTFUL = 0.02
 # First gradient of a start that says nothing on the state, hartree per root of an electron pair.
-_FAR = 0.3
+_FAR = 0.15
 # Hartree: energies of one state, and of states that fitted matrices cannot tell apart.
 _SAME, _CLOSE = 2e-5, 1e-3
 
