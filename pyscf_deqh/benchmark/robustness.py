@@ -34,7 +34,7 @@ from ..pyscf_api import full_builds
 from .ratios import distribution
 from .report import markdown_table, new_figure
 from .resume import read_rows, write_rows
-from .scf_runs import Method
+from .scf_runs import ALL_ELECTRON, Method
 from .sets import FOLDER
 
 _XC = ("hf", "pbe", "b3lyp", "m06-2x", "camb3lyp")
@@ -48,7 +48,6 @@ _SMALL = 7  # atoms
 _WEIGHTS = {"upu23": 0.1}  # of families that take minutes for each SCF
 # Orbitals; molecules that have more in each basis set get the one with the fewest.
 _MAX_ORBITALS = 120
-_ALL_ELECTRON = 36
 # Hartree: where an energy counts as another one.
 _SAME = 1e-6
 # Where a run counts as slower: this part, and so many seconds.
@@ -112,7 +111,7 @@ class Case:
 @functools.cache
 def _orbitals_of(element: int, basis: str) -> float:
     """Functions of an element; infinitely many where the basis set lacks it."""
-    if element > _ALL_ELECTRON and not basis.startswith("def2"):
+    if element > ALL_ELECTRON and not basis.startswith("def2"):
         return float("inf")
     try:
         shells = gto.basis.load(basis, ELEMENTS[element])

@@ -25,7 +25,7 @@ CHEAP_SCF = "cheap-scf"
 NO_NETWORK = "no-network"
 INITS = (*CLASSICAL, CHEAP_SCF, NO_NETWORK)
 _ENOUGH_CYCLES = 20
-_ALL_ELECTRON = 36  # of the def2 basis sets
+ALL_ELECTRON = 36  # of the def2 basis sets
 
 
 @dataclass(frozen=True)
@@ -81,7 +81,7 @@ class Method:
         spin = self.spin if spin is None else spin
         n_electrons = int(numbers[:n_real].sum()) - charge
         ghosts = [(f"ghost-{ELEMENTS[z]}", r) for z, r in atoms[n_real:]]
-        ecp = {ELEMENTS[z]: self.basis for z in set(numbers.tolist()) if z > _ALL_ELECTRON}
+        ecp = {ELEMENTS[z]: self.basis for z in set(numbers.tolist()) if z > ALL_ELECTRON}
         return gto.M(
             atom=[*atoms[:n_real], *ghosts],
             basis=self.basis,

@@ -25,7 +25,7 @@ from ..pyscf_api import Cavity
 from .auxiliary import auxiliary_molecule
 from .functional import Functional
 from .grid import GRID
-from .integrals import FittedIntegrals, PairIntegrals, n_orbital_pairs
+from .integrals import FittedIntegrals, Integrals, PairIntegrals, n_orbital_pairs
 from .orbitals import Orbitals, by_spin
 
 if TYPE_CHECKING:
@@ -100,7 +100,7 @@ class FittedFock:
         if self.device.type == "cuda":
             on_device = _SHARE * engine.free_bytes(self.device)
             self._limit = self._left = min(self._limit, on_device)
-        self._long_range: dict[float, FittedIntegrals | PairIntegrals] = {}
+        self._long_range: dict[float, Integrals] = {}
         self._made: deque[_Made] = deque(maxlen=_REMEMBERED)
         self._cavity: Cavity | None = None
         self._response: Callable[[np.ndarray], np.ndarray] | None = None
@@ -172,7 +172,7 @@ class FittedFock:
         """Reserve, if need be in the place of what is worth less."""
         while not self._reserve(n_bytes):
             if self.__dict__.get("_keeps_tensor"):
-                self._keep_tensor(self.integrals, False)
+                self.integrals.keep_tensor(False)
                 self._keeps_tensor = False
                 self._left += self._tensor_bytes
             elif self.__dict__.get("_keeps_values"):
@@ -189,7 +189,7 @@ class FittedFock:
             f"{_SHARE:.0%} of what max_memory leaves"
         )
 
-    def _fit(self, omega: float = 0.0) -> FittedIntegrals | PairIntegrals:
+    def _fit(self, omega: float = 0.0) -> Integrals:
         if self._in_pairs:
             own = None if omega else self._own
             pairs = self.engine.pair_integrals(self.mol, self._auxiliary, omega, own)
@@ -201,7 +201,7 @@ class FittedFock:
         )  # fmt: skip
 
     @cached_property
-    def integrals(self) -> FittedIntegrals | PairIntegrals:
+    def integrals(self) -> Integrals:
         """Those of the Coulomb operator.
 
         Raises:
@@ -213,11 +213,6 @@ class FittedFock:
         if self._cavity is not None and isinstance(integrals, FittedIntegrals):
             integrals.put_into(self._cavity)
         return integrals
-
-    @staticmethod
-    def _keep_tensor(integrals: FittedIntegrals | PairIntegrals, keep: bool) -> None:
-        if isinstance(integrals, FittedIntegrals):
-            integrals.keep_tensor(keep)
 
     def put_into(self, solvent: Cavity | Callable[[np.ndarray], np.ndarray] | None) -> None:
         """Let Fock matrices hold the response of a solvent, where the integrals are kept.
@@ -233,12 +228,12 @@ class FittedFock:
         if self._cavity is not None and isinstance(made, FittedIntegrals):
             made.put_into(self._cavity)
 
-    def _long_range_integrals(self, omega: float) -> FittedIntegrals | PairIntegrals:
+    def _long_range_integrals(self, omega: float) -> Integrals:
         if omega not in self._long_range:
             if not self._make_room(self._triangle_bytes):
                 raise self._too_large("fitted integrals of both ranges")
             integrals = self._long_range[omega] = self._fit(omega)
-            self._keep_tensor(integrals, not self._in_pairs and self._reserve(self._tensor_bytes))
+            integrals.keep_tensor(not self._in_pairs and self._reserve(self._tensor_bytes))
         return self._long_range[omega]
 
     @cached_property
@@ -332,7 +327,7 @@ class FittedFock:
         matrix = c.new_zeros(len(c), len(c))
         omega, long_range, hybrid = functional.exchange
         if hybrid:
-            self._keep_tensor(self.integrals, self._keeps_tensor)
+            self.integrals.keep_tensor(self._keeps_tensor)
             matrix -= hybrid * self.integrals.exchange(c, d)
         if omega and long_range != hybrid:
             screened = self._long_range_integrals(omega).exchange(c, d)

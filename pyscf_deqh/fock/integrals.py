@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import abc
 from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING
 
@@ -19,7 +20,47 @@ if TYPE_CHECKING:
 _STRIPES = 4  # in which a symmetric product is made: 5/8 of its operations
 
 
-class FittedIntegrals:
+class Integrals(abc.ABC):
+    """Orbital products fitted in the Coulomb metric: (mn|rs) = sum_P B_P,mn B_P,rs."""
+
+    nao: int
+    _exchange: torch.dtype  # of exchange matrices
+
+    @abc.abstractmethod
+    def coulomb(self, density: Tensor) -> Tensor:
+        """Coulomb matrix (nao, nao) of a symmetric density matrix (nao, nao)."""
+
+    def exchange(self, orbitals: Tensor, others: Tensor | None = None) -> Tensor:
+        """Exchange matrix (nao, nao) of the density C D^T of orbitals C and D (nao, k).
+
+        Args:
+            orbitals: C.
+            others: D; the same if it is None.
+        """
+        orbitals = orbitals.to(self._exchange)
+        total = orbitals.new_zeros(self.nao, self.nao)
+        for block in self._blocks():
+            half = self._half(block, orbitals)
+            if others is None:
+                _add_gram_matrix(half, total)
+            else:
+                total += half @ self._half(block, others.to(self._exchange)).T
+        return total if others is not None else total.tril() + total.tril(-1).T
+
+    @abc.abstractmethod
+    def keep_tensor(self, keep: bool) -> None:
+        """Keep what makes exchange faster, if there is such a thing, or let it go."""
+
+    @abc.abstractmethod
+    def _blocks(self) -> Iterable[Tensor]:
+        """B, some auxiliary functions at a time."""
+
+    @abc.abstractmethod
+    def _half(self, block: Tensor, orbitals: Tensor) -> Tensor:
+        """(nao, k functions): a block with one of its orbitals transformed."""
+
+
+class FittedIntegrals(Integrals):
     """Orbital products fitted in the Coulomb metric: (mn|rs) = sum_P B_P,mn B_P,rs.
 
     Args:
@@ -97,22 +138,6 @@ class FittedIntegrals:
             fitted = fitted + self._solvent @ fitted
         return (fitted @ self.packed)[self._square].view(self.nao, self.nao)
 
-    def exchange(self, orbitals: Tensor, others: Tensor | None = None) -> Tensor:
-        """Exchange matrix (nao, nao) of the density C D^T of orbitals C and D (nao, k).
-
-        Args:
-            orbitals: C.
-            others: D; the same if it is None.
-        """
-        total = orbitals.new_zeros(self.nao, self.nao)
-        for block in self._blocks():
-            half = self._half(block, orbitals)
-            if others is None:
-                _add_gram_matrix(half, total)
-            else:
-                total += half @ self._half(block, others).T
-        return total if others is not None else total.tril() + total.tril(-1).T
-
     def _half(self, block: Tensor, orbitals: Tensor) -> Tensor:
         half = (block.reshape(-1, self.nao) @ orbitals).view(len(block), self.nao, -1)
         return half.transpose(0, 1).reshape(self.nao, -1)
@@ -129,7 +154,7 @@ class FittedIntegrals:
         return rows.split(n_rows)
 
 
-class PairIntegrals:
+class PairIntegrals(Integrals):
     """The same, (mn|rs) = sum_P B_mn,P B_rs,P, in the form that an engine keeps them in itself:
     neither copied nor changed, in double precision, without pairs of orbitals that do not overlap.
 
@@ -152,7 +177,8 @@ class PairIntegrals:
         nao: int,
         block_bytes: int,
     ):
-        self.nao, self._values, self._weights, self._blocks = nao, values, weights, blocks
+        self.nao, self._exchange = nao, torch.float64
+        self._values, self._weights, self._make_blocks = values, weights, blocks
         self._row, self._column = addresses.long() // nao, addresses.long() % nao
         self._step = max(block_bytes // (8 * nao**2), 1)
 
@@ -165,21 +191,15 @@ class PairIntegrals:
         square[self._column, self._row] = pairs
         return square
 
-    def exchange(self, orbitals: Tensor, others: Tensor | None = None) -> Tensor:
-        """Exchange matrix (nao, nao) of the density C D^T of orbitals C and D (nao, k), the same
-        if D is None."""
-        total = self._values.new_zeros(self.nao, self.nao)
-        for block in self._blocks(self._step):
-            half = self._half(block, orbitals)
-            if others is None:
-                _add_gram_matrix(half, total)
-            else:
-                total += half @ self._half(block, others).T
-        return total if others is not None else total.tril() + total.tril(-1).T
+    def keep_tensor(self, keep: bool) -> None:
+        """Nothing: blocks are always made by the engine."""
+
+    def _blocks(self) -> Iterable[Tensor]:
+        return self._make_blocks(self._step)
 
     def _half(self, block: Tensor, orbitals: Tensor) -> Tensor:
         # Both orbitals of a pair may change places: one product of large matrices.
-        half = orbitals.double().T @ block.reshape(self.nao, -1)
+        half = orbitals.T @ block.reshape(self.nao, -1)
         return half.view(-1, self.nao, block.shape[-1]).transpose(0, 1).reshape(self.nao, -1)
 
 

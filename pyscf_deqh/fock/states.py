@@ -194,11 +194,8 @@ def beside_saddle_point(
         state = search.solve("the start", solution.hamiltonian)
         return None if state is None else search.descend(state)
 
-    solution, fitted, lower = _searched(problem, solution, fitted, look)
-    if lower is None:
-        return solution, fitted
-    notes = (*solution.notes, "a saddle point was left along an instability")
-    return replace(solution, hamiltonian=lower.hamiltonian, notes=notes), fitted
+    note = "a saddle point was left along an instability"
+    return _replaced(problem, solution, fitted, look, note)
 
 
 def is_far(problem: Problem, solution: Solution) -> bool:
@@ -235,11 +232,8 @@ def not_above_minao(
         other = abs(minao.energy - own.energy) > _SAME
         return minao if other and minao.energy < own.energy + _CLOSE else None
 
-    solution, fitted, found = _searched(problem, solution, fitted, look)
-    if found is None:
-        return solution, fitted
-    notes = (*solution.notes, "the start was far from a solution: that of minao is taken")
-    return replace(solution, hamiltonian=found.hamiltonian, notes=notes), fitted
+    note = "the start was far from a solution: that of minao is taken"
+    return _replaced(problem, solution, fitted, look, note)
 
 
 def lowest_state(
@@ -290,6 +284,21 @@ def lowest_state(
     lowest = replace(candidates[best], notes=(*solution.notes, note))
     nuclei = problem.mf.energy_nuc()
     return lowest, fitted, tuple(float(state.energy + nuclei) for state in states)
+
+
+def _replaced(
+    problem: Problem,
+    solution: Solution,
+    fitted: FittedFock,
+    look: Callable[[StateSearch], State | None],
+    note: str,
+) -> tuple[Solution, FittedFock]:
+    """The solution that a search has found, with a note, or the same; what builds fitted Fock
+    matrices from now on."""
+    solution, fitted, found = _searched(problem, solution, fitted, look)
+    if found is None:
+        return solution, fitted
+    return replace(solution, hamiltonian=found.hamiltonian, notes=(*solution.notes, note)), fitted
 
 
 _Found = TypeVar("_Found")
