@@ -18,6 +18,9 @@ _EXTRAS = {
     "torch_geometric": "pyg",
     "gpu4pyscf": "gpu",
     "cupy": "gpu",
+    "distributed": "cluster",
+    "dask_jobqueue": "cluster",
+    "pyarrow": "screen",
 }
 
 

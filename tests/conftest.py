@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from multiprocessing import get_context
 
+import dask
+import distributed  # noqa: F401 - brings the defaults of what is set below
 import numpy as np
 import pytest
 import torch
@@ -55,24 +57,26 @@ def rotation() -> np.ndarray:
 
 @pytest.fixture(scope="module")
 def quick_workers():
-    """Label and graph workers start as forks of a process that has imported what they need.
+    """Workers of graphs and tasks start as forks of a process that has imported what they need.
 
     They still get and give all by pickling, but a start takes no seconds of imports.
     """
-    modules = ["pyscf_deqh.data.dataset", "pyscf_deqh.data.make.label"]
     context = get_context("forkserver")
-    context.set_forkserver_preload(modules)
-    with pytest.MonkeyPatch.context() as patch:
-        for module in modules:
-            patch.setattr(f"{module}.get_context", lambda method: context)
+    context.set_forkserver_preload(["distributed", "pyscf_deqh.data.dataset"])
+    with (
+        pytest.MonkeyPatch.context() as patch,
+        dask.config.set({"distributed.worker.multiprocessing-method": "forkserver"}),
+    ):
+        patch.setattr("pyscf_deqh.data.dataset.get_context", lambda method: context)
         yield
 
 
 @pytest.fixture
 def spawned_workers(monkeypatch):
     """Among tests with quick workers, one whose workers start as a user's."""
-    for module in ("pyscf_deqh.data.dataset", "pyscf_deqh.data.make.label"):
-        monkeypatch.setattr(f"{module}.get_context", get_context)
+    monkeypatch.setattr("pyscf_deqh.data.dataset.get_context", get_context)
+    with dask.config.set({"distributed.worker.multiprocessing-method": "spawn"}):
+        yield
 
 
 def small_model(template, reference="none", seed=0, **solver) -> DEQH:

@@ -9,6 +9,7 @@ from dataclasses import fields
 from pathlib import Path
 
 from ..errors import ConfigError, DatasetError, exit_status
+from ..tasks import add_options
 from .formats import open_labels
 from .formats.qh9 import QH9Database
 from .geometry import Geometry, read_geometries
@@ -76,7 +77,7 @@ def _add_label(commands) -> None:
     _add_selection(parser)
     parser.add_argument("--exclude", type=Path, nargs="*", default=[],
                         help="databases whose ids are skipped")  # fmt: skip
-    parser.add_argument("--workers", type=int, help="processes (default: all cores)")
+    add_options(parser)
     parser.add_argument("--retry-failed", action="store_true")
     parser.add_argument("--device", default="cpu",
                         help="for fitted Fock matrices; all workers may share a GPU")  # fmt: skip
@@ -115,6 +116,7 @@ def _run_label(args: argparse.Namespace) -> int:
         args.workers,
         retry_failed=args.retry_failed,
         device=args.device,
+        scheduler=args.scheduler,
     )
     print(f"{args.out}: {written} molecules labelled now, {len(failures)} failed")
     for row_id, reason in failures.items():
@@ -142,6 +144,7 @@ def _add_md(commands) -> None:
                              for engine in ENGINES.values() if hasattr(engine, name))  # fmt: skip
         parser.add_argument(f"--{name}", type=kind, default=argparse.SUPPRESS,
                             help=f"{text} ({defaults})")  # fmt: skip
+    add_options(parser)
     parser.set_defaults(run=_run_md)
 
 
@@ -152,7 +155,14 @@ def _run_md(args: argparse.Namespace) -> int:
         raise ConfigError(f"engine {args.engine} has no option --{foreign[0]}")
     geometries = _select(start_geometries(args.geometries), args)
     written, failures = simulate(
-        geometries, args.out, engine(**options), args.frames, args.temperature, args.seed
+        geometries,
+        args.out,
+        engine(**options),
+        args.frames,
+        args.temperature,
+        args.seed,
+        workers=args.workers,
+        scheduler=args.scheduler,
     )
     print(f"{args.out}: {written} frames written now, {len(failures)} trajectories ended early")
     for number, reason in failures.items():
@@ -169,11 +179,18 @@ def _add_embed(commands) -> None:
     parser.add_argument("smiles", type=Path, help="text file with lines 'SMILES name'")
     parser.add_argument("--out", type=Path, required=True, help="xyz file to make or to resume")
     parser.add_argument("--seed", type=int, default=0, help="seed of the conformers")
+    add_options(parser)
     parser.set_defaults(run=_run_embed)
 
 
 def _run_embed(args: argparse.Namespace) -> int:
-    written, failures = embed(read_smiles(args.smiles), args.out, args.seed)
+    written, failures = embed(
+        read_smiles(args.smiles),
+        args.out,
+        args.seed,
+        workers=args.workers,
+        scheduler=args.scheduler,
+    )
     print(f"{args.out}: {written} molecules written now, {len(failures)} failed")
     for name, reason in failures.items():
         print(f"  {name}: {reason}")
