@@ -109,7 +109,7 @@ def _run(
     """One more task than workers is on its way, so that none waits and few die with another's."""
     from distributed import as_completed
 
-    running: dict[Future, Task[Key]] = {}
+    running: dict[Future[Any], Task[Key]] = {}
     completed = as_completed(loop=client.loop)
     looked, slots = -_REFRESH, 0
     while tasks or running:
@@ -125,7 +125,7 @@ def _run(
         yield task, _result(future)
 
 
-def _result(future: Future) -> Any | Failure:
+def _result(future: Future[Any]) -> Any | Failure:
     from distributed.scheduler import KilledWorker
 
     try:

@@ -1,4 +1,4 @@
-"""``python -m pyscf_deqh.data``: make, download and inspect labelled data."""
+"""``python -m pyscf_deqh.data``: plan, make, download and inspect labelled data."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from .make.download import DATASETS, download
 from .make.dynamics import ENGINES
 from .make.embed import embed, read_smiles
 from .make.label import LabelSettings, label
+from .make.plan import plan
 from .make.trajectories import simulate, start_geometries
 from .splits import SPLITS, split_of
 
@@ -81,6 +82,11 @@ def _add_label(commands) -> None:
     parser.add_argument("--retry-failed", action="store_true")
     parser.add_argument("--device", default="cpu",
                         help="for fitted Fock matrices; all workers may share a GPU")  # fmt: skip
+    _add_settings(parser)
+    parser.set_defaults(run=_run_label)
+
+
+def _add_settings(parser: argparse.ArgumentParser) -> None:
     for item in fields(LabelSettings):
         name = "--" + item.name.replace("_", "-")
         if isinstance(item.default, bool):
@@ -91,7 +97,13 @@ def _add_label(commands) -> None:
                                 help=f"without --density-fit ({item.default})")  # fmt: skip
         else:
             parser.add_argument(name, type=type(item.default), default=item.default)
-    parser.set_defaults(run=_run_label)
+
+
+def _settings(args: argparse.Namespace) -> LabelSettings:
+    names = [f.name for f in fields(LabelSettings) if hasattr(args, f.name)]
+    if args.density_fit and "grid_level" in names:
+        raise ConfigError("--density-fit has a grid of its own: leave out --grid-level")
+    return LabelSettings(**{name: getattr(args, name) for name in names})
 
 
 def _run_label(args: argparse.Namespace) -> int:
@@ -105,14 +117,10 @@ def _run_label(args: argparse.Namespace) -> int:
     if args.exclude:
         geometries = [g for g in geometries if _molecule(g, "--exclude") not in taken]
     geometries = _select(geometries, args)
-    names = [f.name for f in fields(LabelSettings) if hasattr(args, f.name)]
-    if args.density_fit and "grid_level" in names:
-        raise ConfigError("--density-fit has a grid of its own: leave out --grid-level")
-    settings = LabelSettings(**{name: getattr(args, name) for name in names})
     written, failures = label(
         geometries,
         args.out,
-        settings,
+        _settings(args),
         args.workers,
         retry_failed=args.retry_failed,
         device=args.device,
@@ -197,6 +205,39 @@ def _run_embed(args: argparse.Namespace) -> int:
     return 1 if failures else 0
 
 
+def _add_plan(commands) -> None:
+    parser = commands.add_parser(
+        "plan",
+        help="what labels will cost: core hours and disk, from some of the molecules",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    parser.add_argument("geometries", type=Path, help="as for label")
+    _add_selection(parser)
+    parser.add_argument("--sample", type=int, default=8, help="molecules to time")
+    parser.add_argument("--cores", type=int, nargs="+", default=[1, 16, 64],
+                        help="numbers of cores to say hours for")  # fmt: skip
+    parser.add_argument("--device", default="cpu", help="for fitted Fock matrices")
+    _add_settings(parser)
+    add_options(parser)
+    parser.set_defaults(run=_run_plan)
+
+
+def _run_plan(args: argparse.Namespace) -> int:
+    geometries = _select(read_geometries(args.geometries), args)
+    found = plan(
+        geometries,
+        _settings(args),
+        args.sample,
+        args.workers,
+        args.scheduler,
+        args.device,
+    )
+    print(found)
+    for cores in args.cores:
+        print(f"on {cores} such cores: {found.core_hours[0] / cores:.3g} hours")
+    return 0
+
+
 def _add_info(commands) -> None:
     parser = commands.add_parser("info", help="what a file of labels holds")
     parser.add_argument("database", type=Path, help="QH9, QH9-dynamic or MD17 file")
@@ -234,6 +275,7 @@ def main(argv: list[str] | None = None) -> int:
     _add_embed(commands)
     _add_md(commands)
     _add_label(commands)
+    _add_plan(commands)
     _add_info(commands)
     _add_download(commands)
     args = parser.parse_args(argv)

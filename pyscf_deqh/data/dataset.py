@@ -63,6 +63,11 @@ def _encode(graph: MolecularGraph) -> bytes:
     return save_tensors(arrays)
 
 
+def encoded_size(graph: MolecularGraph) -> int:
+    """Bytes that a graph takes in the store."""
+    return len(_encode(graph))
+
+
 def _decode(blob: bytes) -> MolecularGraph:
     try:
         arrays = load_tensors(blob)
