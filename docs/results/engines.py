@@ -1,7 +1,7 @@
 """What engines for independent tasks cost: ``python engines.py {pool,dask,ray,parsl}``.
 
 Seconds until a first task on two workers is done; of a thousand tasks that return 180 kB, a
-Hamiltonian of 150 orbitals; and of forty tasks of which one kills its worker each time. For the last
+Hamiltonian of 150 orbitals; and of forty tasks of which one kills its worker each time. For these
 the numbers of attempts are printed: of that task, and of all others together beyond one each.
 """
 
@@ -10,6 +10,7 @@ import signal
 import sys
 import tempfile
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -73,10 +74,8 @@ def ray():
     def run(function, tasks):
         remote = ray.remote(function).options(max_retries=1)
         for reference in [remote.remote(*task) for task in tasks]:
-            try:
+            with suppress(ray.exceptions.WorkerCrashedError):
                 ray.get(reference)
-            except ray.exceptions.WorkerCrashedError:
-                pass
 
     yield run
     ray.shutdown()
@@ -95,10 +94,8 @@ def parsl():
     def run(function, tasks):
         app = parsl.python_app(function)
         for future in [app(*task) for task in tasks]:
-            try:
+            with suppress(WorkerLost):
                 future.result()
-            except WorkerLost:
-                pass
 
     yield run
     parsl.dfk().cleanup()
