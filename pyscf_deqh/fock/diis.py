@@ -31,6 +31,7 @@ from ..process import one_blas_thread
 from ..pyscf_api import attribute, fills_by_aufbau, numint_of, solve
 from .cost import too_cheap
 from .cycles import LOST
+from .functional import STAND_IN, Functional
 from .nearby import FockNearby
 from .orbitals import (
     Orbitals,
@@ -381,7 +382,13 @@ class _Method:
         self._core_hamiltonian = problem.core_hamiltonian
         self._in_vacuum = attribute(mf, "with_solvent") is None
         fitted.put_into(problem.engine.solvent_of(mf))
-        self._model = FockNearby(fitted, problem.functional, self._root)
+        functional = problem.functional
+        self._of_another_kind = not fitted.serves(functional)
+        if self._of_another_kind:
+            functional = Functional.of(STAND_IN, problem.engine)
+            logger.note(mf, "Corrected cycles with the response of %s: there is no memory for "
+                        "that of exact exchange.", STAND_IN)  # fmt: skip
+        self._model = FockNearby(fitted, functional, self._root)
 
     def gradient(self, d: Any, f: Any) -> float:
         """Norm of the orbital gradient, hartree: of the commutator's half."""
@@ -393,8 +400,11 @@ class _Method:
 
     def defect(self) -> np.ndarray | None:
         """What full Fock matrices have more than fitted ones, hartree, for the next point of a
-        trajectory; None where it is not known, and in a solvent, whose response would be in it."""
-        return self._model.defect(self._core_hamiltonian) if self._in_vacuum else None
+        trajectory; None where it is not known, or holds more than errors: exact exchange, or the
+        response of a solvent."""
+        if self._of_another_kind or not self._in_vacuum:
+            return None
+        return self._model.defect(self._core_hamiltonian)
 
     def forget(self) -> None:
         """Let go of the last fitted matrices, which have led nowhere."""
