@@ -1,4 +1,4 @@
-"""Label generation: converged Kohn-Sham (or Hartree-Fock) matrices from PySCF into a QH9 database.
+"""Label generation: converged Kohn-Sham (or Hartree-Fock) matrices from PySCF, kept in a file.
 
 Worker processes compute, the parent alone writes, one transaction a molecule: a run that is
 killed at any moment loses at most the molecules then in work, and the same command resumes it.
@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 import os
-import sqlite3
 from collections.abc import Iterable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
@@ -34,7 +33,9 @@ from ...fock.shells import Shells
 from ...fock.system import System
 from ...graph.basis import check_all_electron
 from ...process import use_threads
-from ..formats.qh9 import QH9Database, Record
+from ..formats import open_for_writing
+from ..formats.sqlite import writing
+from ..record import Record, WritableLabels
 from ..xyz import Geometry, places
 
 # Orbital gradient (hartree) at which fitted Fock matrices hand over to PySCF's.
@@ -143,7 +144,7 @@ def row_ids(geometries: Sequence[Geometry]) -> list[int]:
 _AUXBASIS = f"{LIGHT}, beyond neon {HEAVY}"
 
 
-def _check_settings(database: QH9Database, settings: LabelSettings) -> None:
+def _check_settings(database: WritableLabels, settings: LabelSettings) -> None:
     wanted = asdict(settings) | {"pyscf_version": pyscf.__version__, "program": "PySCF"}
     if settings.density_fit:
         wanted |= {"auxbasis": _AUXBASIS, "atom_grid": list(GRID)}
@@ -175,7 +176,7 @@ def _beyond_the_grid(xc: str) -> str | None:
     return "dispersion correction" if dispersion else None
 
 
-def _check_atoms(database: QH9Database, done: dict[int, Geometry]) -> None:
+def _check_atoms(database: WritableLabels, done: dict[int, Geometry]) -> None:
     """Refuse to take other molecules for those that the rows hold."""
     for row_id, geometry in done.items():
         numbers, positions = database.atoms(row_id)
@@ -195,23 +196,26 @@ def label(
     retry_failed: bool = False,
     progress: bool = True,
     device: str = "cpu",
+    precision: str | None = None,
 ) -> tuple[int, dict[int, str]]:
     """Label all geometries that ``out`` does not hold yet.
 
     Args:
         geometries: molecules, neutral closed shells, positions in angstrom.
-        out: the database; made if absent, else resumed.
+        out: a label store (``.store``) or a database of QH9; made if absent, else resumed.
         settings: method; must equal the one of an existing ``out``.
         workers: processes, one thread each (default: all cores).
         retry_failed: compute the molecules again that failed in an earlier run.
         progress: show a progress bar.
         device: where all workers compute fitted Fock matrices, ``cpu`` or ``cuda``.
+        precision: of a new label store: ``float64`` (default) or ``float32``.
 
     Returns:
         The number of rows written by this call, and the reasons of all failures in ``out`` by id.
 
     Raises:
-        ConfigError: a functional that ``density_fit`` has a part of only.
+        ConfigError: a functional that ``density_fit`` has a part of only, or a precision that the
+            format does not have.
         DatasetError: other settings in ``out``, or other geometries with the same ids; repeated
             ids; a disk that takes no more data, or another process that writes the same rows (all
             rows written before are kept).
@@ -223,7 +227,7 @@ def label(
     by_id = dict(zip(row_ids(geometries), geometries, strict=True))
     workers = workers or os.cpu_count() or 1
     written = 0
-    with QH9Database(out, writable=True) as database:
+    with open_for_writing(out, precision) as database, writing(database):
         _check_settings(database, settings)
         done = set(database.ids())
         _check_atoms(database, {i: g for i, g in by_id.items() if i in done})
@@ -247,16 +251,6 @@ def label(
                         reason = "the worker process died (out of memory?)"
                         database.add_failure(row_id, geometry.qm9_id, reason)
                         bar.update()
-        except sqlite3.OperationalError as error:
-            raise DatasetError(
-                f"cannot write to {database.path}: {error}. The {len(database)} rows in it are "
-                "kept; free some space and run the same command again"
-            ) from error
-        except sqlite3.IntegrityError as error:
-            raise DatasetError(
-                f"another process writes to {database.path}: wait for it, and run the same "
-                "command again"
-            ) from error
         finally:
             bar.close()
         return written, database.failures()
