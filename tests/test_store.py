@@ -20,6 +20,7 @@ from pyscf_deqh.benchmark import store as benchmark
 from pyscf_deqh.data.__main__ import main
 from pyscf_deqh.data.dataset import GraphStore, HamiltonianDataset
 from pyscf_deqh.data.formats import open_for_writing, open_labels
+from pyscf_deqh.data.formats.md17 import orca_order
 from pyscf_deqh.data.formats.qh9 import QH9Database
 from pyscf_deqh.data.formats.store import LabelStore
 from pyscf_deqh.data.geometry import read_geometries
@@ -529,6 +530,24 @@ def test_two_files_in_one_store(tmp_path, database):
         assert store.ids() == [0, 3, 6, 9, 12, 15, 1000]
         assert store.failed_molecules() == {7: 9, 1001: 78}
         assert store.settings()["pyscf_version"] == ["2.14.0", "2.13.1"]
+
+
+def test_published_arrays_with_rounded_matrices(tmp_path):
+    """MD17's may be off symmetry by more than QH9's; copies are exactly symmetric."""
+    mol = make_mol(WATER)
+    back = np.argsort(orca_order(mol))
+    kinetic, overlap = (mol.intor(f"int1e_{x}")[np.ix_(back, back)] for x in ("kin", "ovlp"))
+    kinetic[0, 3] += 5e-6
+    np.savez(tmp_path / "a.npz", Z=mol.atom_charges(), R=[mol.atom_coords(unit="Ang")] * 2,
+             energy=[-76.0] * 2, hamiltonian=[kinetic] * 2, overlap=[overlap] * 2)  # fmt: skip
+    for suffix in (".store", ".db"):
+        assert convert(tmp_path / "a.npz", tmp_path / f"b{suffix}", progress=False) == 2
+        with open_labels(tmp_path / f"b{suffix}") as file:
+            matrix = file[1].hamiltonian
+            assert file.settings()["xc"] == "pbe"
+            assert file[1].meta["energy"] == -76.0
+        np.testing.assert_array_equal(matrix, matrix.T)
+        np.testing.assert_allclose(matrix, mol.intor("int1e_kin"), atol=3e-6)
 
 
 # Labels

@@ -143,7 +143,8 @@ class LabelStore(SQLiteLabels, WritableLabels):
             else:
                 connection = sqlite3.connect(self.path, timeout=60)
                 connection.execute(f"PRAGMA page_size = {_PAGE_BYTES}")
-                connection.execute("PRAGMA synchronous = FULL")
+                # A commit is on the disk, its folder's entry too.
+                connection.execute("PRAGMA synchronous = EXTRA")
             # The file may be a stranger's.
             connection.execute("PRAGMA trusted_schema = OFF")
             connection.execute("PRAGMA cell_size_check = ON")
