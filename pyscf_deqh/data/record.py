@@ -50,7 +50,10 @@ class Record:
 
 
 def check_arrays(
-    numbers: np.ndarray, positions: np.ndarray, hamiltonian: np.ndarray, asymmetry: float = 1e-6
+    numbers: np.ndarray,
+    positions: np.ndarray,
+    hamiltonian: np.ndarray,
+    asymmetry: float | None = 1e-6,
 ) -> None:
     """Refuse arrays that cannot be a molecule and its Hamiltonian.
 
@@ -58,7 +61,8 @@ def check_arrays(
         numbers: (N,) atomic numbers.
         positions: (N, 3).
         hamiltonian: (nao, nao) in hartree.
-        asymmetry: largest |H - H^T| in hartree that passes as rounding.
+        asymmetry: largest |H - H^T| in hartree that passes as rounding; None where the matrix is
+            made of one half.
 
     Raises:
         ValueError: says what is wrong; the reader adds the file and the row.
@@ -75,7 +79,7 @@ def check_arrays(
         raise ValueError("the Hamiltonian is empty")
     if not (np.isfinite(positions).all() and np.isfinite(hamiltonian).all()):
         raise ValueError("NaN or infinite values")
-    if np.abs(hamiltonian - hamiltonian.T).max() > asymmetry:
+    if asymmetry is not None and np.abs(hamiltonian - hamiltonian.T).max() > asymmetry:
         raise ValueError("the Hamiltonian is not symmetric")
 
 

@@ -16,6 +16,7 @@ A Hamiltonian is symmetric: of one that is so up to rounding, the mean with its 
 
 from __future__ import annotations
 
+import functools
 import json
 import math
 import operator
@@ -68,15 +69,17 @@ def _plain(value: Any) -> Any:
     raise TypeError(f"{value!r} cannot be kept as JSON")
 
 
-def _checksum(*parts: Any) -> int:
-    """CRC-32 of byte strings, and of all other values as JSON."""
-    crc = 0
-    for part in parts:
-        data = part if isinstance(part, bytes) else json.dumps(part).encode()
-        crc = zlib.crc32(data, crc)
+def _checksum(*values: Any) -> int:
+    """CRC-32 of values for SQLite: of byte strings, and of all others as JSON."""
+    others = json.dumps([value for value in values if not isinstance(value, bytes)])
+    crc = zlib.crc32(others.encode())
+    for value in values:
+        if isinstance(value, bytes):
+            crc = zlib.crc32(value, crc)
     return crc
 
 
+@functools.lru_cache(maxsize=64)
 def _upper(size: int) -> np.ndarray:
     """Mask of the upper triangle (size, size)."""
     return np.tri(size, dtype=bool).T
@@ -254,7 +257,7 @@ class LabelStore(SQLiteLabels, WritableLabels):
                 raise ValueError("its checksum is another: the record is damaged")
             _, qm9_id, numbers, positions, triangle, meta, provenance = content
             arrays = *_decode_atoms(numbers, positions), _unpacked(triangle, self.precision)
-            check_arrays(*arrays)
+            check_arrays(*arrays, asymmetry=None)
             found = json.loads(meta) | ({} if qm9_id is None else {"qm9_id": qm9_id})
             return Record(row_id, *arrays, found, self._provenance(provenance))
         except (ValueError, TypeError, LookupError, RecursionError) as error:
