@@ -147,6 +147,8 @@ def test_provenance_is_kept_for_each_record(tmp_path):
     convert(tmp_path / "a.store", tmp_path / "b.store", "float32", progress=False)
     with open_labels(tmp_path / "b.store") as copy:
         assert [copy[i].provenance.source for i in (1, 2, 3)] == ["one.db", "one.db", "two.db"]
+        assert len(copy.provenances()) == 2
+        assert copy.settings()["pyscf_version"] == ["2.14.0", "2.13.1"]
 
 
 def test_meta_data_of_any_kind(tmp_path):
@@ -464,6 +466,13 @@ def test_rows_without_a_label_keep_their_place(tmp_path, capsys):
             store[5]
         with pytest.raises(KeyError):
             store.atoms(5)
+    with sqlite3.connect(source) as connection:
+        connection.execute("UPDATE data SET converged = 1 WHERE rowid = 5")
+    connection.close()
+    assert convert(source, out, progress=False) == 1
+    with open_labels(out) as store:
+        assert list(store.failures()) == [17]
+        assert store[5].meta["geo_id"] == 5
     assert main(["convert", str(source), str(tmp_path / "c.db")]) == 2
     assert "has no place for rows without a label" in capsys.readouterr().err
 
@@ -500,12 +509,14 @@ def test_what_does_not_go_together_is_refused(tmp_path, database, path, capsys):
     assert "float64 alone" in capsys.readouterr().err
     assert main([*command, str(database)]) == 2
     assert "is the file to convert" in capsys.readouterr().err
-    for out, change in ((path, "xc"), (tmp_path / "c.db", "basis")):
-        with open_for_writing(tmp_path / f"{change}{out.suffix}") as file:
-            file.write_settings(SETTINGS | {change: "another"})
+    # A database of QH9 has one place for the settings of all its rows.
+    for out, key in (("c.store", "xc"), ("c.db", "basis"), ("d.db", "pyscf_version")):
+        with open_for_writing(tmp_path / out) as file:
+            file.write_settings(SETTINGS | {key: "another"})
             file.add(record(1000))
-        assert main([*command, str(tmp_path / f"{change}{out.suffix}")]) == 2
-        assert f"{change}: another there" in capsys.readouterr().err
+        for source in (database, path):
+            assert main(["convert", str(source), str(tmp_path / out)]) == 2
+            assert f"{key}: another there" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("change", [{"atoms": FORMAMIDE}, {"qm9_id": 5}, {"seed": 5}])

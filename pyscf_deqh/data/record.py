@@ -88,13 +88,16 @@ def symmetric(matrix: np.ndarray) -> np.ndarray:
     return (matrix + matrix.T) / 2
 
 
-def refuse_mixture(path: Path, found: dict[str, Any], wanted: dict[str, Any]) -> None:
+def refuse_mixture(
+    path: Path, found: dict[str, Any], wanted: dict[str, Any], versions: bool = False
+) -> None:
     """Refuse labels of another method than those in a file.
 
     Args:
         path: of the file, for the message.
         found: settings of its labels.
-        wanted: settings of the labels to come; versions of programs may be others.
+        wanted: settings of the labels to come.
+        versions: whether versions of programs have to be the same, too.
 
     Raises:
         DatasetError: names what differs.
@@ -102,7 +105,7 @@ def refuse_mixture(path: Path, found: dict[str, Any], wanted: dict[str, Any]) ->
     changed = [
         f"{key}: {found.get(key)} there, {wanted.get(key)} now"
         for key in sorted(found | wanted)
-        if not key.endswith("_version") and found.get(key) != wanted.get(key)
+        if (versions or not key.endswith("_version")) and found.get(key) != wanted.get(key)
     ]
     if changed:
         raise DatasetError(

@@ -192,9 +192,9 @@ class QH9Database(SQLiteLabels, WritableLabels):
             raise DatasetError(f"{self.path}: the table of settings is damaged: {error}") from error
 
     def write_settings(self, settings: dict[str, Any], source: str | None = None) -> None:
-        """Say how the labels to come were made; there is no place for ``source``."""
+        """Say how all labels were made; there is no place for ``source``."""
         if len(self):
-            refuse_mixture(self.path, self.settings(), settings)
+            refuse_mixture(self.path, self.settings(), settings, versions=True)
         with self._connection:
             self._connection.executemany(
                 "INSERT OR REPLACE INTO settings VALUES (?, ?)",

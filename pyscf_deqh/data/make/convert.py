@@ -10,7 +10,8 @@ from tqdm import tqdm
 from ...errors import DatasetError
 from ..formats import open_for_writing, open_labels
 from ..formats.sqlite import writing
-from ..record import LabelFile, Record, WritableLabels, symmetric
+from ..formats.store import LabelStore
+from ..record import LabelFile, Record, WritableLabels, refuse_mixture, symmetric
 
 # Records of a transaction, all in memory at once.
 _CHUNK = 64
@@ -46,7 +47,7 @@ def convert(
         open_for_writing(out, precision) as target,
         writing(target),
     ):
-        target.write_settings(labels.settings(), f"{labels.path.name} ({labels.format})")
+        _write_settings(labels, target)
         todo = _todo(labels, target)
         written = 0
         with tqdm(total=len(todo), desc="converting", unit="mol", disable=not progress) as bar:
@@ -56,6 +57,16 @@ def convert(
                 written += len(chunk)
                 bar.update(len(chunk))
         return written
+
+
+def _write_settings(labels: LabelFile, target: WritableLabels) -> None:
+    settings = labels.settings()
+    if isinstance(labels, LabelStore) and isinstance(target, LabelStore):
+        # Each record brings its own.
+        if len(target):
+            refuse_mixture(target.path, target.settings(), settings)
+    else:
+        target.write_settings(settings, f"{labels.path.name} ({labels.format})")
 
 
 def _copy(record: Record) -> Record:
@@ -73,19 +84,17 @@ def _todo(labels: LabelFile, target: WritableLabels) -> list[int]:
     for row_id in here.keys() & there.keys():
         if here[row_id] != there[row_id]:
             _refuse(labels, target, row_id)
-    unusable, molecules = labels.failures(), labels.failed_molecules()
-    for row_id in unusable.keys() - there.keys() - target.failures().keys():
+    unusable, molecules, failed = labels.failures(), labels.failed_molecules(), target.failures()
+    for row_id in unusable.keys() - there.keys() - failed.keys():
         atoms = here[row_id][0] if row_id in here else None
         target.add_failure(row_id, molecules[row_id], unusable[row_id], atoms)
-    done = [row_id for row_id in here if row_id in there and row_id not in unusable]
-    for row_id in {*done[:1], *done[-1:]}:
-        numbers, positions = target.atoms(row_id)
-        record = labels[row_id]
-        if not (
-            np.array_equal(numbers, record.numbers) and np.array_equal(positions, record.positions)
-        ):
+    done = there.keys() - failed.keys()
+    copied = [row_id for row_id in here if row_id in done and row_id not in unusable]
+    for row_id in {*copied[:1], *copied[-1:]}:
+        record, atoms_there = labels[row_id], target.atoms(row_id)
+        if not all(map(np.array_equal, (record.numbers, record.positions), atoms_there)):
             _refuse(labels, target, row_id)
-    return [row_id for row_id in here if row_id not in there and row_id not in unusable]
+    return [row_id for row_id in here if row_id not in done and row_id not in unusable]
 
 
 def _listed(file: LabelFile) -> dict[int, tuple[int, int]]:
