@@ -13,6 +13,7 @@ from pyscf_deqh.data.formats import open_labels
 from pyscf_deqh.data.formats.md17 import orca_order
 from pyscf_deqh.data.formats.qh9 import QH9Database
 from pyscf_deqh.data.geometry import read_geometries
+from pyscf_deqh.data.make.convert import convert
 from pyscf_deqh.data.record import Record
 from pyscf_deqh.errors import ConfigError, DatasetError, DEQHError
 from pyscf_deqh.train.config import TrainConfig
@@ -77,6 +78,22 @@ def read_labels(path):
 
 def test_databases_of_labels(labels):
     assert survive(labels, read_labels, DatasetError) > TRIALS // 4
+
+
+@pytest.mark.parametrize("precision", ["float32", "float64"])
+def test_label_stores(labels, precision):
+    path = labels.with_name("labels.store")
+    convert(labels, path, precision, progress=False)
+    with open_labels(path) as store:
+        whole = {row_id: store[row_id].hamiltonian for row_id in store.ids()}
+
+    def read(path):
+        read_labels(path)
+        with open_labels(path) as store:
+            for row_id in store.ids():
+                np.testing.assert_array_equal(store[row_id].hamiltonian, whole[row_id])
+
+    assert survive(path, read, DatasetError) > TRIALS // 4
 
 
 def test_qh9_dynamic(labels):

@@ -16,7 +16,9 @@ import pytest
 import torch
 import yaml
 
+from pyscf_deqh.data.formats import open_labels
 from pyscf_deqh.data.formats.qh9 import QH9Database
+from pyscf_deqh.data.record import Record
 from pyscf_deqh.data.xyz import read_xyz
 
 pytestmark = pytest.mark.slow
@@ -35,6 +37,21 @@ def label(folder):
 def hamiltonians(folder):
     with QH9Database(folder / "a.db") as database:
         return {i: database[i].hamiltonian for i in database.ids()}
+
+
+def convert(folder):
+    numbers, positions = np.array([8, 1, 1]), np.array([[0, 0, 0], [0, 0.75, 0.6], [0, -0.76, 0.6]])
+    matrices = np.random.default_rng(0).normal(size=(4, 24, 24))
+    matrices = matrices + matrices.transpose(0, 2, 1)
+    with QH9Database(folder / "a.db", writable=True) as database:
+        database.add_all(Record(i, numbers, positions, matrices[i % 4]) for i in range(20000))
+    return ["pyscf_deqh.data", "convert", "a.db", "a.store"]
+
+
+def converted(folder):
+    with open_labels(folder / "a.store") as store:
+        assert store.failures() == {}
+        return {record.id: record.hamiltonian for record in store}
 
 
 def embed(folder):
@@ -96,8 +113,8 @@ def run(arguments, folder):
 
 @pytest.mark.parametrize(
     ("command", "content"),
-    [(label, hamiltonians), (embed, positions), (md, positions), (train, weights),
-     (suite, energies)],
+    [(label, hamiltonians), (convert, converted), (embed, positions), (md, positions),
+     (train, weights), (suite, energies)],
 )  # fmt: skip
 def test_a_killed_command_ends_as_an_undisturbed_one(command, content, tmp_path):
     whole, rng, killed = tmp_path / "whole", random.Random(0), 0

@@ -122,12 +122,9 @@ def test_fitted_labels_of_functionals_with_more_than_a_grid_are_refused(tmp_path
 
 
 def test_two_processes_that_write_the_same_rows(tmp_path, monkeypatch):
-    class Late(QH9Database):
-        def ids(self):
-            return []  # as before the other process wrote
-
     label([hydrogen(id="1")], tmp_path / "a.db", FAST, 0, progress=False)
-    monkeypatch.setattr(label_module, "QH9Database", Late)
+    # As before the other process wrote.
+    monkeypatch.setattr(QH9Database, "ids", lambda self: [])
     with pytest.raises(DatasetError, match="another process writes"):
         label([hydrogen(id="1")], tmp_path / "a.db", FAST, 0, progress=False)
 

@@ -192,9 +192,7 @@ def test_atoms_that_nearly_coincide_have_fitted_integrals():
 
 
 @pytest.mark.parametrize("xc", ["b3lyp", "wb97x", "hf"])
-def test_without_memory_for_exchange_another_functionals_response_serves(
-    xc, tmp_path, monkeypatch
-):
+def test_without_memory_for_exchange_another_functionals_response_serves(xc, tmp_path, monkeypatch):
     """The same energy with fewer full Fock matrices than from the same start without."""
     mol = make_mol(WATER, verbose=3, output=str(tmp_path / "log"))
     alone, with_it = (scf.HF(mol) if xc == "hf" else dft.KS(mol, xc=xc) for _ in range(2))

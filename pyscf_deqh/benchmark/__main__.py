@@ -3,8 +3,8 @@
 ``python -m pyscf_deqh.benchmark speed`` measures how fast the guess and training are, ``ablation``
 what the choices in the guess are worth, ``robustness`` how many Fock builds random SCFs take,
 ``steps`` what optimizations and dynamics gain, ``gpu4pyscf`` what SCFs on a GPU gain, ``rates``
-from what size on an SCF is worth a guess on this machine, and ``pyscf-tests`` which of PySCF's own
-tests differ.
+from what size on an SCF is worth a guess on this machine, ``pyscf-tests`` which of PySCF's own
+tests differ, and ``store`` how fast labels are written and read.
 """
 
 from __future__ import annotations
@@ -31,6 +31,7 @@ _COMMANDS = {
     "steps": ".steps",
     "gpu4pyscf": ".gpu4pyscf",
     "pyscf-tests": ".pyscf_tests",
+    "store": ".store",
 }
 
 

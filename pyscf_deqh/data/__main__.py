@@ -1,4 +1,4 @@
-"""``python -m pyscf_deqh.data``: plan, make, download and inspect labelled data."""
+"""``python -m pyscf_deqh.data``: plan, make, download, convert and inspect labelled data."""
 
 from __future__ import annotations
 
@@ -8,17 +8,21 @@ import sys
 from dataclasses import fields
 from pathlib import Path
 
+from tqdm import tqdm
+
 from ..errors import ConfigError, DatasetError, exit_status
 from ..tasks import add_options
 from .formats import open_labels
-from .formats.qh9 import QH9Database
+from .formats.store import PRECISIONS
 from .geometry import Geometry, read_geometries
+from .make.convert import convert
 from .make.download import DATASETS, download
 from .make.dynamics import ENGINES
 from .make.embed import embed, read_smiles
 from .make.label import LabelSettings, label
 from .make.plan import plan
 from .make.trajectories import simulate, start_geometries
+from .record import LabelFile
 from .splits import SPLITS, split_of
 
 # Their defaults are the engine's.
@@ -65,6 +69,11 @@ def _molecule(geometry: Geometry, option: str) -> int:
     return number
 
 
+def _add_precision(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--precision", choices=PRECISIONS,
+                        help="of the matrices in a new label store (default: float64)")  # fmt: skip
+
+
 def _add_label(commands) -> None:
     parser = commands.add_parser(
         "label",
@@ -74,10 +83,13 @@ def _add_label(commands) -> None:
     parser.add_argument(
         "geometries", type=Path, help="xyz/extxyz file (also .gz), folder, or labels"
     )
-    parser.add_argument("--out", type=Path, required=True, help="database to make or to resume")
+    parser.add_argument("--out", type=Path, required=True,
+                        help="to make or to resume: a label store (.store) or "
+                        "a database of QH9 (.db)")  # fmt: skip
+    _add_precision(parser)
     _add_selection(parser)
     parser.add_argument("--exclude", type=Path, nargs="*", default=[],
-                        help="databases whose ids are skipped")  # fmt: skip
+                        help="files of labels whose molecules are skipped")  # fmt: skip
     add_options(parser)
     parser.add_argument("--retry-failed", action="store_true")
     parser.add_argument("--device", default="cpu",
@@ -109,10 +121,8 @@ def _settings(args: argparse.Namespace) -> LabelSettings:
 def _run_label(args: argparse.Namespace) -> int:
     taken: set[int] = set()
     for path in args.exclude:
-        with QH9Database(path) as database:
-            for row_id in database.ids():
-                qm9_id = database.meta(row_id).get("qm9_id")
-                taken.add(row_id if qm9_id is None else qm9_id)
+        with open_labels(path) as file:
+            taken |= set(file.molecules() or file.ids())
     geometries = read_geometries(args.geometries)
     if args.exclude:
         geometries = [g for g in geometries if _molecule(g, "--exclude") not in taken]
@@ -125,6 +135,7 @@ def _run_label(args: argparse.Namespace) -> int:
         retry_failed=args.retry_failed,
         device=args.device,
         scheduler=args.scheduler,
+        precision=args.precision,
     )
     print(f"{args.out}: {written} molecules labelled now, {len(failures)} failed")
     for row_id, reason in failures.items():
@@ -238,9 +249,30 @@ def _run_plan(args: argparse.Namespace) -> int:
     return 0
 
 
+def _add_convert(commands) -> None:
+    parser = commands.add_parser(
+        "convert",
+        help="copy labels into another format; run the same command again to resume",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    parser.add_argument("source", type=Path, help="file of labels of any format")
+    parser.add_argument("out", type=Path, help="to make, to resume or to add to: a label store "
+                        "(.store) or a database of QH9 (.db)")  # fmt: skip
+    _add_precision(parser)
+    parser.set_defaults(run=_run_convert)
+
+
+def _run_convert(args: argparse.Namespace) -> int:
+    written = convert(args.source, args.out, args.precision)
+    print(f"{args.out}: {written} records written now")
+    return 0
+
+
 def _add_info(commands) -> None:
     parser = commands.add_parser("info", help="what a file of labels holds")
-    parser.add_argument("database", type=Path, help="QH9, QH9-dynamic or MD17 file")
+    parser.add_argument("database", type=Path, help="label store, QH9, QH9-dynamic or MD17 file")
+    parser.add_argument("--check", action="store_true", help="read all records, and name those "
+                        "that are damaged")  # fmt: skip
     parser.set_defaults(run=_run_info)
 
 
@@ -252,7 +284,24 @@ def _run_info(args: argparse.Namespace) -> int:
             print(f"  {key}: {value}")
         for row_id, reason in failures.items():
             print(f"  failed, {file.row_name} {row_id}: {reason}")
-    return 0
+        damaged = _damaged(file) if args.check else []
+        for message in damaged:
+            print(f"  {message}")
+        if args.check:
+            print(f"  {len(damaged)} records are damaged")
+    return 1 if damaged else 0
+
+
+def _damaged(file: LabelFile) -> list[str]:
+    """What is wrong with the records that cannot be read."""
+    failures, messages = file.failures(), []
+    for row_id in tqdm(file.ids(), desc="checking", unit="mol"):
+        if row_id not in failures:
+            try:
+                file[row_id]
+            except DatasetError as error:
+                messages.append(str(error))
+    return messages
 
 
 def _add_download(commands) -> None:
@@ -276,6 +325,7 @@ def main(argv: list[str] | None = None) -> int:
     _add_md(commands)
     _add_label(commands)
     _add_plan(commands)
+    _add_convert(commands)
     _add_info(commands)
     _add_download(commands)
     args = parser.parse_args(argv)

@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 
 from ..errors import DatasetError
-from .formats import open_labels
+from .formats import SUFFIXES, open_labels
 from .xyz import Geometry, read_xyz
 
 __all__ = ["Geometry", "read_geometries"]
@@ -15,7 +15,7 @@ __all__ = ["Geometry", "read_geometries"]
 def read_geometries(path: str | Path) -> list[Geometry]:
     """All geometries of an xyz file, of every xyz file in a folder, or of a file of labels."""
     path = Path(path)
-    if path.suffix in (".db", ".npz"):
+    if path.suffix in SUFFIXES:
         with open_labels(path) as labels:
             geometries = [record.geometry() for record in labels]
     elif path.is_dir():

@@ -3,21 +3,38 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from ..errors import DatasetError
 from .xyz import Geometry
+
+
+@dataclass(frozen=True)
+class Provenance:
+    """How a label came about.
+
+    Attributes:
+        settings: of the method, and versions of the programs.
+        source: file that it was converted from.
+        written_by: this package and its version.
+    """
+
+    settings: dict[str, Any] = field(default_factory=dict)
+    source: str | None = None
+    written_by: str | None = None
 
 
 @dataclass
 class Record:
     """A labelled molecule: positions (N, 3) in angstrom, hamiltonian (nao, nao) in hartree.
 
-    The matrix is in PySCF's AO order, also where the file's is another.
+    The matrix is in PySCF's AO order, also where the file's is another. ``provenance`` is there
+    where the file keeps it for each record.
     """
 
     id: int
@@ -25,6 +42,7 @@ class Record:
     positions: np.ndarray
     hamiltonian: np.ndarray
     meta: dict[str, Any] = field(default_factory=dict)
+    provenance: Provenance | None = None
 
     def geometry(self) -> Geometry:
         info = {"id": str(self.id)} | {k: str(v) for k, v in self.meta.items() if v is not None}
@@ -32,7 +50,10 @@ class Record:
 
 
 def check_arrays(
-    numbers: np.ndarray, positions: np.ndarray, hamiltonian: np.ndarray, asymmetry: float = 1e-6
+    numbers: np.ndarray,
+    positions: np.ndarray,
+    hamiltonian: np.ndarray,
+    asymmetry: float | None = 1e-6,
 ) -> None:
     """Refuse arrays that cannot be a molecule and its Hamiltonian.
 
@@ -40,7 +61,8 @@ def check_arrays(
         numbers: (N,) atomic numbers.
         positions: (N, 3).
         hamiltonian: (nao, nao) in hartree.
-        asymmetry: largest |H - H^T| in hartree that passes as rounding.
+        asymmetry: largest |H - H^T| in hartree that passes as rounding; None where the matrix is
+            made of one half.
 
     Raises:
         ValueError: says what is wrong; the reader adds the file and the row.
@@ -57,8 +79,38 @@ def check_arrays(
         raise ValueError("the Hamiltonian is empty")
     if not (np.isfinite(positions).all() and np.isfinite(hamiltonian).all()):
         raise ValueError("NaN or infinite values")
-    if np.abs(hamiltonian - hamiltonian.T).max() > asymmetry:
+    if asymmetry is not None and np.abs(hamiltonian - hamiltonian.T).max() > asymmetry:
         raise ValueError("the Hamiltonian is not symmetric")
+
+
+def symmetric(matrix: np.ndarray) -> np.ndarray:
+    """Mean of a matrix and its transpose; of a symmetric matrix, the same to the last bit."""
+    return (matrix + matrix.T) / 2
+
+
+def refuse_mixture(
+    path: Path, found: dict[str, Any], wanted: dict[str, Any], versions: bool = False
+) -> None:
+    """Refuse labels of another method than those in a file.
+
+    Args:
+        path: of the file, for the message.
+        found: settings of its labels.
+        wanted: settings of the labels to come.
+        versions: whether versions of programs have to be the same, too.
+
+    Raises:
+        DatasetError: names what differs.
+    """
+    changed = [
+        f"{key}: {found.get(key)} there, {wanted.get(key)} now"
+        for key in sorted(found | wanted)
+        if (versions or not key.endswith("_version")) and found.get(key) != wanted.get(key)
+    ]
+    if changed:
+        raise DatasetError(
+            f"{path} has labels of other settings ({', '.join(changed)}); write to another file"
+        )
 
 
 class LabelFile(ABC):
@@ -103,6 +155,10 @@ class LabelFile(ABC):
         """Molecules without a usable label: reasons by row."""
         return {}
 
+    def failed_molecules(self) -> dict[int, int | None]:
+        """Molecule of each row of :meth:`failures`, where it is known."""
+        return dict.fromkeys(self.failures())
+
     def settings(self) -> dict[str, Any]:
         """How the labels were made, as far as the file or its publication says."""
         return {}
@@ -122,3 +178,47 @@ class LabelFile(ABC):
 
     def __exit__(self, *exc_info) -> None:
         self.close()
+
+
+class WritableLabels(LabelFile):
+    """A file of labels that takes more of them; what a method has written survives a kill."""
+
+    @abstractmethod
+    def atoms(self, row_id: int) -> tuple[np.ndarray, np.ndarray]:
+        """Atomic numbers (N,) and positions (N, 3) in angstrom of a row, without its matrix."""
+
+    @abstractmethod
+    def add_all(self, records: Iterable[Record]) -> None:
+        """Write rows, with their meta data, in one transaction.
+
+        Raises:
+            DatasetError: a record that cannot be one; none of them is written then.
+        """
+
+    def add(self, record: Record) -> None:
+        """Write one row, with its meta data, in a transaction of its own."""
+        self.add_all([record])
+
+    @abstractmethod
+    def add_failure(
+        self, row_id: int, qm9_id: int | None, reason: str, atoms: int | None = None
+    ) -> None:
+        """Record a molecule that has no label, so that it is never dropped without a word.
+
+        Args:
+            row_id: of the molecule.
+            qm9_id: its index in QM9.
+            reason: why it has none.
+            atoms: number of atoms, of a row that keeps its place among the others.
+
+        Raises:
+            DatasetError: the format has no place for rows without a label.
+        """
+
+    @abstractmethod
+    def write_settings(self, settings: dict[str, Any], source: str | None = None) -> None:
+        """Say how the labels to come were made, and from which file they are.
+
+        Raises:
+            DatasetError: the file has labels of another method.
+        """

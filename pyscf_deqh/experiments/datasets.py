@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ..data.formats import open_labels
+from ..data.formats import SUFFIXES, open_labels
 from ..data.formats.qh9_dynamic import QH9DynamicDatabase
 from ..data.geometry import Geometry
 from ..data.splits import split_ids
@@ -55,9 +55,9 @@ def _files(paths: Sequence[Path]) -> list[Path]:
     files: list[Path] = []
     for path in paths:
         if path.is_dir():
-            inside = sorted(p for p in path.iterdir() if p.suffix in (".db", ".npz"))
+            inside = sorted(p for p in path.iterdir() if p.suffix in SUFFIXES)
             if not inside:
-                raise ConfigError(f"no .db or .npz file in {path}")
+                raise ConfigError(f"no file with one of {', '.join(SUFFIXES)} in {path}")
             files += inside
         elif path.is_file():
             files.append(path)

@@ -1,20 +1,26 @@
-"""One way to open every file of labels: the format is recognised from the content."""
+"""One way to open every file of labels: the format is recognised from the content.
+
+A file that is to be written is of the format that its suffix names.
+"""
 
 from __future__ import annotations
 
-import sqlite3
 from pathlib import Path
 
-from ...errors import DatasetError
-from ..record import LabelFile
+from ...errors import ConfigError, DatasetError
+from ..record import LabelFile, WritableLabels
 from .md17 import MD17Arrays, MD17Database
 from .qh9 import QH9Database
 from .qh9_dynamic import QH9DynamicDatabase
-from .sqlite import columns_of
+from .sqlite import DAMAGE, columns_of
+from .store import SUFFIX, LabelStore
+
+SUFFIXES = (".db", ".npz", SUFFIX)
 
 
 def open_labels(path: str | Path) -> LabelFile:
-    """Open labels of any known format for reading: QH9, QH9-dynamic, MD17 as ASE database or npz.
+    """Open labels of any known format for reading: a label store, QH9, QH9-dynamic, MD17 as ASE
+    database or npz.
 
     Raises:
         DatasetError: no such file, or none of these formats; the message says what was found.
@@ -26,13 +32,34 @@ def open_labels(path: str | Path) -> LabelFile:
                 return MD17Arrays(path)
     try:
         columns = columns_of(path)
-    except sqlite3.DatabaseError as error:
+    except DAMAGE as error:
         raise DatasetError(
-            f"{path} cannot be opened: {error}; expected a database of QH9, QH9-dynamic or MD17 "
-            "(ASE), or an .npz file of MD17"
+            f"{path} cannot be opened: {error}; expected a label store, a database of QH9, "
+            "QH9-dynamic or MD17 (ASE), or an .npz file of MD17"
         ) from error
+    if "records" in columns:
+        return LabelStore(path)
     if "systems" in columns:
         return MD17Database(path)
     if "geo_id" in columns.get("data", ()):
         return QH9DynamicDatabase(path)
     return QH9Database(path)
+
+
+def open_for_writing(path: str | Path, precision: str | None = None) -> WritableLabels:
+    """Open a label store (``.store``) or a database of QH9 (any other suffix) for adding rows.
+
+    Args:
+        path: made if it is absent.
+        precision: of a label store's matrices: ``float64`` (default) or ``float32``.
+
+    Raises:
+        DatasetError: the file is of another format or of another precision, or has a writer.
+        ConfigError: a precision that the format does not have.
+    """
+    path = Path(path)
+    if path.suffix == SUFFIX:
+        return LabelStore(path, writable=True, precision=precision)
+    if precision not in (None, "float64"):
+        raise ConfigError(f"QH9's schema has float64 alone: name the file {path.stem}{SUFFIX}")
+    return QH9Database(path, writable=True)

@@ -10,13 +10,14 @@ from __future__ import annotations
 
 import json
 import sqlite3
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from ...errors import DatasetError
-from ..record import Record, check_arrays
+from ..record import Record, WritableLabels, check_arrays, refuse_mixture
 from .sqlite import (
     SQLiteLabels,
     check_columns,
@@ -65,7 +66,7 @@ def _check_own(path: Path) -> None:
         raise DatasetError(f"{path} was not made by this package: name another file to write to")
 
 
-class QH9Database(SQLiteLabels):
+class QH9Database(SQLiteLabels, WritableLabels):
     """A QH9 database opened for reading (default) or, with ``writable=True``, for adding rows.
 
     Rows are added to new files and to those that this class has made, and to no others.
@@ -137,27 +138,33 @@ class QH9Database(SQLiteLabels):
         rows = self._query(f"SELECT {', '.join(_META)} FROM meta WHERE id = ?", row_id)
         return dict(zip(_META, rows[0], strict=True)) if rows else {}
 
-    def add(self, record: Record) -> None:
-        """Write one row, with its meta data, in a transaction of its own."""
+    def add_all(self, records: Iterable[Record]) -> None:
         with self._connection:
-            self._connection.execute(
-                "INSERT INTO data VALUES (?, ?, ?, ?, ?)",
-                (
-                    record.id,
-                    len(record.numbers),
-                    np.asarray(record.numbers, np.int32).tobytes(),
-                    np.asarray(record.positions, np.float64).tobytes(),
-                    np.asarray(record.hamiltonian, np.float64).tobytes(),
-                ),
-            )
-            self._connection.execute(
-                f"INSERT INTO meta (id, {', '.join(_META)}) VALUES (?, ?, ?, ?, ?, ?, ?)",
-                (record.id, *(record.meta.get(key) for key in _META)),
-            )
-            self._connection.execute("DELETE FROM failures WHERE id = ?", (record.id,))
+            for record in records:
+                self._connection.execute(
+                    "INSERT INTO data VALUES (?, ?, ?, ?, ?)",
+                    (
+                        record.id,
+                        len(record.numbers),
+                        np.asarray(record.numbers, np.int32).tobytes(),
+                        np.asarray(record.positions, np.float64).tobytes(),
+                        np.asarray(record.hamiltonian, np.float64).tobytes(),
+                    ),
+                )
+                self._connection.execute(
+                    f"INSERT INTO meta (id, {', '.join(_META)}) VALUES (?, ?, ?, ?, ?, ?, ?)",
+                    (record.id, *(record.meta.get(key) for key in _META)),
+                )
+                self._connection.execute("DELETE FROM failures WHERE id = ?", (record.id,))
 
-    def add_failure(self, row_id: int, qm9_id: int | None, reason: str) -> None:
-        """Record a molecule that has no label, so that it is never dropped without a word."""
+    def add_failure(
+        self, row_id: int, qm9_id: int | None, reason: str, atoms: int | None = None
+    ) -> None:
+        if atoms is not None:
+            raise DatasetError(
+                f"QH9's schema, of {self.path}, has no place for rows without a label, which split "
+                "rules count: write to a label store"
+            )
         with self._connection:
             self._connection.execute(
                 "INSERT OR REPLACE INTO failures VALUES (?, ?, ?)", (row_id, qm9_id, reason)
@@ -169,6 +176,11 @@ class QH9Database(SQLiteLabels):
             return {}
         return dict(self._query("SELECT id, reason FROM failures ORDER BY id"))
 
+    def failed_molecules(self) -> dict[int, int | None]:
+        if "failures" not in self._tables:
+            return {}
+        return dict(self._query("SELECT id, qm9_id FROM failures ORDER BY id"))
+
     def settings(self) -> dict[str, Any]:
         """How the labels were made: method, basis, grid, tolerance, PySCF version …"""
         if "settings" not in self._tables:
@@ -179,7 +191,10 @@ class QH9Database(SQLiteLabels):
         except (ValueError, TypeError) as error:
             raise DatasetError(f"{self.path}: the table of settings is damaged: {error}") from error
 
-    def write_settings(self, settings: dict[str, Any]) -> None:
+    def write_settings(self, settings: dict[str, Any], source: str | None = None) -> None:
+        """Say how all labels were made; there is no place for ``source``."""
+        if len(self):
+            refuse_mixture(self.path, self.settings(), settings, versions=True)
         with self._connection:
             self._connection.executemany(
                 "INSERT OR REPLACE INTO settings VALUES (?, ?)",

@@ -21,7 +21,7 @@ from .sqlite import SQLiteLabels, check_columns, connect_read_only, opening, tab
 _COLUMNS = {"id", "geo_id", "N", "Z", "pos", "epot", "Ham", "converged"}
 
 
-def _molecule(value: int | bytes) -> int:
+def _whole_number(value: int | bytes) -> int:
     return int.from_bytes(value, "little") if isinstance(value, bytes) else int(value)
 
 
@@ -54,13 +54,18 @@ class QH9DynamicDatabase(SQLiteLabels):
     def molecules(self) -> list[int]:
         found = [value for (value,) in self._query("SELECT id FROM data ORDER BY rowid")]
         try:
-            return [_molecule(value) for value in found]
+            return [_whole_number(value) for value in found]
         except (ValueError, TypeError) as error:
             raise DatasetError(f"{self.path}: a molecule's id is damaged: {error}") from error
 
     def failures(self) -> dict[int, str]:
         rows = self._query("SELECT rowid FROM data WHERE converged IS NOT 1 ORDER BY rowid")
         return {row_id: "the SCF of this row did not converge" for (row_id,) in rows}
+
+    def failed_molecules(self) -> dict[int, int | None]:
+        failures = self.failures()
+        pairs = zip(self.ids(), self.molecules(), strict=True)
+        return {row_id: molecule for row_id, molecule in pairs if row_id in failures}
 
     def settings(self) -> dict[str, Any]:
         return {"program": "PySCF", "xc": "b3lyp", "basis": "def2-svp"}
@@ -78,7 +83,11 @@ class QH9DynamicDatabase(SQLiteLabels):
             hamiltonian = decode_matrix(matrix)
             check_arrays(numbers, positions, hamiltonian)
             # All geometries of a molecule have to stay in one split, in what is made of them too.
-            meta = {"qm9_id": _molecule(molecule), "geo_id": geometry, "kind": "md"}
+            meta = {
+                "qm9_id": _whole_number(molecule),
+                "geo_id": _whole_number(geometry),
+                "kind": "md",
+            }
         except (ValueError, TypeError) as error:
             raise DatasetError(f"{self.path}, row {row_id}: {error}") from error
         return Record(row_id, numbers, BOHR * positions, hamiltonian, meta | {"energy": energy})

@@ -11,21 +11,47 @@ from typing import Any
 from ...errors import DatasetError
 from ..record import LabelFile
 
+# What SQLite's module raises for a damaged file; the second where the message itself is damaged.
+DAMAGE = (sqlite3.DatabaseError, UnicodeDecodeError)
+
 
 @contextmanager
 def opening(path: Path, kind: str) -> Iterator[None]:
     """Turn errors of SQLite into a DatasetError that says what the file was to be."""
     try:
         yield
-    except sqlite3.DatabaseError as error:
+    except DAMAGE as error:
         raise DatasetError(f"{path} cannot be opened as {kind} database: {error}") from error
 
 
 def connect_read_only(path: Path) -> sqlite3.Connection:
-    """Open an SQLite file for reading; works on read-only media and makes no files beside it."""
+    """Open an SQLite file for reading; works on read-only media and makes no files beside it.
+
+    A writer that was killed in a transaction leaves a journal, by which SQLite takes the file back
+    to the last whole transaction; that needs leave to write.
+    """
     if not path.is_file():
         raise DatasetError(f"no database at {path}")
-    return sqlite3.connect(f"{path.resolve().as_uri()}?mode=ro", uri=True)
+    mode = "rw" if Path(f"{path}-journal").exists() else "ro"
+    connection = sqlite3.connect(f"{path.resolve().as_uri()}?mode={mode}", timeout=60, uri=True)
+    connection.execute("PRAGMA query_only = ON")
+    return connection
+
+
+@contextmanager
+def writing(labels: LabelFile) -> Iterator[None]:
+    """Turn errors of SQLite in rows that are added into a DatasetError that says what to do."""
+    try:
+        yield
+    except sqlite3.OperationalError as error:
+        raise DatasetError(
+            f"cannot write to {labels.path}: {error}. The {len(labels)} rows in it are "
+            "kept; free some space and run the same command again"
+        ) from error
+    except sqlite3.IntegrityError as error:
+        raise DatasetError(
+            f"another process writes to {labels.path}: wait for it, and run the same command again"
+        ) from error
 
 
 def table_columns(connection: sqlite3.Connection) -> dict[str, set[str]]:
@@ -71,7 +97,7 @@ class SQLiteLabels(LabelFile):
         """
         try:
             return self._connection.execute(query, values).fetchall()
-        except (sqlite3.DatabaseError, OverflowError) as error:
+        except (*DAMAGE, OverflowError) as error:
             raise DatasetError(f"{self.path} cannot be read: {error}") from error
 
     def _integers(self, column: str, table: str = "data") -> list[int]:

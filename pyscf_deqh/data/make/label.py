@@ -1,4 +1,4 @@
-"""Label generation: converged Kohn-Sham (or Hartree-Fock) matrices from PySCF into a QH9 database.
+"""Label generation: converged Kohn-Sham (or Hartree-Fock) matrices from PySCF, kept in a file.
 
 Workers compute (:mod:`pyscf_deqh.tasks`), this process alone writes, one transaction a molecule: a
 run that is killed at any moment loses at most the molecules then in work, and the same command
@@ -8,7 +8,6 @@ resumes it.
 from __future__ import annotations
 
 import math
-import sqlite3
 from collections import deque
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
@@ -32,7 +31,9 @@ from ...fock.shells import Shells
 from ...fock.system import System
 from ...graph.basis import check_all_electron
 from ...tasks import Failure, outcomes
-from ..formats.qh9 import QH9Database, Record
+from ..formats import open_for_writing
+from ..formats.sqlite import writing
+from ..record import Record, WritableLabels
 from ..xyz import Geometry, places
 
 # Orbital gradient (hartree) at which fitted Fock matrices hand over to PySCF's.
@@ -133,7 +134,7 @@ def row_ids(geometries: Sequence[Geometry]) -> list[int]:
 _AUXBASIS = f"{LIGHT}, beyond neon {HEAVY}"
 
 
-def _check_settings(database: QH9Database, settings: LabelSettings) -> None:
+def _check_settings(database: WritableLabels, settings: LabelSettings) -> None:
     wanted = asdict(settings) | {"pyscf_version": pyscf.__version__, "program": "PySCF"}
     if settings.density_fit:
         wanted |= {"auxbasis": _AUXBASIS, "atom_grid": list(GRID)}
@@ -165,7 +166,7 @@ def _beyond_the_grid(xc: str) -> str | None:
     return "dispersion correction" if dispersion else None
 
 
-def _check_atoms(database: QH9Database, done: dict[int, Geometry]) -> None:
+def _check_atoms(database: WritableLabels, done: dict[int, Geometry]) -> None:
     """Refuse to take other molecules for those that the rows hold."""
     for row_id, geometry in done.items():
         numbers, positions = database.atoms(row_id)
@@ -186,23 +187,26 @@ def label(
     progress: bool = True,
     device: str = "cpu",
     scheduler: str | None = None,
+    precision: str | None = None,
 ) -> tuple[int, dict[int, str]]:
     """Label all geometries that ``out`` does not hold yet.
 
     Args:
         geometries: molecules, neutral closed shells, positions in angstrom.
-        out: the database; made if absent, else resumed.
+        out: a label store (``.store``) or a database of QH9; made if absent, else resumed.
         settings: method; must equal the one of an existing ``out``.
         workers, scheduler: where to compute, see :func:`pyscf_deqh.tasks.outcomes`.
         retry_failed: compute the molecules again that failed in an earlier run.
         progress: show a progress bar.
         device: where all workers compute fitted Fock matrices, ``cpu`` or ``cuda``.
+        precision: of a new label store: ``float64`` (default) or ``float32``.
 
     Returns:
         The number of rows written by this call, and the reasons of all failures in ``out`` by id.
 
     Raises:
-        ConfigError: a functional that ``density_fit`` has a part of only.
+        ConfigError: a functional that ``density_fit`` has a part of only, or a precision that the
+            format does not have.
         DatasetError: other settings in ``out``, or other geometries with the same ids; repeated
             ids; a disk that takes no more data, or another process that writes the same rows (all
             rows written before are kept).
@@ -213,7 +217,7 @@ def label(
     geometries = list(geometries)
     by_id = dict(zip(row_ids(geometries), geometries, strict=True))
     written = 0
-    with QH9Database(out, writable=True) as database:
+    with open_for_writing(out, precision) as database, writing(database):
         _check_settings(database, settings)
         done = set(database.ids())
         _check_atoms(database, {i: g for i, g in by_id.items() if i in done})
@@ -226,7 +230,7 @@ def label(
         )
         bar = tqdm(total=len(by_id), initial=len(by_id) - len(todo), desc="labelling",
                    unit="mol", disable=not progress)  # fmt: skip
-        try:
+        with bar:
             for row_id, result in outcomes(_work, todo, workers, scheduler):
                 if isinstance(result, Failure):
                     database.add_failure(row_id, by_id[row_id].qm9_id, result.reason)
@@ -235,16 +239,4 @@ def label(
                     database.add(result)
                     written += 1
                 bar.update()
-        except sqlite3.OperationalError as error:
-            raise DatasetError(
-                f"cannot write to {database.path}: {error}. The {len(database)} rows in it are "
-                "kept; free some space and run the same command again"
-            ) from error
-        except sqlite3.IntegrityError as error:
-            raise DatasetError(
-                f"another process writes to {database.path}: wait for it, and run the same "
-                "command again"
-            ) from error
-        finally:
-            bar.close()
         return written, database.failures()
