@@ -1,7 +1,8 @@
-"""Shared molecules and small untrained networks."""
+"""Shared molecules, small untrained networks, and a small training."""
 
 from __future__ import annotations
 
+import csv
 from multiprocessing import get_context
 
 import dask
@@ -11,6 +12,8 @@ import pytest
 import torch
 from pyscf import gto
 
+from pyscf_deqh.data.geometry import Geometry
+from pyscf_deqh.data.make.label import LabelSettings, label
 from pyscf_deqh.graph.basis import template_of
 from pyscf_deqh.graph.batch import collate
 from pyscf_deqh.graph.layout import OrbitalTemplate
@@ -19,6 +22,7 @@ from pyscf_deqh.nn.deqh import DEQH, SolverSettings
 from pyscf_deqh.nn.qhnet import QHNet, QHNetConfig
 from pyscf_deqh.nn.so2net import SO2Net, SO2NetConfig
 from pyscf_deqh.testing import FORMAMIDE, WATER
+from pyscf_deqh.train.config import DataConfig, OptimizerConfig, RunConfig, TrainConfig
 
 __all__ = ["FORMAMIDE", "WATER"]
 
@@ -77,6 +81,42 @@ def spawned_workers(monkeypatch):
     monkeypatch.setattr("pyscf_deqh.data.dataset.get_context", get_context)
     with dask.config.set({"distributed.worker.multiprocessing-method": "spawn"}):
         yield
+
+
+@pytest.fixture(scope="module")
+def labelled(tmp_path_factory, quick_workers):
+    """Hydrogen and hydrogen fluoride at several distances: mixed elements and sizes."""
+    folder = tmp_path_factory.mktemp("labels")
+    geometries = []
+    for i in range(20):
+        z, distance = ((1, 1), 0.7) if i % 2 else ((9, 1), 0.9)
+        positions = np.array([[0, 0, 0], [0, 0.3, distance + 0.01 * i]])
+        geometries.append(Geometry(np.array(z, np.int32), positions, {"qm9_id": str(i)}))
+    label(geometries, folder / "a.db", LabelSettings(xc="hf"), 2, progress=False)
+    return folder
+
+
+@pytest.fixture
+def config(tmp_path, labelled) -> TrainConfig:
+    return TrainConfig(
+        data=DataConfig(databases=[labelled / "a.db"], elements=[1, 9], cache=labelled / "cache"),
+        so2net=SO2NetConfig(natural_channels=4, pseudo_channels=2, injection_layers=1,
+                            filter_layers=1, invariants=8, radial_functions=8),
+        solver=SolverSettings(forward_max_iterations=2, backward_max_iterations=2),
+        optimizer=OptimizerConfig(warmup_steps=2, ema_decay=0.9),
+        run=RunConfig(folder=tmp_path / "run", max_epochs=2, batch_size=4, accelerator="cpu"),
+    )  # fmt: skip
+
+
+def last(config, key="state_dict"):
+    path = config.run.folder / "checkpoints" / "last.ckpt"
+    return torch.load(path, weights_only=True)[key]
+
+
+def metrics(config):
+    """Logged values, those of the parts of a resumed run one after the other."""
+    files = sorted(config.run.folder.glob("csv/*/metrics.csv"))
+    return [row for file in files for row in csv.DictReader(file.open())]
 
 
 def small_model(template, reference="none", seed=0, **solver) -> DEQH:

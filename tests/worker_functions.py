@@ -3,6 +3,7 @@
 import os
 import signal
 import time
+from types import SimpleNamespace
 
 import numpy as np
 
@@ -42,3 +43,25 @@ def threads():
     from threadpoolctl import threadpool_info
 
     return lib.num_threads(), {pool["num_threads"] for pool in threadpool_info()}
+
+
+def train_on(rank, config, happens):
+    """One of two processes of a training, as torchrun would start it; the second is disturbed."""
+    import lightning as L
+
+    from pyscf_deqh.train import module
+    from pyscf_deqh.train.run import train
+
+    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2",
+                   "TORCHELASTIC_RUN_ID": "none", "MASTER_ADDR": "127.0.0.1",
+                   "MASTER_PORT": "29518"}  # fmt: skip
+
+    class Fail(L.Callback):
+        def on_train_batch_start(self, trainer, *args):
+            if trainer.global_step == 3:
+                raise RuntimeError("the second process fails")
+
+    disturbed = rank == 1
+    if disturbed and happens == "clocks":
+        module.time = SimpleNamespace(monotonic=lambda: 0.0)
+    train(config, callbacks=[Fail()] if disturbed and happens == "one-fails" else [])

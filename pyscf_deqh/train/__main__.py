@@ -8,6 +8,7 @@ export RUN_FOLDER MODEL_FOLDER`` writes the averaged weights as a model that PyS
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from dataclasses import fields
 from pathlib import Path
@@ -16,6 +17,10 @@ from ..errors import DEQHError, missing_extra
 
 
 def _train(argv: list[str]) -> int:
+    # Before PyTorch is imported: in each process its DDP would warn of a step that leaves no
+    # parameter unused, though others do.
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
+
     from jsonargparse import ArgumentParser
 
     from .config import TrainConfig
