@@ -18,6 +18,7 @@ from typing import Any
 
 from ..checkpoint import DEFAULT_MODEL, weights_hash
 from ..errors import ConfigError, exit_status
+from ..files import only_writer, write_text
 from .acceleration import Results, check_rows, environments_of, run_benchmark
 from .scf_runs import Method
 from .sets import SUITE, SuiteSet
@@ -104,6 +105,7 @@ def run_set(
     Raises:
         ConfigError: the folder holds results of another model.
         CheckpointError: no such model.
+        OutputError: another process runs this shard, or the folder cannot be written to.
         KeyboardInterrupt: the run was interrupted; what was finished is in the folder.
     """
     k, of = shard
@@ -114,11 +116,11 @@ def run_set(
     todo = [g for g in entry.geometries(n)[k - 1 :: of] if g.name not in done]
     if not todo:
         return
-    folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{entry.name}-{k}of{of}.json"
     method = entry.method(model, device)
-    if run_benchmark(todo, method, _CLASSICAL, path, progress, resume=True).interrupted:
-        raise KeyboardInterrupt
+    with only_writer(path):
+        if run_benchmark(todo, method, _CLASSICAL, path, progress, resume=True).interrupted:
+            raise KeyboardInterrupt
 
 
 def _shard(text: str) -> tuple[int, int]:
@@ -159,7 +161,7 @@ def _print_table(folder: Path) -> int:
         [method for entry in present.values() for method in entry.methods],
         [environment for entry in present.values() for environment in entry.environments],
     )
-    (folder / "table.md").write_text(text)
+    write_text(folder / "table.md", text)
     print(text)
     return int(any(failed(entry.results) for entry in present.values()))
 

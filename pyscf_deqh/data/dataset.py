@@ -25,11 +25,13 @@ from torch.utils.data import Dataset
 from tqdm import tqdm
 
 from ..errors import DatasetError, UnsupportedMoleculeError
+from ..files import writing
 from ..graph.basis import check_all_electron
 from ..graph.batch import MolecularGraph
 from ..graph.build import build_graph
 from ..process import use_threads
 from .formats import open_labels
+from .formats.sqlite import what_to_do
 from .record import Record
 from .splits import split_ids
 
@@ -96,7 +98,8 @@ class GraphStore:
 
     def __init__(self, folder: str | Path, reference: str, basis: str):
         self.reference, self.basis = reference, basis
-        Path(folder).mkdir(parents=True, exist_ok=True)
+        with writing(Path(folder)):
+            Path(folder).mkdir(parents=True, exist_ok=True)
         self.path = Path(folder) / f"graphs-{reference}-{basis}-v{_FORMAT}.db"
         self._connection: sqlite3.Connection | None = None
         self._pid = -1
@@ -119,10 +122,10 @@ class GraphStore:
         try:
             yield
         except (sqlite3.DatabaseError, SafetensorError) as error:
-            raise DatasetError(
-                f"{self.path} cannot be used: {error}. If it is damaged, delete it: all graphs in "
-                "it are made anew from the labels"
-            ) from error
+            advice = (isinstance(error, sqlite3.Error) and what_to_do(error)) or (
+                "If it is damaged, delete it: all graphs in it are made anew from the labels"
+            )
+            raise DatasetError(f"{self.path} cannot be used: {error}. {advice}") from error
 
     def __contains__(self, key: str) -> bool:
         query = "SELECT 1 FROM graphs WHERE key = ?"

@@ -22,9 +22,10 @@ from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from torch import Tensor
 
 from ..checkpoint import ModelSpec, save_model
-from ..errors import CheckpointError, ConfigError
-from ..files import write_text
+from ..errors import CheckpointError, ConfigError, OutputError
+from ..files import cannot_write, is_full, write_text, writing
 from ..nn.backbones import registered
+from .checkpoints import WholeCheckpoints
 from .config import TrainConfig
 from .module import HamiltonianData, HamiltonianModule, build_model
 
@@ -168,6 +169,7 @@ def _trainer(config: TrainConfig, further: Sequence[L.Callback] = ()) -> L.Train
             TensorBoardLogger(run.folder, name="tensorboard"),
         ],
         callbacks=callbacks,
+        plugins=WholeCheckpoints(),
     )
 
 
@@ -205,6 +207,8 @@ def train(
     Raises:
         ConfigError: no databases, a folder that holds another run and ``resume`` is off or the
             model, the solver or the kind of data are others, or CUDA graphs where they cannot be.
+        CheckpointError: the last checkpoint is damaged.
+        OutputError: the run's folder takes no more data; its last checkpoint is whole.
     """
     run = config.run
     last = run.folder / "checkpoints" / "last.ckpt"
@@ -221,7 +225,8 @@ def train(
         torch.set_num_threads(run.threads)
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     L.seed_everything(run.seed, verbose=False)
-    run.folder.mkdir(parents=True, exist_ok=True)
+    with writing(run.folder):
+        run.folder.mkdir(parents=True, exist_ok=True)
     write_config(config, file)
 
     module = HamiltonianModule(build_model(config), config)
@@ -239,7 +244,12 @@ def train(
     trainer = _trainer(config, callbacks)
     # What Lightning says of an existing checkpoint folder and of few batches is meant here.
     warnings.filterwarnings("ignore", message=".*(exists and is not empty|logging interval).*")
-    trainer.fit(module, data, ckpt_path=last if last.exists() else None, weights_only=True)
+    try:
+        trainer.fit(module, data, ckpt_path=last if last.exists() else None, weights_only=True)
+    except OSError as error:
+        if not is_full(error):
+            raise
+        raise OutputError(cannot_write(run.folder, error)) from error  # of a log
 
 
 def export(run: Path, model: Path, half: bool = False) -> None:

@@ -10,7 +10,7 @@ from ..record import LabelFile
 from .md17 import MD17Arrays, MD17Database
 from .qh9 import QH9Database
 from .qh9_dynamic import QH9DynamicDatabase
-from .sqlite import columns_of
+from .sqlite import columns_of, what_to_do
 
 
 def open_labels(path: str | Path) -> LabelFile:
@@ -27,10 +27,10 @@ def open_labels(path: str | Path) -> LabelFile:
     try:
         columns = columns_of(path)
     except sqlite3.DatabaseError as error:
-        raise DatasetError(
-            f"{path} cannot be opened: {error}; expected a database of QH9, QH9-dynamic or MD17 "
-            "(ASE), or an .npz file of MD17"
-        ) from error
+        advice = what_to_do(error) or (
+            "Expected a database of QH9, QH9-dynamic or MD17 (ASE), or an .npz file of MD17"
+        )
+        raise DatasetError(f"{path} cannot be opened: {error}. {advice}") from error
     if "systems" in columns:
         return MD17Database(path)
     if "geo_id" in columns.get("data", ()):

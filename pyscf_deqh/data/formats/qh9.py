@@ -26,7 +26,9 @@ from .sqlite import (
     table_columns,
 )
 
+# As a whole or not at all: a part of it is not this package's.
 _SCHEMA = """
+BEGIN;
 CREATE TABLE IF NOT EXISTS data
     (id INTEGER NOT NULL PRIMARY KEY, N INTEGER, Z BLOB, pos BLOB, Ham BLOB);
 CREATE TABLE IF NOT EXISTS meta
@@ -34,6 +36,7 @@ CREATE TABLE IF NOT EXISTS meta
      grid_level INTEGER, temperature REAL);
 CREATE TABLE IF NOT EXISTS settings (key TEXT NOT NULL PRIMARY KEY, value TEXT);
 CREATE TABLE IF NOT EXISTS failures (id INTEGER NOT NULL PRIMARY KEY, qm9_id INTEGER, reason TEXT);
+COMMIT;
 """
 _META = ("qm9_id", "smiles", "kind", "energy", "grid_level", "temperature")
 
@@ -180,8 +183,8 @@ class QH9Database(SQLiteLabels):
             raise DatasetError(f"{self.path}: the table of settings is damaged: {error}") from error
 
     def write_settings(self, settings: dict[str, Any]) -> None:
-        with self._connection:
+        with opening(self.path, "a QH9"), self._connection:
             self._connection.executemany(
-                "INSERT OR REPLACE INTO settings VALUES (?, ?)",
+                "INSERT INTO settings VALUES (?, ?)",
                 [(key, json.dumps(value)) for key, value in settings.items()],
             )

@@ -35,6 +35,7 @@ from ...fock.system import System
 from ...graph.basis import check_all_electron
 from ...process import use_threads
 from ..formats.qh9 import QH9Database, Record
+from ..formats.sqlite import explained
 from ..xyz import Geometry, places
 
 # Orbital gradient (hartree) at which fitted Fock matrices hand over to PySCF's.
@@ -249,8 +250,8 @@ def label(
                         bar.update()
         except sqlite3.OperationalError as error:
             raise DatasetError(
-                f"cannot write to {database.path}: {error}. The {len(database)} rows in it are "
-                "kept; free some space and run the same command again"
+                f"cannot write to {database.path}: {explained(error)}. The {len(database)} rows in "
+                "it are kept"
             ) from error
         except sqlite3.IntegrityError as error:
             raise DatasetError(

@@ -18,6 +18,7 @@ from pyscf.data import elements
 from tqdm import tqdm
 
 from ...errors import ConfigError, DatasetError
+from ...files import cannot_write
 from ..geometry import read_geometries
 from ..xyz import Geometry, parse_comment, places, read_xyz
 from .dynamics import Engine, State, isotope_masses, thermal_velocities
@@ -103,7 +104,7 @@ def simulate(
                     failures[number] = f"{type(error).__name__}: {error}"
                     bar.write(f"trajectory {number}: {failures[number]}")
     except OSError as error:
-        raise DatasetError(f"cannot write to {out}: {error}") from error
+        raise DatasetError(cannot_write(out, error)) from error
     return written, failures
 
 
