@@ -44,6 +44,7 @@ _OFTEN_ZERO = ("reference", "atomic_density")
 _CHUNK = 8
 # SQLite takes less where it was compiled for less.
 _MMAP_BYTES = 2**40
+_TIMEOUT = 60  # seconds that another process may write for
 
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS graphs (key TEXT NOT NULL PRIMARY KEY, graph BLOB);
@@ -107,7 +108,7 @@ class GraphStore:
     def _connect(self) -> sqlite3.Connection:
         # A connection must not be carried into a forked data-loading worker.
         if self._connection is None or self._pid != os.getpid():
-            self._connection = sqlite3.connect(self.path, timeout=60)
+            self._connection = sqlite3.connect(self.path, timeout=_TIMEOUT)
             self._connection.executescript(_SCHEMA)
             self._connection.execute(f"PRAGMA mmap_size = {_MMAP_BYTES}")
             self._pid = os.getpid()
