@@ -62,6 +62,11 @@ class ConfigError(DEQHError, ValueError):
     """A configuration value is unknown or out of range."""
 
 
+class OutputError(DEQHError, OSError):
+    """A file cannot be written: the disk is full, it is not allowed, or another process writes to
+    it. What was there before is kept."""
+
+
 def exit_status(command: Callable[[], int], interrupted: str) -> int:
     """What a command returns to the shell; errors and interrupts are said on standard error.
 

@@ -146,8 +146,8 @@ def screen(
 
     Raises:
         ConfigError: ``out`` is another kind of file, or no such scheduler.
-        DatasetError: ``out`` was made with other settings or of other molecules, or is in use, or
-            cannot be written.
+        DatasetError: ``out`` was made with other settings or of other molecules.
+        OutputError: another process writes to ``out``, or it cannot be written.
         CheckpointError: no such model.
     """
     method = method or Method()

@@ -6,14 +6,14 @@ opens the file next, after a kill for instance, finds them there.
 
 from __future__ import annotations
 
-import fcntl
 import json
-import os
+from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Any
 
 from .errors import ConfigError, DatasetError
+from .files import only_writer, replacing, writing
 
 _METADATA = b"pyscf_deqh"
 
@@ -28,7 +28,8 @@ class RowTable:
 
     Raises:
         ConfigError: another kind of file.
-        DatasetError: a file with other columns or settings, damaged, in use, or not writable.
+        DatasetError: a file with other columns or settings, or damaged.
+        OutputError: another process writes to it, or it cannot be written.
         ModuleNotFoundError: pyarrow is not installed.
     """
 
@@ -46,36 +47,22 @@ class RowTable:
         self._schema = pa.schema(types, metadata)
         self._rows: dict[int, dict[str, Any]] = {}
         self._journal: IO[str]
+        self._closing: ExitStack
 
     @property
     def _journal_path(self) -> Path:
         return self.path.with_name(self.path.name + ".journal")
 
     def __enter__(self) -> RowTable:
-        try:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            self._journal = open(self._journal_path, "a+", encoding="utf-8")
-        except OSError as error:
-            raise DatasetError(f"cannot write to {self.path}: {error}") from error
-        try:
-            self._lock()
+        with ExitStack() as stack:
+            stack.enter_context(only_writer(self.path))
+            with writing(self._journal_path):
+                self._journal = open(self._journal_path, "a+", encoding="utf-8")
+            stack.callback(self._journal.close)
             self._written = self._read_parquet()
             self._read_journal()
-        except BaseException:
-            self._journal.close()
-            raise
+            self._closing = stack.pop_all()
         return self
-
-    def _lock(self) -> None:
-        try:
-            fcntl.flock(self._journal, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            taken = not os.fstat(self._journal.fileno()).st_nlink  # by one that ends just now
-        except BlockingIOError:
-            taken = True
-        except OSError:
-            taken = False  # a file system without locks
-        if taken:
-            raise DatasetError(f"another process writes to {self.path}: wait for it")
 
     def _read_parquet(self) -> Any:
         import pyarrow as pa
@@ -137,14 +124,13 @@ class RowTable:
         return dict(zip(ids, values, strict=True)) | {i: r.get(name) for i, r in self._rows.items()}
 
     def add(self, row: dict[str, Any]) -> None:
-        """Keep a row, in the place of one with the same ``id``; what it lacks is null."""
-        try:
+        """Keep a row, in the place of one with the same ``id``; what it lacks is null.
+
+        Raises:
+            OutputError: it cannot be written; those before are kept.
+        """
+        with writing(self._journal_path):
             self._append(row)
-        except OSError as error:
-            raise DatasetError(
-                f"cannot write to {self._journal_path}: {error}. The rows before are kept; free "
-                "some space and run the same command again"
-            ) from error
         self._rows[row["id"]] = row
 
     def __exit__(
@@ -153,18 +139,15 @@ class RowTable:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        try:
+        with self._closing:
             self._write()
-        except OSError as full:
-            raise DatasetError(
-                f"cannot write {self.path}: {full}. All rows are in {self._journal_path}; free "
-                "some space and run the same command again"
-            ) from full
-        finally:
-            self._journal.close()
 
     def _write(self) -> None:
-        """Old and new rows, sorted by id, into a new file that takes the old one's place."""
+        """Old and new rows, sorted by id, into a new file that takes the old one's place.
+
+        Raises:
+            OutputError: it cannot be written; all rows are in the journal then.
+        """
         import pyarrow as pa
         from pyarrow import compute, parquet
 
@@ -174,7 +157,6 @@ class RowTable:
             )
             new = pa.Table.from_pylist(list(self._rows.values()), self._schema)
             table = pa.concat_tables([self._written.filter(compute.invert(replaced)), new])
-            temporary = self.path.with_name(self.path.name + ".part")
-            parquet.write_table(table.sort_by("id"), temporary)
-            temporary.replace(self.path)
+            with replacing(self.path) as part:
+                parquet.write_table(table.sort_by("id"), part)
         self._journal_path.unlink()

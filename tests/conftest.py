@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import csv
+import resource
+from contextlib import contextmanager
 from multiprocessing import get_context
 
 import dask
@@ -31,6 +33,17 @@ NUMBERS = (1, 6, 7, 8, 9)
 
 def make_mol(atoms=FORMAMIDE, **options) -> gto.Mole:
     return gto.M(atom=atoms, **({"basis": "def2-svp", "verbose": 0} | options))
+
+
+@contextmanager
+def file_size_limit(size):
+    """No file grows beyond so many bytes: the system refuses with EFBIG in the midst of a write."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 def transformed(atoms, matrix=None, shift=(0.0, 0.0, 0.0), order=None):

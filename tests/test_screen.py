@@ -14,7 +14,7 @@ from pyarrow import parquet
 from pyscf import dft, scf
 from test_data import hydrogen
 
-from pyscf_deqh import ConfigError, DatasetError
+from pyscf_deqh import ConfigError, DatasetError, OutputError
 from pyscf_deqh.benchmark.scf_runs import Method
 from pyscf_deqh.data.geometry import Geometry
 from pyscf_deqh.screen import COLUMNS, fingerprint, main, screen
@@ -144,7 +144,7 @@ def table(path):
 def test_two_processes_do_not_write_one_table(tmp_path):
     with (
         table(tmp_path / "a.parquet"),
-        pytest.raises(DatasetError, match="another process writes"),
+        pytest.raises(OutputError, match="another process writes"),
         table(tmp_path / "a.parquet"),
     ):
         pass

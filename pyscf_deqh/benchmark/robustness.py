@@ -28,6 +28,7 @@ from tqdm import tqdm
 from ..checkpoint import DEFAULT_MODEL, weights_hash
 from ..data.geometry import Geometry, read_geometries
 from ..errors import exit_status
+from ..files import only_writer, writing
 from ..fock.cost import too_cheap
 from ..fock.diis import corrected_diis
 from ..plugin import deqh_guess
@@ -312,7 +313,8 @@ def plot(rows: Iterable[dict[str, Any]], path: Path) -> None:
     axes.set_xlabel("full Fock builds")
     axes.set_ylabel(f"SCFs of {len(good)}")
     axes.legend()
-    figure.savefig(path)
+    with writing(path):
+        figure.savefig(path)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -362,4 +364,4 @@ def main(argv: Sequence[str] | None = None) -> int:
             plot(rows, args.plot)
         return 1 if failed else 0
 
-    return exit_status(run, "interrupted; the same command goes on")
+    return exit_status(only_writer(args.json)(run), "interrupted; the same command goes on")

@@ -18,6 +18,7 @@ from typing import Any
 
 from ..checkpoint import DEFAULT_MODEL, weights_hash
 from ..errors import ConfigError, exit_status
+from ..files import only_writer, write_text
 from ..tasks import add_options, one_process
 from .acceleration import Results, check_rows, environments_of, run_benchmark
 from .scf_runs import Method
@@ -97,6 +98,7 @@ def run_set(
     Raises:
         ConfigError: the folder holds results of another model.
         CheckpointError: no such model.
+        OutputError: another process runs this shard, or the folder cannot be written to.
         KeyboardInterrupt: the run was interrupted; what was finished is in the folder.
     """
     present = read_results(folder, entry)
@@ -106,11 +108,12 @@ def run_set(
     todo = [g for g in entry.geometries(n) if g.name not in done]
     if not todo:
         return
-    folder.mkdir(parents=True, exist_ok=True)
     method, path = entry.method(model, device), _file(folder, entry)
-    results = run_benchmark(
-        todo, method, _CLASSICAL, path, progress, resume=True, workers=workers, scheduler=scheduler
-    )
+    with only_writer(path):
+        results = run_benchmark(
+            todo, method, _CLASSICAL, path, progress, resume=True,
+            workers=workers, scheduler=scheduler,
+        )  # fmt: skip
     if results.interrupted:
         raise KeyboardInterrupt
 
@@ -142,7 +145,7 @@ def _print_table(folder: Path) -> int:
         [entry.method for entry in present.values()],
         [found for entry in present.values() for found in entry.results.environments],
     )
-    (folder / "table.md").write_text(text)
+    write_text(folder / "table.md", text)
     print(text)
     return int(any(failed(entry.results) for entry in present.values()))
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from ..errors import ConfigError, DatasetError, exit_status
+from ..files import only_writer
 from ..tasks import add_options
 from .formats import open_labels
 from .formats.store import PRECISIONS
@@ -173,16 +174,17 @@ def _run_md(args: argparse.Namespace) -> int:
     if foreign := [name for name in options if not hasattr(engine, name)]:
         raise ConfigError(f"engine {args.engine} has no option --{foreign[0]}")
     geometries = _select(start_geometries(args.geometries), args)
-    written, failures = simulate(
-        geometries,
-        args.out,
-        engine(**options),
-        args.frames,
-        args.temperature,
-        args.seed,
-        workers=args.workers,
-        scheduler=args.scheduler,
-    )
+    with only_writer(args.out):
+        written, failures = simulate(
+            geometries,
+            args.out,
+            engine(**options),
+            args.frames,
+            args.temperature,
+            args.seed,
+            workers=args.workers,
+            scheduler=args.scheduler,
+        )
     print(f"{args.out}: {written} frames written now, {len(failures)} trajectories ended early")
     for number, reason in failures.items():
         print(f"  trajectory {number}: {reason}")
@@ -203,13 +205,14 @@ def _add_embed(commands) -> None:
 
 
 def _run_embed(args: argparse.Namespace) -> int:
-    written, failures = embed(
-        read_smiles(args.smiles),
-        args.out,
-        args.seed,
-        workers=args.workers,
-        scheduler=args.scheduler,
-    )
+    with only_writer(args.out):
+        written, failures = embed(
+            read_smiles(args.smiles),
+            args.out,
+            args.seed,
+            workers=args.workers,
+            scheduler=args.scheduler,
+        )
     print(f"{args.out}: {written} molecules written now, {len(failures)} failed")
     for name, reason in failures.items():
         print(f"  {name}: {reason}")
@@ -314,7 +317,8 @@ def _add_download(commands) -> None:
 
 
 def _run_download(args: argparse.Namespace) -> int:
-    print(download(args.name, args.out))
+    with only_writer(args.out / args.name):
+        print(download(args.name, args.out))
     return 0
 
 

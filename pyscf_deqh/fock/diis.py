@@ -27,7 +27,7 @@ from pyscf.scf import hf
 
 from ..engine import HOST, Engine, engine_of, gpu_engine
 from ..errors import ConfigError, UnsupportedMoleculeError, own_errors
-from ..process import one_blas_thread
+from ..process import import_torch, one_blas_thread
 from ..pyscf_api import attribute, fills_by_aufbau, numint_of, solve
 from .cost import too_cheap
 from .cycles import LOST
@@ -259,6 +259,7 @@ class _Corrected:
         frugal = options is not None and options.frugal and fitted is None
         reason = _chosen(mf) or _unsuitable(mf) or (too_cheap(mf, again=True) if frugal else None)
         if reason is None:
+            import_torch()
             self._method = _Method(mf, s, self.Corth, fitted)
         else:
             self._stop(reason)

@@ -26,9 +26,10 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import Tensor
 
 from ..checkpoint import ModelSpec, save_model
-from ..errors import CheckpointError, ConfigError
-from ..files import write_text
+from ..errors import CheckpointError, ConfigError, OutputError
+from ..files import cannot_write, is_full, write_text, writing
 from ..nn.backbones import registered
+from .checkpoints import WholeCheckpoints
 from .config import RunConfig, TrainConfig
 from .module import HamiltonianData, HamiltonianModule, build_model
 
@@ -209,6 +210,7 @@ def _trainer(config: TrainConfig, further: Sequence[L.Callback] = ()) -> L.Train
             TensorBoardLogger(run.folder, name="tensorboard"),
         ],
         callbacks=callbacks,
+        plugins=WholeCheckpoints(),
     )
 
 
@@ -273,6 +275,8 @@ def train(
         ConfigError: no databases, a folder that holds another run and ``resume`` is off or the
             model, the solver or the kind of data are others, CUDA graphs where they cannot be, or
             more processes than molecules in a batch or than were started.
+        CheckpointError: the last checkpoint is damaged.
+        OutputError: the run's folder takes no more data; its last checkpoint is whole.
     """
     run = config.run
     last = run.folder / "checkpoints" / "last.ckpt"
@@ -300,7 +304,8 @@ def train(
         raise ConfigError(f"run.accelerator, run.precision or run.devices: {error}") from error
     _check_started(run, trainer)
     if trainer.is_global_zero:
-        run.folder.mkdir(parents=True, exist_ok=True)
+        with writing(run.folder):
+            run.folder.mkdir(parents=True, exist_ok=True)
         write_config(config, file)
     else:
         warnings.simplefilter("ignore")
@@ -312,10 +317,12 @@ def train(
     data = HamiltonianData(config, backbone.template, backbone.cutoff)
     try:
         trainer.fit(module, data, ckpt_path=last if resumed else None, weights_only=True)
-    except BaseException:
+    except BaseException as error:
         # Processes that Lightning has started here would wait for this one.
         if trainer.strategy.launcher is not None:
             trainer.strategy.launcher.kill(signal.SIGKILL)
+        if isinstance(error, OSError) and is_full(error):
+            raise OutputError(cannot_write(run.folder, error)) from error  # of a log
         raise
 
 

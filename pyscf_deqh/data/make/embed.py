@@ -17,6 +17,7 @@ import numpy as np
 from tqdm import tqdm
 
 from ...errors import ConfigError, DatasetError
+from ...files import cannot_write
 from ...tasks import Failure, outcomes
 from ..xyz import parse_comment
 from .frames import complete_frames, foreign_file
@@ -117,7 +118,7 @@ def embed(
                 handle.flush()
                 written += 1
     except OSError as error:
-        raise DatasetError(f"cannot write to {out}: {error}") from error
+        raise DatasetError(cannot_write(out, error)) from error
     return written, failures
 
 

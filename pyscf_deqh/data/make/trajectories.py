@@ -19,6 +19,7 @@ from pyscf.data import elements
 from tqdm import tqdm
 
 from ...errors import ConfigError, DatasetError
+from ...files import cannot_write
 from ...tasks import Failure, Task, outcomes
 from ..geometry import read_geometries
 from ..xyz import Geometry, parse_comment, places, read_xyz
@@ -117,7 +118,7 @@ def simulate(
                 written += 1
                 bar.update()
     except OSError as error:
-        raise DatasetError(f"cannot write to {out}: {error}") from error
+        raise DatasetError(cannot_write(out, error)) from error
     return written, failures
 
 
