@@ -84,7 +84,7 @@ def test_settings_are_written_once(tmp_path):
         QH9Database(tmp_path / "a.db", writable=True) as second,
     ):
         first.write_settings({"xc": "pbe"})
-        with pytest.raises(DatasetError, match="Wait for the other process that writes"):
+        with pytest.raises(DatasetError, match="has labels of other settings"):
             second.write_settings({"xc": "b3lyp"})
         assert second.settings() == {"xc": "pbe"}
 

@@ -62,6 +62,9 @@ _LEAVES, _LEAVES_AT_LEAST = 1e-2, 1e-4
 # A step that leaves more of the gradient than this has failed, and so have fitted cycles that end
 # above the other. After two failures PySCF's DIIS takes over for good.
 _FAILED, _FITTED_FAILED, _PATIENCE = 0.5, 0.3, 2
+# PySCF's check after convergence is a step without DIIS. It may triple the threshold, and where
+# corrected cycles do not contract it can leave ten times the gradient and more.
+_BEFORE_THE_CHECK, _CYCLES_BEFORE_IT = 0.3, 4
 # Spin contamination of an open shell above which a far start may have led to another state.
 _CONTAMINATED = 0.4
 # Cycles of PySCF's alone after which corrected ones from a far density are tried again.
@@ -86,6 +89,28 @@ class CorrectedCycle:
     fitted_gradients: tuple[float, ...] = ()
     seconds: float = 0.0
     accepted: bool = False
+
+
+@dataclass
+class _Strictly:
+    """PySCF's ``mf.check_convergence`` where corrected cycles have failed.
+
+    Attributes:
+        cycles: so often PySCF's own criterion has to hold, if the stricter one does not.
+    """
+
+    cycles: int = _CYCLES_BEFORE_IT
+
+    def __call__(self, envs: dict[str, Any]) -> bool:
+        """Whether the SCF with these variables has converged."""
+        change = abs(envs["e_tot"] - envs["last_hf_e"])
+        if change >= envs["conv_tol"] or envs["norm_gorb"] >= envs["conv_tol_grad"]:
+            return False
+        self.cycles -= 1
+        strictly = envs["norm_gorb"] < _BEFORE_THE_CHECK * envs["conv_tol_grad"]
+        if strictly or not self.cycles:
+            envs["mf"].check_convergence = None
+        return strictly or not self.cycles
 
 
 def corrected_diis(mf: hf.SCF) -> hf.SCF:
@@ -253,6 +278,8 @@ class _Corrected:
         return extrapolated if hamiltonian is None else hamiltonian
 
     def _begin(self, s: np.ndarray, mf: Any) -> None:
+        if isinstance(attribute(mf, "check_convergence"), _Strictly):
+            mf.check_convergence = None  # of an SCF that did not converge
         for name in ("space", "rollback", "damp", "Corth"):
             setattr(self._plain, name, getattr(self, name))
         fitted, options = _handed_over(mf), mf._deqh
@@ -310,6 +337,9 @@ class _Corrected:
 
     def _fail(self) -> None:
         self._failures += 1
+        mf = self._mf()
+        if self._engine is HOST and mf is not None and mf.check_convergence is None:
+            mf.check_convergence = _Strictly()
         if self._failures >= _PATIENCE:
             self._stop("they did not lower the gradient twice")
 
