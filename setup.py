@@ -19,8 +19,11 @@ train = [
 ]
 plot = ["matplotlib>=3.7"]
 md17 = ["ase>=3.22"]
+# Connections between this process and its workers are encrypted by cryptography's certificates.
+cluster = ["distributed>=2024.12", "dask-jobqueue>=0.9", "cryptography>=42"]
+screen = [*cluster, "pyarrow>=17"]
 # ASE has announced that it will remove `fixcm`, which the thermostat has to be told.
-md = ["ase>=3.23,<3.30", "tblite>=0.4"]
+md = ["ase>=3.23,<3.30", "tblite>=0.4", *cluster]
 embed = [*md, "rdkit>=2023.9"]
 # pyberny brings the molecules of two benchmarks.
 geomopt = ["geometric>=1.0", "pyberny>=0.7"]
@@ -79,14 +82,17 @@ setup(
         "docs": docs,
         "pyg": pyg,
         "md17": md17,
+        "cluster": cluster,
+        "screen": screen,
         "download": ["gdown>=5"],
-        "test": [*train, *plot, *embed, *geomopt, *pyg, *pytest],
+        "test": [*train, *plot, *embed, *geomopt, *pyg, *screen, *pytest],
         "dev": [
             *train,
             *plot,
             *embed,
             *geomopt,
             *pyg,
+            *screen,
             *docs,
             *pytest,
             "build>=1.2",

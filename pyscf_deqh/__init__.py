@@ -12,6 +12,7 @@ from .errors import (
     DEQHError,
     NotEnoughMemoryError,
     NumericalError,
+    OutputError,
     UnsupportedMoleculeError,
 )
 from .fock.diis import CorrectedCycle, corrected_diis
@@ -29,6 +30,7 @@ __all__ = [
     "DatasetError",
     "NotEnoughMemoryError",
     "NumericalError",
+    "OutputError",
     "Report",
     "Scan",
     "UnsupportedMoleculeError",

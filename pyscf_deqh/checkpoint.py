@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .errors import CheckpointError, ConfigError
-from .files import write_text
+from .files import replacing, writing
 from .graph.layout import OrbitalTemplate
-from .process import single_precision
+from .process import import_torch, single_precision
 
 if TYPE_CHECKING:
     from .nn.deqh import DEQH, BackboneConfig, SolverSettings
@@ -65,13 +65,18 @@ def _sha256(path: Path) -> str:
 
 
 def save_model(model: DEQH, spec: ModelSpec, folder: str | Path, half: bool = False) -> None:
-    """Write weights (with ``half`` in half precision) and configuration, which has their hash."""
-    from safetensors.torch import save_file
+    """Write weights (with ``half`` in half precision) and configuration, which has their hash.
+
+    Raises:
+        OutputError: the folder cannot be written to; a model that was there is there still.
+    """
+    from safetensors.torch import save
 
     from .nn.backbones import name_of
 
     folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
+    with writing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
     # Half precision rounds a learned weight by less than training leaves it undecided; shifts and
     # scales in hartree are no weights and keep single precision.
     learned = {name for name, _ in model.backbone.named_parameters()} if half else set()
@@ -79,22 +84,22 @@ def save_model(model: DEQH, spec: ModelSpec, folder: str | Path, half: bool = Fa
         name: (value.half() if name in learned else value).detach().cpu().contiguous()
         for name, value in model.backbone.state_dict().items()
     }
-    weights = (folder / _WEIGHTS).with_suffix(".part")
-    save_file(state, weights)
+    weights = save(state)
     config = {
         "format": _FORMAT,
         "basis": spec.basis,
         "template": spec.template.to_config(),
         "backbone": {"kind": name_of(spec.backbone)} | spec.backbone.to_config(),
         "solver": spec.solver.to_config(),
-        "sha256": _sha256(weights),
+        "sha256": hashlib.sha256(weights).hexdigest(),
     }
     if spec.split_rule is not None:
         config["split"] = {"rule": spec.split_rule, "sizes": list(spec.split_sizes)}
-    # An interrupt may not leave the configuration of other weights.
-    (folder / _CONFIG).unlink(missing_ok=True)
-    weights.replace(folder / _WEIGHTS)
-    write_text(folder / _CONFIG, json.dumps(config, indent=2) + "\n")
+    with replacing(folder / _CONFIG) as new_config, replacing(folder / _WEIGHTS) as new_weights:
+        new_weights.write_bytes(weights)
+        new_config.write_text(json.dumps(config, indent=2) + "\n")
+        # An interrupt may not leave the configuration of other weights.
+        (folder / _CONFIG).unlink(missing_ok=True)
 
 
 def _read_config(folder: Path) -> dict[str, Any]:
@@ -159,6 +164,7 @@ def load_model(name: str | Path = DEFAULT_MODEL, device: str = "cpu") -> tuple[D
     Raises:
         CheckpointError: not found, of another format, truncated or altered.
     """
+    import_torch()
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 

@@ -18,6 +18,9 @@ _EXTRAS = {
     "torch_geometric": "pyg",
     "gpu4pyscf": "gpu",
     "cupy": "gpu",
+    "distributed": "cluster",
+    "dask_jobqueue": "cluster",
+    "pyarrow": "screen",
 }
 
 
@@ -57,6 +60,11 @@ class DatasetError(DEQHError, ValueError):
 
 class ConfigError(DEQHError, ValueError):
     """A configuration value is unknown or out of range."""
+
+
+class OutputError(DEQHError, OSError):
+    """A file cannot be written: the disk is full, it is not allowed, or another process writes to
+    it. What was there before is kept."""
 
 
 def exit_status(command: Callable[[], int], interrupted: str) -> int:

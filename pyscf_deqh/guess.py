@@ -20,7 +20,7 @@ from .fock.diis import accelerate, hand_over, is_corrected, relax
 from .fock.problem import Problem
 from .fock.shells import breaks_spin_symmetry
 from .fock.states import beside_saddle_point, is_far, lowest_state, not_above_minao
-from .process import one_blas_thread
+from .process import import_torch, one_blas_thread
 from .pyscf_api import fills_by_aufbau
 from .report import Report, Seconds
 from .starts.previous import PreviousStart
@@ -134,6 +134,7 @@ def make_guess(mf: hf.SCF, mol: Mole, options: Options, overlap: np.ndarray | No
         if placed is None:
             return _left_alone(problem, reason, notes, clock)
         start, own, refusals = placed
+        import_torch()
         clock.lap("start")
         accelerated = is_corrected(mf) and mol is mf.mol and refused is None
         if accelerated:

@@ -18,6 +18,7 @@ from .engine import HOST, Engine, gpu_engine
 from .errors import ConfigError, NumericalError, UnsupportedMoleculeError, own_errors
 from .fock.system import System, check_molecule
 from .graph.basis import check_basis
+from .process import import_torch
 
 if TYPE_CHECKING:
     from pyscf.gto import Mole
@@ -72,6 +73,7 @@ def resolve_device(device: str, engine: Engine = HOST) -> str:
     Raises:
         ConfigError: no such device.
     """
+    import_torch()
     import torch
 
     if engine.fixed:

@@ -1,17 +1,55 @@
 """What a guess or a worker changes in the whole process: threads of the libraries, PyTorch's type.
 
 Guesses may run side by side in several threads of a process. What one of them needs for a while is
-changed by the first that comes and put back by the last that leaves.
+changed by the first that comes and put back by the last that leaves. Interrupts wait for changes,
+and for the import of PyTorch, which leave nothing sound behind if they are cut off. Threads of
+OpenMP end before the process is forked.
 """
 
 from __future__ import annotations
 
 import functools
 import os
+import signal
+import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 from threadpoolctl import ThreadpoolController
+
+_PAUSE_HARD = 2  # OpenMP's omp_pause_hard
+
+
+@contextmanager
+def interrupts_wait() -> Iterator[None]:
+    """An interrupt (Ctrl-C) that comes meanwhile is handled at the end.
+
+    Python handles interrupts in its main thread alone, and those of a handler that is none of its
+    own not at all.
+    """
+    in_main = threading.current_thread() is threading.main_thread()
+    if not in_main or signal.getsignal(signal.SIGINT) is None:
+        yield
+        return
+    waiting: list[int] = []
+    handler = signal.signal(signal.SIGINT, lambda number, frame: waiting.append(number))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, handler)
+        if waiting:
+            signal.raise_signal(signal.SIGINT)
+
+
+def import_torch() -> None:
+    """Import PyTorch, which takes seconds, as a whole.
+
+    After an import that was cut off in the midst another one fails or ends the process.
+    """
+    if "torch" not in sys.modules:
+        with interrupts_wait():
+            import torch  # noqa: F401
 
 
 class SharedSetting:
@@ -28,13 +66,20 @@ class SharedSetting:
         self._put_back: Callable[[], None]
 
     def __enter__(self) -> None:
-        with self._lock:
-            if not self._inside:
-                self._put_back = self._change()
-            self._inside += 1
+        entered = False
+        try:
+            with interrupts_wait(), self._lock:
+                if not self._inside:
+                    self._put_back = self._change()
+                self._inside += 1
+                entered = True
+        except BaseException:
+            if entered:  # an interrupt that waited; no exit follows
+                self.__exit__()
+            raise
 
     def __exit__(self, *exc_info: object) -> None:
-        with self._lock:
+        with interrupts_wait(), self._lock:
             self._inside -= 1
             if not self._inside:
                 self._put_back()
@@ -72,6 +117,23 @@ slower."""
 
 single_precision = SharedSetting(_single_precision)
 """PyTorch's default type that networks are built with, whatever the process has set for others."""
+
+
+def _end_openmp_threads() -> None:
+    """End the threads that GNU's OpenMP keeps for the next parallel loop.
+
+    A forked child has none of them, but would wait for them for ever. Its runtime has had a call
+    for that since GCC 9: PyTorch's has it, PySCF's own in its wheels is older.
+    """
+    if "torch" not in sys.modules:
+        return
+    for pool in ThreadpoolController().lib_controllers:
+        end = getattr(pool.dynlib, "omp_pause_resource_all", None)
+        if pool.prefix == "libgomp" and end is not None:
+            end(_PAUSE_HARD)
+
+
+os.register_at_fork(before=_end_openmp_threads)
 
 
 def use_threads(threads: int) -> None:

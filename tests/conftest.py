@@ -1,14 +1,21 @@
-"""Shared molecules and small untrained networks."""
+"""Shared molecules, small untrained networks, and a small training."""
 
 from __future__ import annotations
 
+import csv
+import resource
+from contextlib import contextmanager
 from multiprocessing import get_context
 
+import dask
+import distributed  # noqa: F401 - brings the defaults of what is set below
 import numpy as np
 import pytest
 import torch
 from pyscf import gto
 
+from pyscf_deqh.data.geometry import Geometry
+from pyscf_deqh.data.make.label import LabelSettings, label
 from pyscf_deqh.graph.basis import template_of
 from pyscf_deqh.graph.batch import collate
 from pyscf_deqh.graph.layout import OrbitalTemplate
@@ -17,6 +24,7 @@ from pyscf_deqh.nn.deqh import DEQH, SolverSettings
 from pyscf_deqh.nn.qhnet import QHNet, QHNetConfig
 from pyscf_deqh.nn.so2net import SO2Net, SO2NetConfig
 from pyscf_deqh.testing import FORMAMIDE, WATER
+from pyscf_deqh.train.config import DataConfig, OptimizerConfig, RunConfig, TrainConfig
 
 __all__ = ["FORMAMIDE", "WATER"]
 
@@ -25,6 +33,17 @@ NUMBERS = (1, 6, 7, 8, 9)
 
 def make_mol(atoms=FORMAMIDE, **options) -> gto.Mole:
     return gto.M(atom=atoms, **({"basis": "def2-svp", "verbose": 0} | options))
+
+
+@contextmanager
+def file_size_limit(size):
+    """No file grows beyond so many bytes: the system refuses with EFBIG in the midst of a write."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 def transformed(atoms, matrix=None, shift=(0.0, 0.0, 0.0), order=None):
@@ -55,24 +74,62 @@ def rotation() -> np.ndarray:
 
 @pytest.fixture(scope="module")
 def quick_workers():
-    """Label and graph workers start as forks of a process that has imported what they need.
+    """Workers of graphs and tasks start as forks of a process that has imported what they need.
 
     They still get and give all by pickling, but a start takes no seconds of imports.
     """
-    modules = ["pyscf_deqh.data.dataset", "pyscf_deqh.data.make.label"]
     context = get_context("forkserver")
-    context.set_forkserver_preload(modules)
-    with pytest.MonkeyPatch.context() as patch:
-        for module in modules:
-            patch.setattr(f"{module}.get_context", lambda method: context)
+    context.set_forkserver_preload(["distributed", "pyscf_deqh.data.dataset"])
+    with (
+        pytest.MonkeyPatch.context() as patch,
+        dask.config.set({"distributed.worker.multiprocessing-method": "forkserver"}),
+    ):
+        patch.setattr("pyscf_deqh.data.dataset.get_context", lambda method: context)
         yield
 
 
 @pytest.fixture
 def spawned_workers(monkeypatch):
     """Among tests with quick workers, one whose workers start as a user's."""
-    for module in ("pyscf_deqh.data.dataset", "pyscf_deqh.data.make.label"):
-        monkeypatch.setattr(f"{module}.get_context", get_context)
+    monkeypatch.setattr("pyscf_deqh.data.dataset.get_context", get_context)
+    with dask.config.set({"distributed.worker.multiprocessing-method": "spawn"}):
+        yield
+
+
+@pytest.fixture(scope="module")
+def labelled(tmp_path_factory, quick_workers):
+    """Hydrogen and hydrogen fluoride at several distances: mixed elements and sizes."""
+    folder = tmp_path_factory.mktemp("labels")
+    geometries = []
+    for i in range(20):
+        z, distance = ((1, 1), 0.7) if i % 2 else ((9, 1), 0.9)
+        positions = np.array([[0, 0, 0], [0, 0.3, distance + 0.01 * i]])
+        geometries.append(Geometry(np.array(z, np.int32), positions, {"qm9_id": str(i)}))
+    label(geometries, folder / "a.db", LabelSettings(xc="hf"), 2, progress=False)
+    return folder
+
+
+@pytest.fixture
+def config(tmp_path, labelled) -> TrainConfig:
+    return TrainConfig(
+        data=DataConfig(databases=[labelled / "a.db"], elements=[1, 9], cache=labelled / "cache"),
+        so2net=SO2NetConfig(natural_channels=4, pseudo_channels=2, injection_layers=1,
+                            filter_layers=1, invariants=8, radial_functions=8),
+        solver=SolverSettings(forward_max_iterations=2, backward_max_iterations=2),
+        optimizer=OptimizerConfig(warmup_steps=2, ema_decay=0.9),
+        run=RunConfig(folder=tmp_path / "run", max_epochs=2, batch_size=4, accelerator="cpu"),
+    )  # fmt: skip
+
+
+def last(config, key="state_dict"):
+    path = config.run.folder / "checkpoints" / "last.ckpt"
+    return torch.load(path, weights_only=True)[key]
+
+
+def metrics(config):
+    """Logged values, those of the parts of a resumed run one after the other."""
+    files = sorted(config.run.folder.glob("csv/*/metrics.csv"))
+    return [row for file in files for row in csv.DictReader(file.open())]
 
 
 def small_model(template, reference="none", seed=0, **solver) -> DEQH:

@@ -183,7 +183,7 @@ def test_split_is_by_molecule():
 @pytest.fixture
 def labelled(tmp_path):
     geometries = [hydrogen(0.7 + 0.01 * i, qm9_id=str(i)) for i in (1, 3, 7, 12)]
-    label(geometries, tmp_path / "a.db", FAST, 1, progress=False)
+    label(geometries, tmp_path / "a.db", FAST, 0, progress=False)
     return tmp_path / "a.db"
 
 

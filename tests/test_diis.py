@@ -2,6 +2,7 @@
 
 import sys
 import types
+from dataclasses import replace
 
 import numpy as np
 import pyscf
@@ -305,6 +306,41 @@ def test_a_wrong_response_costs_two_fock_matrices(sign, monkeypatch):
     mf, builds = run(dft.RKS(mol, xc="pbe").apply(corrected_diis))
     assert mf.e_tot == pytest.approx(plain.e_tot, abs=5e-9)
     assert builds <= n_plain + 2
+
+
+def test_where_cycles_fail_pyscfs_check_after_convergence_gets_room():
+    """A step without DIIS leaves ten times the gradient there: it has to be lower before."""
+    mf = scf.RHF(make_mol(WATER))
+    mf.check_convergence = diis._Strictly()
+    envs = {"mf": mf, "e_tot": -1.0, "last_hf_e": -1.0, "conv_tol": 1e-9, "conv_tol_grad": 3e-5}
+    assert not mf.check_convergence(envs | {"norm_gorb": 4e-5})
+    # But not for ever: PySCF's criterion suffices if nothing more comes of it.
+    assert [mf.check_convergence(envs | {"norm_gorb": 2e-5}) for _ in range(3)] == [False] * 3
+    assert mf.check_convergence(envs | {"norm_gorb": 2e-5})
+    assert mf.check_convergence is None
+    mf.check_convergence = diis._Strictly()
+    assert not mf.check_convergence(envs | {"norm_gorb": 5e-6, "last_hf_e": -1.1})
+    assert mf.check_convergence(envs | {"norm_gorb": 5e-6})
+    assert mf.check_convergence is None
+
+
+@pytest.mark.parametrize("own", [None, lambda envs: envs["norm_gorb"] < 1e-6])
+def test_the_users_criterion_of_convergence_stays(own, monkeypatch):
+    original = diis.refine
+    failed = []
+
+    def wrong(build, overlap, shells, f, *args):
+        refined = original(build, overlap, shells, f, *args)
+        failed.append(True)
+        return replace(refined, gradients=[1.0])
+
+    monkeypatch.setattr(diis, "refine", wrong)
+    mf = scf.RHF(make_mol(WATER)).apply(corrected_diis)
+    mf.check_convergence = own
+    mf.kernel()
+    assert failed
+    assert mf.converged
+    assert mf.check_convergence is own
 
 
 def test_densities_of_any_kind_may_come():

@@ -10,8 +10,9 @@ import types
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
+from conftest import file_size_limit
 
-from pyscf_deqh import DatasetError
+from pyscf_deqh import DatasetError, OutputError
 from pyscf_deqh.data.__main__ import main
 from pyscf_deqh.data.make import download as module
 from pyscf_deqh.data.make.download import DATASETS, Published, download, fetch
@@ -133,6 +134,17 @@ def test_broken_connection(server, tmp_path):
     assert (tmp_path / "small.tgz.part").stat().st_size == 50
     server.break_off_at = None
     assert download("small", tmp_path, progress=False).exists()
+    assert server.ranges == [None, "bytes=50-"]
+
+
+def test_full_disk(server, tmp_path):
+    """While the archive comes, and while it is unpacked."""
+    size = len(server.files["/small.tgz"])
+    for limit, name in ((50, "small.tgz.part"), (size + 50, "small.db")):
+        with file_size_limit(limit), pytest.raises(OutputError, match=rf"{name}: .*same command"):
+            download("small", tmp_path / "out", progress=False)
+    database = download("small", tmp_path / "out", progress=False)
+    assert database.read_bytes() == (tmp_path / "source.db").read_bytes()
     assert server.ranges == [None, "bytes=50-"]
 
 

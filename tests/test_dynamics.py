@@ -82,7 +82,9 @@ def test_xtb_dynamics_have_the_temperature(tmp_path):
     pytest.importorskip("tblite")
     out = tmp_path / "a.xyz"
     engine = XTB(interval=10, equilibration=200)
-    written, failures = simulate(start_geometries("water"), out, engine, 100, progress=False)
+    written, failures = simulate(
+        start_geometries("water"), out, engine, 100, workers=0, progress=False
+    )
     assert (written, failures) == (100, {})
     mean = np.mean([temperature([8, 1, 1], v) for v in velocities_of(out)])
     assert mean == pytest.approx(300, rel=0.25)
@@ -117,16 +119,16 @@ def test_resuming_gives_the_same_file(tmp_path):
 
     starts = [hydrogen(qm9_id="7", smiles="C#C\\[H]"), hydrogen(qm9_id="12")]
     whole, resumed = tmp_path / "a.xyz", tmp_path / "b.xyz"
-    assert simulate(starts, whole, FAST, 3, progress=False) == (6, {})
-    assert simulate(starts[:1], resumed, FAST, 2, progress=False) == (2, {})
+    assert simulate(starts, whole, FAST, 3, workers=0, progress=False) == (6, {})
+    assert simulate(starts[:1], resumed, FAST, 2, workers=0, progress=False) == (2, {})
     broken = Interrupted(interval=0.4, timestep=0.2, xc="hf", basis="sto-3g")
     with pytest.raises(KeyboardInterrupt):
-        simulate(starts, resumed, broken, 3, progress=False)
+        simulate(starts, resumed, broken, 3, workers=0, progress=False)
     with open(resumed, "r+b") as handle:
         handle.truncate(resumed.stat().st_size - 20)
-    assert simulate(starts, resumed, FAST, 3, progress=False) == (3, {})
+    assert simulate(starts, resumed, FAST, 3, workers=0, progress=False) == (3, {})
     assert resumed.read_bytes() == whole.read_bytes()
-    assert simulate(starts, resumed, FAST, 3, progress=False) == (0, {})
+    assert simulate(starts, resumed, FAST, 3, workers=0, progress=False) == (0, {})
     frames = list(read_xyz(whole))
     assert [g.info["frame"] for g in frames] == ["0", "1", "2"] * 2
     assert frames[0].info["smiles"] == "C#C\\[H]"
@@ -134,9 +136,24 @@ def test_resuming_gives_the_same_file(tmp_path):
     assert not np.array_equal(frames[0].positions, frames[3].positions)
 
 
+def test_two_workers_write_what_one_process_does(tmp_path, quick_workers):
+    starts = [hydrogen(qm9_id=str(i)) for i in range(3)]
+    alone, together = tmp_path / "a.xyz", tmp_path / "b.xyz"
+    assert simulate(starts, alone, FAST, 2, workers=0, progress=False) == (6, {})
+    assert simulate(starts, together, FAST, 1, workers=2, progress=False) == (3, {})
+    assert simulate(starts, together, FAST, 2, workers=2, progress=False) == (3, {})
+    frames = [
+        {g.info["id"]: (g.info, g.positions.tolist()) for g in read_xyz(path)}
+        for path in (alone, together)
+    ]
+    assert frames[0] == frames[1]
+
+
 def test_seed(tmp_path):
     for name, seed in (("a", 1), ("b", 1), ("c", 2)):
-        simulate([hydrogen()], tmp_path / f"{name}.xyz", FAST, 1, seed=seed, progress=False)
+        simulate(
+            [hydrogen()], tmp_path / f"{name}.xyz", FAST, 1, seed=seed, workers=0, progress=False
+        )
     a, b, c = ((tmp_path / f"{name}.xyz").read_text() for name in "abc")
     assert a == b
     assert a.replace("seed=1", "seed=2") != c
@@ -144,32 +161,32 @@ def test_seed(tmp_path):
 
 def test_other_settings_and_files_are_refused(tmp_path):
     out = tmp_path / "a.xyz"
-    simulate([hydrogen()], out, FAST, 1, progress=False)
+    simulate([hydrogen()], out, FAST, 1, workers=0, progress=False)
     with pytest.raises(DatasetError, match=r"other settings \(temperature: 300 there, 400 now"):
-        simulate([hydrogen()], out, FAST, 2, temperature=400, progress=False)
+        simulate([hydrogen()], out, FAST, 2, temperature=400, workers=0, progress=False)
     with pytest.raises(DatasetError, match="of another molecule"):
-        simulate(start_geometries("water"), out, FAST, 2, progress=False)
+        simulate(start_geometries("water"), out, FAST, 2, workers=0, progress=False)
     # A file of somebody else is not touched, complete or not.
     for text in ("1\nmine\nHe 0 0 0\n", "1\nmine\nHe 0 0"):
         out.write_text(text)
         with pytest.raises(DatasetError, match="not written by this command"):
-            simulate([hydrogen()], out, FAST, 1, progress=False)
+            simulate([hydrogen()], out, FAST, 1, workers=0, progress=False)
         assert out.read_text() == text
     with pytest.raises(DatasetError, match="cannot write"):
-        simulate([hydrogen()], tmp_path / "none" / "a.xyz", FAST, 1, progress=False)
+        simulate([hydrogen()], tmp_path / "none" / "a.xyz", FAST, 1, workers=0, progress=False)
 
 
 def test_bad_values(tmp_path):
     with pytest.raises(DatasetError, match=r"wter is neither .*water"):
         start_geometries("wter")
     with pytest.raises(DatasetError, match="two start geometries"):
-        simulate([hydrogen(qm9_id="1")] * 2, tmp_path / "a.xyz", FAST, progress=False)
+        simulate([hydrogen(qm9_id="1")] * 2, tmp_path / "a.xyz", FAST, workers=0, progress=False)
     with pytest.raises(ConfigError, match="no multiple of timestep"):
-        simulate([hydrogen()], tmp_path / "a.xyz", DFT(interval=1.0), progress=False)
+        simulate([hydrogen()], tmp_path / "a.xyz", DFT(interval=1.0), workers=0, progress=False)
     with pytest.raises(ConfigError, match="must be positive"):
-        simulate([hydrogen()], tmp_path / "a.xyz", FAST, frames=0, progress=False)
+        simulate([hydrogen()], tmp_path / "a.xyz", FAST, frames=0, workers=0, progress=False)
     with pytest.raises(ConfigError, match="plain"):
-        simulate([hydrogen()], tmp_path / "a.xyz.gz", FAST, progress=False)
+        simulate([hydrogen()], tmp_path / "a.xyz.gz", FAST, workers=0, progress=False)
     assert not any(tmp_path.iterdir())
 
 
@@ -182,12 +199,12 @@ def test_missing_packages_are_named(monkeypatch):
 def test_a_failing_trajectory_ends_alone(tmp_path):
     lithium = Geometry(np.array([3], np.int32), np.zeros((1, 3)))
     out = tmp_path / "a.xyz"
-    written, failures = simulate([lithium, hydrogen()], out, FAST, 1, progress=False)
+    written, failures = simulate([lithium, hydrogen()], out, FAST, 1, workers=0, progress=False)
     assert written == 1
     assert "spin" in failures[0]
     assert [g.info["trajectory"] for g in read_xyz(out)] == ["1"]
     cation = Geometry(np.array([2], np.int32), np.zeros((1, 3)), {"charge": "2"})
-    _, failures = simulate([cation], tmp_path / "b.xyz", FAST, 1, progress=False)
+    _, failures = simulate([cation], tmp_path / "b.xyz", FAST, 1, workers=0, progress=False)
     assert "charge=2: only neutral ones" in failures[0]
 
 
@@ -195,7 +212,8 @@ def test_command_line(tmp_path, capsys):
     (tmp_path / "start.xyz").write_text("2\nqm9_id=7\nH 0 0 0\nH 0 0 .74\n")
     out = str(tmp_path / "a.xyz")
     command = ["md", str(tmp_path / "start.xyz"), "--out", out, "--engine", "dft", "--frames", "2",
-               "--xc", "hf", "--basis", "sto-3g", "--interval", ".12"]  # fmt: skip
+               "--xc", "hf", "--basis", "sto-3g", "--interval", ".12",
+               "--workers", "0"]  # fmt: skip
     assert main([*command, "--split", "train"]) == 0
     assert "0 frames written" in capsys.readouterr().out
     assert main([*command, "--split", "test"]) == 0
@@ -208,11 +226,11 @@ def test_labels_of_trajectories(tmp_path, quick_workers):
     """Ids differ; frames of a QM9 molecule are in one split, others are split one by one."""
     frames = []
     for name, start in (("qm9", hydrogen(qm9_id="7")), ("other", hydrogen())):
-        simulate([start], tmp_path / f"{name}.xyz", FAST, 4, progress=False)
+        simulate([start], tmp_path / f"{name}.xyz", FAST, 4, workers=0, progress=False)
         frames += read_xyz(tmp_path / f"{name}.xyz")
     out = tmp_path / "a.db"
     settings = LabelSettings(xc="hf", conv_tol=1e-8)
-    assert label(frames, out, settings, 1, progress=False) == (8, {})
+    assert label(frames, out, settings, 0, progress=False) == (8, {})
     with QH9Database(out) as database:
         assert {r.meta["kind"] for r in database} == {"md"}
         assert {r.meta["temperature"] for r in database} == {300.0}

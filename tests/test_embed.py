@@ -29,7 +29,7 @@ def packages():
 
 def test_geometries_are_those_of_the_smiles(packages, tmp_path):
     out = tmp_path / "a.xyz"
-    assert embed(SMILES, out, progress=False) == (3, {})
+    assert embed(SMILES, out, workers=0, progress=False) == (3, {})
     frames = list(read_xyz(out))
     assert [g.info["id"] for g in frames] == ["0", "1", "2"]
     for geometry in frames:
@@ -45,7 +45,7 @@ def test_positions_are_a_minimum_of_gfn2_xtb(packages, tmp_path):
     from tblite.interface import Calculator
 
     out = tmp_path / "a.xyz"
-    embed({"ethanol": "CCO"}, out, progress=False)
+    embed({"ethanol": "CCO"}, out, workers=0, progress=False)
     (geometry,) = read_xyz(out)
     calculator = Calculator("GFN2-xTB", geometry.numbers, geometry.positions / nist.BOHR)
     calculator.set("verbosity", 0)
@@ -55,24 +55,38 @@ def test_positions_are_a_minimum_of_gfn2_xtb(packages, tmp_path):
 def test_resuming_gives_the_same_file(packages, tmp_path):
     """After a kill in the middle of a molecule; what is there is not computed again."""
     whole, resumed = tmp_path / "a.xyz", tmp_path / "b.xyz"
-    embed(SMILES, whole, progress=False)
-    embed(dict(list(SMILES.items())[:2]), resumed, progress=False)
+    embed(SMILES, whole, workers=0, progress=False)
+    embed(dict(list(SMILES.items())[:2]), resumed, workers=0, progress=False)
     with open(resumed, "r+b") as handle:
         handle.truncate(resumed.stat().st_size - 20)
-    assert embed(SMILES, resumed, progress=False) == (2, {})
+    assert embed(SMILES, resumed, workers=0, progress=False) == (2, {})
     assert resumed.read_bytes() == whole.read_bytes()
-    assert embed(SMILES, resumed, progress=False) == (0, {})
+    assert embed(SMILES, resumed, workers=0, progress=False) == (0, {})
     with pytest.raises(DatasetError, match="made with seed 0"):
-        embed(SMILES, resumed, seed=1, progress=False)
+        embed(SMILES, resumed, seed=1, workers=0, progress=False)
     with pytest.raises(DatasetError, match="acetylene is C#C there and CC now"):
-        embed({"acetylene": "CC"}, resumed, progress=False)
+        embed({"acetylene": "CC"}, resumed, workers=0, progress=False)
     assert resumed.read_bytes() == whole.read_bytes()
+
+
+def test_two_workers_write_what_one_process_does(packages, quick_workers, tmp_path):
+    """In another order: ids go by the list of molecules, which may grow at its end alone."""
+    alone, together = tmp_path / "a.xyz", tmp_path / "b.xyz"
+    embed(SMILES, alone, workers=0, progress=False)
+    assert embed(SMILES, together, workers=2, progress=False) == (3, {})
+    texts = [
+        {g.info["id"]: (g.info, g.positions.tolist()) for g in read_xyz(path)}
+        for path in (alone, together)
+    ]
+    assert texts[0] == texts[1]
+    with pytest.raises(DatasetError, match="is number 0 there and 1 now: add molecules at the end"):
+        embed({"methane": "C", **SMILES}, alone, workers=0, progress=False)
 
 
 def test_failures_are_listed_and_the_rest_goes_on(packages, tmp_path, capsys):
     source, out = tmp_path / "a.smi", tmp_path / "a.xyz"
     source.write_text("# comment\nnonsense bad\n[CH3] radical\n\nC methane it is\n")
-    assert main(["embed", str(source), "--out", str(out)]) == 1
+    assert main(["embed", str(source), "--out", str(out), "--workers", "0"]) == 1
     printed = capsys.readouterr().out
     assert "1 molecules written now, 2 failed" in printed
     assert "  bad: ValueError: nonsense is not a SMILES" in printed
@@ -82,7 +96,7 @@ def test_failures_are_listed_and_the_rest_goes_on(packages, tmp_path, capsys):
 
 def test_ions(packages, tmp_path):
     out = tmp_path / "a.xyz"
-    assert embed({"ammonium": "[NH4+]", "water": "O"}, out, progress=False) == (2, {})
+    assert embed({"ammonium": "[NH4+]", "water": "O"}, out, workers=0, progress=False) == (2, {})
     ion, neutral = read_xyz(out)
     assert ion.whole_number("charge") == 1
     assert "charge" not in neutral.info
@@ -120,11 +134,11 @@ def test_smiles_files(tmp_path):
 
 def test_bad_output(packages, tmp_path):
     with pytest.raises(ConfigError, match="plain"):
-        embed(SMILES, tmp_path / "a.db", progress=False)
+        embed(SMILES, tmp_path / "a.db", workers=0, progress=False)
     stranger = tmp_path / "a.xyz"
     stranger.write_text("1\nmine\nHe 0 0 0\n")
     with pytest.raises(DatasetError, match="not written by this command"):
-        embed(SMILES, stranger, progress=False)
+        embed(SMILES, stranger, workers=0, progress=False)
     assert stranger.read_text() == "1\nmine\nHe 0 0 0\n"
 
 

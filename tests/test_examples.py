@@ -7,7 +7,8 @@ import sys
 from pathlib import Path
 
 import numpy as np
-from pyscf import gto
+import pytest
+from pyscf import dft, gto
 from pyscf.tools import molden
 from pyscf.tools.cubegen import Cube
 
@@ -45,3 +46,13 @@ def test_exported_orbitals_and_densities(tmp_path):
     )
     assert abs(density.sum() * volume - 10) < 0.5
     assert abs(change.sum() * volume) < 0.5
+
+
+def test_a_cluster(tmp_path):
+    argon = "1\nname=argon\nAr 0 0 0\n"
+    (tmp_path / "a.xyz").write_text(WATER.replace("water", "name=water") + argon)
+    printed = run("cluster.py", tmp_path, "a.xyz", "a.parquet")
+    assert "2 molecules now, 0 without a result" in printed
+    mf = dft.RKS(gto.M(atom=str(tmp_path / "a.xyz"), basis="def2-svp"), xc="pbe").run()
+    energy = float(printed.partition("water: ")[2].split()[0])
+    assert energy == pytest.approx(mf.e_tot, abs=1e-8)

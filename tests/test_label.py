@@ -6,14 +6,13 @@ import sqlite3
 import subprocess
 import sys
 import time
-from concurrent.futures.process import BrokenProcessPool
 
 import numpy as np
 import pytest
 from conftest import WATER, make_mol
 from pyscf import dft
 from test_data import FAST, helium, hydrogen, write_xyz
-from worker_functions import die_on_two, made_up
+from worker_functions import die_on_two
 
 from pyscf_deqh import ConfigError, DatasetError, UnsupportedMoleculeError
 from pyscf_deqh.data.__main__ import main
@@ -47,20 +46,20 @@ def test_failures_are_listed_and_resumed(tmp_path):
     written, failures = label(geometries, tmp_path / "a.db", one_cycle, 2, progress=False)
     assert written == 0
     assert "not converged" in failures[1]
-    written, failures = label(geometries, tmp_path / "a.db", one_cycle, 1, progress=False)
+    written, failures = label(geometries, tmp_path / "a.db", one_cycle, 0, progress=False)
     assert set(failures) == {1, 2}
     geometries = [hydrogen(id="1"), Geometry(np.array([3]), np.zeros((1, 3)), {"id": "2"})]
-    written, failures = label(geometries, tmp_path / "b.db", FAST, 1, progress=False)
+    written, failures = label(geometries, tmp_path / "b.db", FAST, 0, progress=False)
     assert written == 1
     assert list(failures) == [2]
     assert "spin" in failures[2]
 
 
 def test_other_settings_are_refused(tmp_path):
-    label([hydrogen(id="1")], tmp_path / "a.db", FAST, 1, progress=False)
+    label([hydrogen(id="1")], tmp_path / "a.db", FAST, 0, progress=False)
     other = LabelSettings(xc="hf", conv_tol=1e-8, basis="sto-3g")
     with pytest.raises(DatasetError, match=r"other settings .*basis"):
-        label([hydrogen(id="1")], tmp_path / "a.db", other, 1, progress=False)
+        label([hydrogen(id="1")], tmp_path / "a.db", other, 0, progress=False)
 
 
 def test_repeated_ids_are_refused(tmp_path):
@@ -76,7 +75,7 @@ def _bonds(path, *lengths):
 def test_rows_without_an_id_go_by_their_place_in_the_file(tmp_path):
     """Also where a random part of the file is labelled first."""
     xyz, out = _bonds(tmp_path / "a.xyz", 0.7, 0.72, 0.74, 0.76), tmp_path / "a.db"
-    command = ["label", str(xyz), "--out", str(out), "--xc", "hf", "--workers", "1"]
+    command = ["label", str(xyz), "--out", str(out), "--xc", "hf", "--workers", "0"]
     assert main([*command, "--n", "2"]) == 0
     assert main(command) == 0
     with QH9Database(out) as database:
@@ -86,9 +85,9 @@ def test_rows_without_an_id_go_by_their_place_in_the_file(tmp_path):
 
 def test_rows_of_other_geometries_are_not_taken_for_these(tmp_path, capsys):
     out = tmp_path / "a.db"
-    label(read_geometries(_bonds(tmp_path / "a.xyz", 0.7)), out, FAST, 1, progress=False)
+    label(read_geometries(_bonds(tmp_path / "a.xyz", 0.7)), out, FAST, 0, progress=False)
     with pytest.raises(DatasetError, match="another geometry with id 0"):
-        label(read_geometries(_bonds(tmp_path / "b.xyz", 0.8)), out, FAST, 1, progress=False)
+        label(read_geometries(_bonds(tmp_path / "b.xyz", 0.8)), out, FAST, 0, progress=False)
     command = ["label", str(tmp_path / "b.xyz"), "--out", str(out), "--exclude", str(out)]
     assert main(command) == 2
     assert "--exclude needs qm9_id" in capsys.readouterr().err
@@ -97,19 +96,19 @@ def test_rows_of_other_geometries_are_not_taken_for_these(tmp_path, capsys):
 @pytest.mark.parametrize("key", ["id", "qm9_id"])
 def test_numbers_in_comments_that_are_none(tmp_path, key):
     with pytest.raises(DatasetError, match=f"{key}=mol_12 .* no whole number"):
-        label([hydrogen(**{key: "mol_12"})], tmp_path / "a.db", FAST, 1, progress=False)
+        label([hydrogen(**{key: "mol_12"})], tmp_path / "a.db", FAST, 0, progress=False)
 
 
 def test_a_bad_temperature_fails_its_molecule_alone(tmp_path):
     geometries = [hydrogen(id="1", temperature="300K"), hydrogen(id="2")]
-    written, failures = label(geometries, tmp_path / "a.db", FAST, 1, progress=False)
+    written, failures = label(geometries, tmp_path / "a.db", FAST, 0, progress=False)
     assert written == 1
     assert "300K" in failures[1]
 
 
 def test_ions_are_refused(tmp_path):
     ion = Geometry(np.array([1], np.int32), np.zeros((1, 3)), {"charge": "-1"})
-    _, failures = label([ion], tmp_path / "a.db", FAST, workers=1, progress=False)
+    _, failures = label([ion], tmp_path / "a.db", FAST, workers=0, progress=False)
     assert "charge=-1: only neutral ones" in next(iter(failures.values()))
 
 
@@ -119,15 +118,15 @@ def test_ions_are_refused(tmp_path):
 def test_fitted_labels_of_functionals_with_more_than_a_grid_are_refused(tmp_path, xc, what):
     settings = LabelSettings(xc=xc, density_fit=True)
     with pytest.raises(ConfigError, match=what):
-        label([hydrogen(id="1")], tmp_path / "a.db", settings, 1, progress=False)
+        label([hydrogen(id="1")], tmp_path / "a.db", settings, 0, progress=False)
 
 
 def test_two_processes_that_write_the_same_rows(tmp_path, monkeypatch):
-    label([hydrogen(id="1")], tmp_path / "a.db", FAST, 1, progress=False)
+    label([hydrogen(id="1")], tmp_path / "a.db", FAST, 0, progress=False)
     # As before the other process wrote.
     monkeypatch.setattr(QH9Database, "ids", lambda self: [])
     with pytest.raises(DatasetError, match="another process writes"):
-        label([hydrogen(id="1")], tmp_path / "a.db", FAST, 1, progress=False)
+        label([hydrogen(id="1")], tmp_path / "a.db", FAST, 0, progress=False)
 
 
 def test_labelling_survives_a_kill(tmp_path):
@@ -161,30 +160,13 @@ def _count(path):
 
 
 def test_a_dying_worker_fails_its_molecule_alone(tmp_path, monkeypatch):
-    """The pool breaks with its worker; every other molecule is labelled all the same."""
+    """Every other molecule is labelled all the same."""
     monkeypatch.setattr(label_module, "_work", die_on_two)
     geometries = [hydrogen(0.7 + 0.01 * i, id=str(i)) for i in range(5)]
     written, failures = label(geometries, tmp_path / "a.db", FAST, 2, progress=False)
     assert written == 4
     assert list(failures) == [2]
     assert "died" in failures[2]
-
-
-def test_a_pool_that_breaks_before_a_molecule_is_sent_loses_none(tmp_path, monkeypatch):
-    broken = []
-
-    class Pool(label_module.ProcessPoolExecutor):
-        def submit(self, work, row_id, *args):
-            if row_id == 3 and not broken:
-                broken.append(row_id)
-                raise BrokenProcessPool
-            return super().submit(work, row_id, *args)
-
-    monkeypatch.setattr(label_module, "_work", made_up)
-    monkeypatch.setattr(label_module, "ProcessPoolExecutor", Pool)
-    geometries = [hydrogen(0.7 + 0.01 * i, id=str(i)) for i in range(5)]
-    assert label(geometries, tmp_path / "a.db", FAST, 1, progress=False) == (5, {})
-    assert broken
 
 
 def test_full_disk_keeps_what_is_written(tmp_path, monkeypatch):
@@ -199,19 +181,19 @@ def test_full_disk_keeps_what_is_written(tmp_path, monkeypatch):
     monkeypatch.setattr(QH9Database, "__init__", small)
     geometries = [hydrogen(0.7 + 0.01 * i, id=str(i)) for i in range(40)]
     with pytest.raises(DatasetError, match=r"full.*rows in it are kept"):
-        label(geometries, tmp_path / "a.db", FAST, 1, progress=False)
+        label(geometries, tmp_path / "a.db", FAST, 0, progress=False)
     monkeypatch.undo()
     with QH9Database(tmp_path / "a.db") as database:
         n = len(database)
     assert 0 < n < 40
-    written, _ = label(geometries, tmp_path / "a.db", FAST, 1, progress=False)
+    written, _ = label(geometries, tmp_path / "a.db", FAST, 0, progress=False)
     assert written == 40 - n
 
 
 def test_command_line(tmp_path, capsys):
     xyz = write_xyz(tmp_path / "a.xyz", 20)
     out = str(tmp_path / "a.db")
-    base = ["label", str(xyz), "--out", out, "--xc", "hf", "--workers", "1"]
+    base = ["label", str(xyz), "--out", out, "--xc", "hf", "--workers", "0"]
     assert main([*base, "--split", "test"]) == 0
     with QH9Database(out) as database:
         assert database.ids() == [70, 170]

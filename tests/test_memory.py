@@ -10,10 +10,11 @@ from conftest import FORMAMIDE, WATER, make_mol
 from pyscf import dft, scf
 from test_fitted import some_orbitals
 
-from pyscf_deqh import NotEnoughMemoryError, deqh_guess
+from pyscf_deqh import NotEnoughMemoryError, corrected_diis, deqh_guess
 from pyscf_deqh import guess as guess_module
 from pyscf_deqh.engine.host import _inverse_root
 from pyscf_deqh.fock.fitted import FittedFock
+from pyscf_deqh.fock.functional import Functional
 from pyscf_deqh.fock.problem import Problem
 from pyscf_deqh.guess import Options, make_guess
 from pyscf_deqh.pyscf_api import bytes_of_integrals, make_integrals
@@ -188,3 +189,26 @@ def test_atoms_that_nearly_coincide_have_fitted_integrals():
     fock = FittedFock(mol, dtype=torch.float64)(scf.hf.get_hcore(mol), c, "camb3lyp")[0]
     expected = dft.RKS(mol, xc="camb3lyp").get_fock(dm=c @ c.T)
     assert np.abs(fock - expected).mean() < 1e-2 * np.abs(expected).mean()
+
+
+@pytest.mark.parametrize("xc", ["b3lyp", "wb97x", "hf"])
+def test_without_memory_for_exchange_another_functionals_response_serves(xc, tmp_path, monkeypatch):
+    """The same energy with fewer full Fock matrices than from the same start without."""
+    mol = make_mol(WATER, verbose=3, output=str(tmp_path / "log"))
+    alone, with_it = (scf.HF(mol) if xc == "hf" else dft.KS(mol, xc=xc) for _ in range(2))
+    monkeypatch.setattr(FittedFock, "serves", lambda self, functional: functional.name == "pbe")
+    energy = alone.kernel()
+    with_it.apply(corrected_diis).kernel()
+    assert with_it.e_tot == pytest.approx(energy, abs=1e-8)
+    assert with_it.cycles < alone.cycles
+    assert any(cycle.accepted for cycle in with_it.deqh_cycles)
+    mol.stdout.flush()
+    assert "Corrected cycles with the response of pbe" in (tmp_path / "log").read_text()
+
+
+def test_memory_for_one_range_of_exchange_is_not_enough():
+    mol = make_mol(WATER)
+    triangle = FittedFock(mol).integrals.packed.nbytes
+    fitted = FittedFock(mol, memory=1.5 * triangle / 0.75e6)
+    kinds = {"pbe": True, "b3lyp": True, "hf": True, "wb97x": False, "hse06": False}
+    assert {xc: fitted.serves(Functional.of(xc)) for xc in kinds} == kinds

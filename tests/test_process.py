@@ -1,6 +1,8 @@
 """What a guess changes in its process for a while."""
 
+import signal
 import threading
+from multiprocessing.pool import ThreadPool
 
 import numpy as np
 import pytest
@@ -11,7 +13,13 @@ from threadpoolctl import threadpool_info
 
 from pyscf_deqh import predict as predict_module
 from pyscf_deqh.guess import Options, make_guess
-from pyscf_deqh.process import SharedSetting, one_blas_thread, single_precision, use_threads
+from pyscf_deqh.process import (
+    SharedSetting,
+    interrupts_wait,
+    one_blas_thread,
+    single_precision,
+    use_threads,
+)
 
 
 def state():
@@ -46,6 +54,60 @@ def test_the_first_changes_and_the_last_puts_back():
     with pytest.raises(ZeroDivisionError), setting:
         raise ZeroDivisionError
     assert value == ["before"]
+
+
+@pytest.mark.parametrize("moment", ["change", "put back", "body"])
+def test_interrupts_wait_for_changes(moment):
+    """Ctrl-C in the midst of a change is raised after it, and nothing stays changed."""
+    value, seen = ["before"], []
+
+    def interrupt(now):
+        if now == moment:
+            signal.raise_signal(signal.SIGINT)
+
+    def change():
+        interrupt("change")
+        value[0] = "changed"
+        return put_back
+
+    def put_back():
+        interrupt("put back")
+        value[0] = "before"
+
+    setting, handler = SharedSetting(change), signal.getsignal(signal.SIGINT)
+    for _ in range(2):
+        with pytest.raises(KeyboardInterrupt), setting:  # noqa: PT012
+            seen.append(value[0])
+            interrupt("body")
+            seen.append("not interrupted")
+        assert value == ["before"]
+        assert signal.getsignal(signal.SIGINT) == handler
+    assert seen == {"change": [], "put back": ["changed", "not interrupted"] * 2,
+                    "body": ["changed"] * 2}[moment]  # fmt: skip
+
+
+def test_interrupts_wait_also_for_a_users_own_handler():
+    calls = []
+    before = signal.signal(signal.SIGINT, lambda number, frame: calls.append(number))
+    try:
+        with interrupts_wait():
+            signal.raise_signal(signal.SIGINT)
+            assert not calls
+        assert calls == [signal.SIGINT]
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def test_interrupts_are_left_alone_in_other_threads():
+    """Python handles signals in its main thread, and lets no other change their handlers."""
+    handler = signal.getsignal(signal.SIGINT)
+    with ThreadPool(1) as pool:
+        assert pool.apply(_handler_while_interrupts_wait) is handler
+
+
+def _handler_while_interrupts_wait():
+    with interrupts_wait():
+        return signal.getsignal(signal.SIGINT)
 
 
 def test_blas_with_threads_of_its_own_gets_one():

@@ -15,7 +15,7 @@ import torch
 from conftest import FORMAMIDE, WATER, make_mol
 from test_data import FAST, hydrogen, write_xyz
 
-from pyscf_deqh import ConfigError, DatasetError
+from pyscf_deqh import ConfigError, DatasetError, OutputError
 from pyscf_deqh.benchmark import store as benchmark
 from pyscf_deqh.data.__main__ import main
 from pyscf_deqh.data.dataset import GraphStore, HamiltonianDataset
@@ -327,7 +327,7 @@ def test_a_transaction_that_was_killed_is_taken_back(path):
 
 def test_two_writers(path):
     with LabelStore(path, writable=True) as store:
-        with pytest.raises(DatasetError, match="another process writes to"):
+        with pytest.raises(OutputError, match="another process writes to"):
             LabelStore(path, writable=True)
         with open_labels(path) as reader:
             store.add(record(50))
@@ -351,9 +351,10 @@ def test_a_file_system_without_locks(path, monkeypatch):
         raise OSError(errno.ENOLCK, "No locks available")
 
     monkeypatch.setattr(fcntl, "flock", flock)
-    with pytest.raises(DatasetError, match=r"has no locks.*write to a local disk"):
-        LabelStore(path, writable=True)
-    open_labels(path).close()
+    with LabelStore(path, writable=True) as store:  # SQLite's own locks are left
+        store.add(record(50))
+    with open_labels(path) as store:
+        assert 50 in store.ids()
 
 
 def test_readers_do_not_write(path):
@@ -569,7 +570,7 @@ def test_labels_into_a_store(tmp_path, capsys):
     out = tmp_path / "a.store"
     written, failures = label(geometries[:2], out, FAST, 1, progress=False, precision="float32")
     assert (written, failures) == (2, {})
-    assert label(geometries, out, FAST, 1, progress=False) == (1, {})
+    assert label(geometries, out, FAST, 0, progress=False) == (1, {})
     label(geometries, tmp_path / "a.db", FAST, 1, progress=False)
     with open_labels(out) as store, open_labels(tmp_path / "a.db") as wanted:
         assert store.precision == "float32"
@@ -578,8 +579,8 @@ def test_labels_into_a_store(tmp_path, capsys):
         for found, other in zip(store, wanted, strict=True):
             np.testing.assert_allclose(found.hamiltonian, other.hamiltonian, rtol=1e-6)
             assert found.meta["energy"] == pytest.approx(other.meta["energy"])
-    with LabelStore(out, writable=True), pytest.raises(DatasetError, match="another process"):
-        label(geometries, out, FAST, 1, progress=False)
+    with LabelStore(out, writable=True), pytest.raises(OutputError, match="another process"):
+        label(geometries, out, FAST, 0, progress=False)
     xyz = write_xyz(tmp_path / "a.xyz", 4)
     command = ["label", str(xyz), "--out", str(tmp_path / "b.store"), "--xc", "hf"]
     assert main([*command, "--workers", "1", "--exclude", str(out)]) == 0

@@ -1,16 +1,19 @@
-"""The suite: bundled sets, shards, resumption, and its table against numbers worked out by hand."""
+"""The suite: bundled sets, resumption, and its table against numbers worked out by hand."""
 
 import json
+from dataclasses import replace
 
+import numpy as np
 import pytest
 
 from pyscf_deqh import CheckpointError, UnsupportedMoleculeError
 from pyscf_deqh.benchmark import acceleration, suite
 from pyscf_deqh.benchmark.__main__ import main
-from pyscf_deqh.benchmark.acceleration import benchmark_molecule
+from pyscf_deqh.benchmark.acceleration import WATER, benchmark_molecule, run_benchmark
+from pyscf_deqh.benchmark.scf_runs import Method
 from pyscf_deqh.benchmark.sets import BUNDLED, PUBLISHED, SUITE
 from pyscf_deqh.checkpoint import DEFAULT_MODEL, weights_hash
-from pyscf_deqh.data.geometry import read_geometries
+from pyscf_deqh.data.geometry import Geometry, read_geometries
 from pyscf_deqh.data.splits import split_of
 
 # Bundled molecules
@@ -93,7 +96,7 @@ def test_geometries_of_smiles_are_theirs_and_of_the_test_split(name):
         assert geometry.n_heavy <= 14
 
 
-def test_selections_grow_and_shards_are_a_partition():
+def test_selections_grow():
     entry = SUITE["qm9"]
     everything = [g.name for g in entry.geometries()]
     assert [g.name for g in entry.geometries(10)] == everything[:10]
@@ -128,13 +131,13 @@ def row(name, deqh, baselines, mae=1e-4):
             "hamiltonian_mae": mae, "refined_mae": mae and mae / 10}  # fmt: skip
 
 
-def write(folder, name, shard, rows, failures=(), weights="0" * 64, **environment):
+def write(folder, name, rows, failures=(), weights="0" * 64, **environment):
     entry = SUITE[name]
     method = {"xc": entry.xc, "basis": entry.basis, "model": "mine", "weights": weights,
               "device": "cpu"}  # fmt: skip
     content = {"method": method, "environment": {"machine": "abacus", "threads": 2} | environment,
                "failures": list(failures), "rows": rows}  # fmt: skip
-    (folder / f"{name}-{shard}.json").write_text(json.dumps(content))
+    (folder / f"{name}.json").write_text(json.dumps(content))
 
 
 def cells_of(text, title):
@@ -148,21 +151,19 @@ def test_table_by_hand(tmp_path, capsys):
                    scf=float(cycles), energy=energy)  # fmt: skip
         return row(name, deqh, {"minao": run()}, mae)
 
-    first = [qm9_row("a", 4, [1, 0]), qm9_row("b", 5, [2, 1, 0], energy=-1.0 + 2e-6, mae=2e-4)]
-    second = [qm9_row("c", 12, [4, 4], mae=6e-4), qm9_row("a", 9, [7])]
-    write(tmp_path, "qm9", "1of2", first, [{"name": "c", "reason": "an earlier run"}])
-    write(tmp_path, "qm9", "2of2", second, [{"name": "d", "reason": "ValueError: no"}])
+    rows = [qm9_row("a", 4, [1, 0]), qm9_row("b", 5, [2, 1, 0], energy=-1.0 + 2e-6, mae=2e-4)]
+    rows.append(qm9_row("c", 12, [4, 4], mae=6e-4))
+    write(tmp_path, "qm9", rows, [{"name": "d", "reason": "ValueError: no"}])
     found = row("g", run(), {"minao": run(converged=False)}, None)
     lost = row("e", run(converged=False, energy=-0.5), {"minao": run()}, None)
     rows = [lost, row("f", run(cycles=8), {"minao": run()}), found]
-    write(tmp_path, "pbe", "1of1", rows, threads=4)
+    write(tmp_path, "pbe", rows, threads=4)
     assert main(["suite", "--table-only", "--out", str(tmp_path)]) == 1
     text = capsys.readouterr().out
     assert (tmp_path / "table.md").read_text() == text.removesuffix("\n")
-    # Molecule a is the one of the first file. Seconds 5, 6, 13 over 10: mean 0.8, deviations -0.3,
-    # -0.2, 0.5, of mean square 0.38 / 3. Builds 6, 7, 14 and 12. Cycles: two of the guess and 1, 3,
-    # 8 of the SCF: 3, 5, 10 of mean 6, deviations of mean square 26 / 3. The guess takes 1 of 10
-    # seconds.
+    # Seconds 5, 6, 13 over 10: mean 0.8, deviations -0.3, -0.2, 0.5, of mean square 0.38 / 3.
+    # Builds 6, 7, 14 and 12. Cycles: two of the guess and 1, 3, 8 of the SCF: 3, 5, 10 of mean 6,
+    # deviations of mean square 26 / 3. The guess takes 1 of 10 seconds.
     assert cells_of(text, "QM9 test") == [
         "QM9 test", "3 of 4", "0.800 ± 0.436 (0.600)", "9.0 ± 4.4 (7.0)", "12.0 ± 0.0 (12.0)",
         "300 ± 265 (200)", "30.00 ± 26.46 (20.00)", "6.0 ± 3.6 (5.0)", "0.100 ± 0.000 (0.100)",
@@ -184,7 +185,7 @@ def test_table_by_hand(tmp_path, capsys):
 
 
 def test_table_without_failures(tmp_path, capsys):
-    write(tmp_path, "md", "1of1", [row("a", run(cycles=5), {"minao": run()})])
+    write(tmp_path, "md", [row("a", run(cycles=5), {"minao": run()})])
     assert main(["suite", "--table-only", "--out", str(tmp_path)]) == 0
     assert capsys.readouterr().out.count(": none") == 5
 
@@ -193,13 +194,13 @@ def test_files_that_do_not_fit_are_refused(tmp_path, capsys):
     command = ["suite", "--table-only", "--out", str(tmp_path)]
     assert main(command) == 2
     assert "no results of the suite" in capsys.readouterr().err
-    write(tmp_path, "md", "1of2", [])
-    write(tmp_path, "md", "2of2", [], weights="1" * 64)
+    write(tmp_path, "md", [])
+    (tmp_path / "md.json").rename(tmp_path / "pbe.json")
     assert main(command) == 2
-    assert "another model or method" in capsys.readouterr().err
-    (tmp_path / "md-2of2.json").write_text("{}")
+    assert "pbe.json was made with another method" in capsys.readouterr().err
+    (tmp_path / "pbe.json").write_text("{}")
     assert main(command) == 2
-    assert "md-2of2.json holds no results" in capsys.readouterr().err
+    assert "pbe.json holds no results" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("old", [0, 1])
@@ -209,12 +210,12 @@ def test_rows_of_earlier_versions_are_refused(tmp_path, capsys, old):
     deqh = rows[old]["deqh"]
     del deqh["corrected"]
     deqh |= {"guess_full_builds": 1, "corrected_gradients": [0.001]}
-    write(tmp_path, "md", "1of2", rows, weights=weights_hash(DEFAULT_MODEL))
+    write(tmp_path, "md", rows, weights=weights_hash(DEFAULT_MODEL))
     for options in (["--table-only"], ["--sets", "md", "--n", "1"]):
         assert main(["suite", *options, "--out", str(tmp_path)]) == 2
-        expected = "md-1of2.json was written by an earlier version: name another file\n"
+        expected = "md.json was written by an earlier version: name another file\n"
         assert capsys.readouterr().err.endswith(f"error: {tmp_path / expected}")
-    assert [path.name for path in tmp_path.iterdir()] == ["md-1of2.json"]
+    assert [path.name for path in tmp_path.iterdir()] == ["md.json"]
 
 
 @pytest.fixture
@@ -232,24 +233,35 @@ def benchmarked(monkeypatch):
     return names
 
 
-def test_shards_and_resumption(benchmarked, tmp_path):
-    command = ["suite", "--sets", "md", "hf", "--n", "6", "--out", str(tmp_path), "--shard"]
-    wanted = [g.name for name in ("md", "hf") for g in SUITE[name].geometries(6)]
-    assert main([*command, "1/2"]) == 0
-    assert benchmarked == wanted[::2]
-    assert main([*command, "2/2"]) == 0
-    assert sorted(benchmarked) == sorted(wanted)
+def test_resumption(benchmarked, tmp_path):
+    command = ["suite", "--sets", "md", "hf", "--out", str(tmp_path), "--n"]
+    assert main([*command, "4"]) == 0
+    assert main([*command, "6"]) == 0
+    wanted = [
+        g.name for part in (slice(4), slice(4, 6)) for name in ("md", "hf")
+        for g in SUITE[name].geometries(6)[part]
+    ]  # fmt: skip
+    assert benchmarked == wanted
     cells = cells_of((tmp_path / "table.md").read_text(), "MD snapshots")
     assert (cells[1], cells[7]) == ("6", "2.0 ± 0.0 (2.0)")
-    files = {path.name for path in tmp_path.iterdir()}
-    assert files == {"md-1of2.json", "md-2of2.json", "hf-1of2.json", "hf-2of2.json", "table.md"}
-    # What one of the files holds is not run again, however the work is shared.
+    assert {path.name for path in tmp_path.iterdir()} == {"md.json", "hf.json", "table.md"}
+    # What a file holds is not run again.
     benchmarked.clear()
-    assert main([*command, "1/1"]) == 0
+    assert main([*command, "6"]) == 0
     assert benchmarked == []
-    assert main([*command[:3], "--n", "8", "--out", str(tmp_path)]) == 0
-    assert benchmarked == [g.name for g in SUITE["md"].geometries(8)[6:]]
-    assert cells_of((tmp_path / "table.md").read_text(), "MD snapshots")[1] == "8"
+
+
+def test_molecules_side_by_side(quick_workers, tmp_path):
+    """Workers count the same Fock builds, and one's failure is no other's."""
+    bad = Geometry(np.array([1, 1]), np.zeros((2, 3)), {"name": "bad"})
+    two = [WATER, bad, replace(WATER, info={"name": "again"})]
+    results = run_benchmark(two, Method(), ["minao"], progress=False, workers=2)
+    assert {row["name"] for row in results.rows} == {"water", "again"}
+    assert {row["deqh"]["full_builds"] for row in results.rows} == {
+        run_benchmark([WATER], Method(), ["minao"], progress=False).rows[0]["deqh"]["full_builds"]
+    }
+    assert [failure["name"] for failure in results.failures] == ["bad"]
+    assert results.environments[0]["threads"] == 1
 
 
 def test_interrupted_suite_stops(benchmarked, tmp_path, monkeypatch):
@@ -262,8 +274,8 @@ def test_interrupted_suite_stops(benchmarked, tmp_path, monkeypatch):
 
     monkeypatch.setattr(acceleration, "benchmark_molecule", interrupted)
     assert main(["suite", "--n", "3", "--out", str(tmp_path)]) == 130
-    assert len(json.loads((tmp_path / "qm9-1of1.json").read_text())["rows"]) == 2
-    assert not (tmp_path / "md-1of1.json").exists()
+    assert len(json.loads((tmp_path / "qm9.json").read_text())["rows"]) == 2
+    assert not (tmp_path / "md.json").exists()
 
 
 def test_errors_are_listed_as_failures(benchmarked, tmp_path, monkeypatch, capsys):
@@ -287,22 +299,15 @@ def test_errors_are_listed_as_failures(benchmarked, tmp_path, monkeypatch, capsy
 def test_failures_not_yet_tried_again_stay_in_the_list(benchmarked, tmp_path, monkeypatch):
     geometries = SUITE["md"].geometries(3)
     old = [{"name": g.name, "reason": "an earlier run"} for g in geometries]
-    write(tmp_path, "md", "1of1", [], old, weights_hash(DEFAULT_MODEL))
+    write(tmp_path, "md", [], old, weights_hash(DEFAULT_MODEL))
     assert main(["suite", "--sets", "md", "--n", "1", "--out", str(tmp_path)]) == 1
-    content = json.loads((tmp_path / "md-1of1.json").read_text())
+    content = json.loads((tmp_path / "md.json").read_text())
     assert [f["name"] for f in content["failures"]] == [g.name for g in geometries[1:]]
 
 
 def test_another_model_is_refused(benchmarked, tmp_path, capsys):
-    write(tmp_path, "md", "1of1", [], weights="0" * 64)
+    write(tmp_path, "md", [], weights="0" * 64)
     assert main(["suite", "--sets", "md", "--out", str(tmp_path)]) == 2
     assert "results of another model" in capsys.readouterr().err
     with pytest.raises(CheckpointError):
         suite.run_set(SUITE["md"], tmp_path, model="unknown", progress=False)
-
-
-def test_bad_arguments(capsys):
-    for shard in ("0/2", "3/2", "2", "a/b"):
-        with pytest.raises(SystemExit):
-            main(["suite", "--out", "a", "--shard", shard])
-    assert "--shard" in capsys.readouterr().err

@@ -1,6 +1,5 @@
 """A whole training on hydrogen and small molecules: limits, resuming, export, use in PySCF."""
 
-import csv
 import importlib.util
 import re
 import sys
@@ -12,57 +11,22 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from conftest import make_mol
+from conftest import last, make_mol, metrics
 from pyscf import scf
 
 from pyscf_deqh import deqh_guess
 from pyscf_deqh.benchmark.speed.samples import batch_of, geometries_of, labelled_graphs, untrained
 from pyscf_deqh.checkpoint import load_model
-from pyscf_deqh.data.geometry import Geometry
-from pyscf_deqh.data.make.label import LabelSettings, label
 from pyscf_deqh.errors import CheckpointError, ConfigError, DatasetError
 from pyscf_deqh.nn.backbones import _REGISTERED
-from pyscf_deqh.nn.deqh import SolverSettings
 from pyscf_deqh.nn.qhnet import QHNetConfig
-from pyscf_deqh.nn.so2net import SO2NetConfig
 from pyscf_deqh.train.__main__ import main
-from pyscf_deqh.train.config import DataConfig, OptimizerConfig, RunConfig, TrainConfig
 from pyscf_deqh.train.cuda_graphs import CapturedGradients
 from pyscf_deqh.train.loss import hamiltonian_loss
 from pyscf_deqh.train.module import SizeBatches
 from pyscf_deqh.train.run import export, moving_average, read_config, train, write_config
 
 pytestmark = pytest.mark.usefixtures("quick_workers")
-
-
-@pytest.fixture(scope="module")
-def labelled(tmp_path_factory, quick_workers):
-    """Hydrogen and hydrogen fluoride at several distances: mixed elements and sizes."""
-    folder = tmp_path_factory.mktemp("labels")
-    geometries = []
-    for i in range(20):
-        z, distance = ((1, 1), 0.7) if i % 2 else ((9, 1), 0.9)
-        positions = np.array([[0, 0, 0], [0, 0.3, distance + 0.01 * i]])
-        geometries.append(Geometry(np.array(z, np.int32), positions, {"qm9_id": str(i)}))
-    label(geometries, folder / "a.db", LabelSettings(xc="hf"), 2, progress=False)
-    return folder
-
-
-@pytest.fixture
-def config(tmp_path, labelled) -> TrainConfig:
-    return TrainConfig(
-        data=DataConfig(databases=[labelled / "a.db"], elements=[1, 9], cache=labelled / "cache"),
-        so2net=SO2NetConfig(natural_channels=4, pseudo_channels=2, injection_layers=1,
-                            filter_layers=1, invariants=8, radial_functions=8),
-        solver=SolverSettings(forward_max_iterations=2, backward_max_iterations=2),
-        optimizer=OptimizerConfig(warmup_steps=2, ema_decay=0.9),
-        run=RunConfig(folder=tmp_path / "run", max_epochs=2, batch_size=4, accelerator="cpu"),
-    )  # fmt: skip
-
-
-def last(config, key="state_dict"):
-    path = config.run.folder / "checkpoints" / "last.ckpt"
-    return torch.load(path, weights_only=True)[key]
 
 
 @pytest.mark.parametrize(
@@ -297,10 +261,6 @@ def test_replayed_steps_are_the_same_training(config, tmp_path):
         found = [[float(row[name]) for row in metrics(c) if row[name]] for c in (captured, config)]
         assert len(found[0]) == config.run.max_epochs
         np.testing.assert_allclose(*found, rtol=5e-3)
-
-
-def metrics(config):
-    return list(csv.DictReader(next(config.run.folder.glob("csv/*/metrics.csv")).open()))
 
 
 @pytest.mark.parametrize(("section", "values", "message"), [

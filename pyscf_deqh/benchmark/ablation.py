@@ -19,7 +19,7 @@ from tqdm import tqdm
 from ..checkpoint import DEFAULT_MODEL, weights_hash
 from ..data.geometry import Geometry, read_geometries
 from ..errors import ConfigError, exit_status
-from ..files import write_json
+from ..files import only_writer, write_json
 from ..fock.cycles import CONVERGED, CycleSettings
 from ..fock.grid import GRID
 from ..guess import Guess, Options
@@ -256,4 +256,5 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(ablation_table(results.rows))
         return 0
 
-    return exit_status(run, "interrupted; with --json, the same command goes on")
+    alone = only_writer(args.json)(run) if args.json else run
+    return exit_status(alone, "interrupted; with --json, the same command goes on")

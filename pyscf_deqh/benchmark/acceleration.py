@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
+from collections import deque
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -16,6 +18,7 @@ from ..data.geometry import Geometry
 from ..errors import ConfigError, UnsupportedMoleculeError
 from ..files import write_json
 from ..guess import Guess
+from ..tasks import Failure, outcomes
 from .environment import environment
 from .ratios import PAPER_RATIOS, RATIOS, distribution, hamiltonian_mae, ratios
 from .scf_runs import Method, run_classical, run_deqh, run_guess
@@ -126,6 +129,7 @@ class Results:
     """Rows, failures and summaries; written after every molecule, so that nothing is lost.
 
     Attributes:
+        environments: hardware and versions of the rows, each combination once.
         interrupted: whether molecules were left because the user wanted it.
     """
 
@@ -140,8 +144,13 @@ class Results:
         model = str(self.method.model)
         return {init: summarize(self.rows, init, model) for init in self.inits}
 
+    def add(self, row: dict, measured_with: dict) -> None:
+        self.rows.append(row)
+        others = [e for e in self.environments if e != measured_with]
+        self.environments = [*others, measured_with]
+
     def to_json(self) -> dict:
-        here = environment()
+        *earlier, last = self.environments or [environment()]
         return {
             "method": {
                 **self.method.details,
@@ -151,8 +160,8 @@ class Results:
                 "weights": weights_hash(self.method.model),
                 "device": self.method.device,
             },
-            "environment": here,
-            "earlier_environments": [e for e in self.environments if e != here],
+            "environment": last,
+            "earlier_environments": earlier,
             "summaries": self.summaries(),
             "failures": self.failures,
             "rows": self.rows,
@@ -163,6 +172,22 @@ class Results:
             write_json(self.path, self.to_json())
 
 
+@functools.cache
+def _warm_up(method: Method, init: str) -> None:
+    """Once in a process: its first calls load the model and the library of integrals."""
+    water = method.molecule(WATER)
+    # A model that does not serve the method says so for each molecule.
+    with contextlib.suppress(UnsupportedMoleculeError):
+        run_guess(water, method, "deqh", replace(method.options(), frugal=False))
+    run_classical(water, method, init)
+
+
+def _measured(geometry: Geometry, method: Method, inits: Sequence[str]) -> tuple[dict, dict]:
+    """A row, and where it was measured."""
+    _warm_up(replace(method, charge=0, spin=None), inits[0])
+    return benchmark_molecule(geometry, method, inits), environment()
+
+
 def run_benchmark(
     geometries: Sequence[Geometry],
     method: Method,
@@ -170,13 +195,17 @@ def run_benchmark(
     path: Path | None = None,
     progress: bool = True,
     resume: bool = False,
+    workers: int | None = 0,
+    scheduler: str | None = None,
 ) -> Results:
     """Run every molecule; a failure is listed and the rest goes on.
 
-    The first calls of a process load the model and the integral library; a water molecule takes
-    them before the clock starts. An interrupt returns what is done so far; with ``resume``, rows
-    that ``path`` holds already are kept and their molecules (known by name) not run again.
+    A water molecule takes what the first calls of a process load before the clock starts. An
+    interrupt returns what is done so far; with ``resume``, rows that ``path`` holds already are
+    kept and their molecules (known by name) not run again. ``workers`` and ``scheduler`` are those
+    of :func:`pyscf_deqh.tasks.outcomes`; seconds mean something in this process alone.
     """
+    weights_hash(method.model)  # raises where there is no such model
     results = Results(method, inits, path)
     if resume and path is not None and path.is_file():
         content = json.loads(path.read_text())
@@ -190,22 +219,17 @@ def run_benchmark(
         results.failures = [f for f in results.failures if f["name"] not in again]
         if not geometries:
             return results
-    water = replace(method, charge=0, spin=None).molecule(WATER)
-    # A model that does not serve the method says so for each molecule.
-    with contextlib.suppress(UnsupportedMoleculeError):
-        run_guess(water, method, "deqh", replace(method.options(), frugal=False))
-    run_classical(water, method, inits[0])
-    bar = tqdm(geometries, desc="benchmark", unit="mol", disable=not progress)
+    tasks = deque((g.name, (g, method, list(inits))) for g in geometries)
+    bar = tqdm(total=len(tasks), desc="benchmark", unit="mol", disable=not progress)
     try:
-        for geometry in bar:
-            bar.set_postfix_str(geometry.name)
-            try:
-                results.rows.append(benchmark_molecule(geometry, method, inits))
-            except Exception as error:
-                failure = {"name": geometry.name, "reason": f"{type(error).__name__}: {error}"}
-                results.failures.append(failure)
-                bar.write(f"{failure['name']}: {failure['reason']}")
+        for name, result in outcomes(_measured, tasks, workers, scheduler):
+            if isinstance(result, Failure):
+                results.failures.append({"name": name, "reason": result.reason})
+                bar.write(f"{name}: {result.reason}")
+            else:
+                results.add(*result)
             results.save()
+            bar.update()
     except KeyboardInterrupt:
         results.interrupted = True
         bar.write("interrupted: the results so far follow")

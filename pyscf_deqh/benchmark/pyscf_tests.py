@@ -24,6 +24,7 @@ from xml.etree import ElementTree
 from tqdm import tqdm
 
 from ..errors import ConfigError, exit_status
+from ..files import only_writer
 from .report import markdown_table
 from .resume import read_rows, write_rows
 
@@ -162,4 +163,4 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(table(rows))
         return 0
 
-    return exit_status(run, "interrupted; the same command goes on")
+    return exit_status(only_writer(args.json)(run), "interrupted; the same command goes on")

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import ConfigError
+from ..files import writing
 from .acceleration import Results
 
 _MEANING = {
@@ -114,7 +115,8 @@ def plot(results: Results, path: Path) -> None:
         + ("one molecule" if number == 1 else f"median of {number} molecules")
     )
     axes.legend()
-    figure.savefig(path, dpi=150)
+    with writing(path):
+        figure.savefig(path, dpi=150)
 
 
 def _of(row: dict, name: str) -> dict:

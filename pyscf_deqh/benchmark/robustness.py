@@ -14,6 +14,7 @@ import functools
 import random
 import statistics
 import time
+from collections import deque
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -27,10 +28,12 @@ from tqdm import tqdm
 from ..checkpoint import DEFAULT_MODEL, weights_hash
 from ..data.geometry import Geometry, read_geometries
 from ..errors import exit_status
+from ..files import only_writer, writing
 from ..fock.cost import too_cheap
 from ..fock.diis import corrected_diis
 from ..plugin import deqh_guess
 from ..pyscf_api import full_builds
+from ..tasks import Failure, add_options, one_process, outcomes
 from .ratios import distribution
 from .report import markdown_table, new_figure
 from .resume import read_rows, write_rows
@@ -310,7 +313,8 @@ def plot(rows: Iterable[dict[str, Any]], path: Path) -> None:
     axes.set_xlabel("full Fock builds")
     axes.set_ylabel(f"SCFs of {len(good)}")
     axes.legend()
-    figure.savefig(path)
+    with writing(path):
+        figure.savefig(path)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -324,6 +328,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--model", default=DEFAULT_MODEL, help="bundled model or exported folder")
     parser.add_argument("--json", type=Path, metavar="OUT", required=True,
                         help="write all rows here, and go on after those in it")  # fmt: skip
+    add_options(parser, default="0")
     parser.add_argument("--retime", action="store_true", help="time those again that were slower "
                         "with a guess: medians of three")  # fmt: skip
     parser.add_argument("--plot", type=Path, metavar="PNG", help="histogram of Fock builds")
@@ -338,16 +343,25 @@ def main(argv: Sequence[str] | None = None) -> int:
         rows = read_rows(args.json, settings, lambda row: Case(**row["case"]))
         done = [row["case"] for row in rows]
         todo = [case for case in cases(args.n, args.seed) if asdict(case) not in done]
-        for case in tqdm(todo, desc="robustness", unit="SCF"):
-            rows.append(run_case(case, args.model))
-            write_rows(args.json, settings, rows)
+        tasks = deque((case, (case, args.model)) for case in todo)
+        failed: dict[Case, str] = {}
+        with tqdm(total=len(todo), desc="robustness", unit="SCF") as bar:
+            for case, row in outcomes(run_case, tasks, one_process(args), args.scheduler):
+                bar.update()
+                if isinstance(row, Failure):
+                    failed[case] = row.reason
+                    continue
+                rows.append(row)
+                write_rows(args.json, settings, rows)
         slower = [row for row in rows if args.retime and "retimed" not in row and is_slower(row)]
         for row in tqdm(slower, desc="timed again", unit="SCF", disable=not slower):
             retime(row, args.model)
             write_rows(args.json, settings, rows)
         print(table(rows))
+        for case, reason in failed.items():
+            print(f"- no row of {case}: {reason}")
         if args.plot:
             plot(rows, args.plot)
-        return 0
+        return 1 if failed else 0
 
-    return exit_status(run, "interrupted; the same command goes on")
+    return exit_status(only_writer(args.json)(run), "interrupted; the same command goes on")

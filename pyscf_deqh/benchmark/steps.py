@@ -28,6 +28,7 @@ from tqdm import tqdm
 from ..checkpoint import weights_hash
 from ..data.geometry import Geometry, read_geometries
 from ..errors import ConfigError, exit_status
+from ..files import only_writer
 from .acceleration import WATER
 from .ratios import distribution
 from .report import markdown_table
@@ -181,4 +182,4 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(table(rows))
         return 0
 
-    return exit_status(run, "interrupted; the same command goes on")
+    return exit_status(only_writer(args.json)(run), "interrupted; the same command goes on")

@@ -1,9 +1,9 @@
 """``python -m pyscf_deqh.benchmark suite``: all bundled sets, one table.
 
 Results go to a folder, one JSON file for each set, and are written after every molecule: the same
-command goes on where it stopped. With ``--shard``, several processes share the molecules; each
-writes files of its own, and the table is of all files in the folder. Give each process its threads
-with OMP_NUM_THREADS.
+command goes on where it stopped. Molecules run one after the other in this process, so that seconds
+can be compared; with ``--workers`` or ``--scheduler`` they run side by side, for Fock builds and
+energies.
 """
 
 from __future__ import annotations
@@ -18,6 +18,8 @@ from typing import Any
 
 from ..checkpoint import DEFAULT_MODEL, weights_hash
 from ..errors import ConfigError, exit_status
+from ..files import only_writer, write_text
+from ..tasks import add_options, one_process
 from .acceleration import Results, check_rows, environments_of, run_benchmark
 from .scf_runs import Method
 from .sets import SUITE, SuiteSet
@@ -28,57 +30,48 @@ _CLASSICAL = ("minao",)
 
 @dataclass
 class SetResults:
-    """What all files of one set hold together.
+    """What the file of a set holds.
 
     Attributes:
-        results: rows and failures, each molecule once; a failure that a later run mended is none.
-        methods: the ``method`` entries of the files: they agree in all but the device.
-        environments: hardware and versions, each combination once.
+        results: rows and failures, each molecule once.
+        method: what they were made with.
     """
 
     results: Results
-    methods: list[dict[str, Any]]
-    environments: list[dict[str, Any]]
+    method: dict[str, Any]
+
+
+def _file(folder: Path, entry: SuiteSet) -> Path:
+    return folder / f"{entry.name}.json"
 
 
 def read_results(folder: Path, entry: SuiteSet) -> SetResults | None:
-    """Merge the files of a set; None if there are none.
+    """The results of a set; None if there are none.
 
     Raises:
-        ConfigError: a file that is not the suite's, or an earlier version's, or files with
-            different models or methods.
+        ConfigError: a file that is not the suite's, or an earlier version's, or of another method.
     """
-    details = entry.method().details
-    rows: dict[str, dict] = {}
-    failures: dict[str, dict] = {}
-    methods: list[dict] = []
-    environments: list[dict] = []
-    for path in sorted(folder.glob(f"{entry.name}-*of*.json")):
-        try:
-            content = json.loads(path.read_text())
-            check_rows(content["rows"], path)
-            method = content["method"]
-            weights = method["weights"]
-            # Files of before a detail existed have its default.
-            made_with = Method().details | {k: v for k, v in method.items() if k in details}
-            for row in content["rows"]:
-                rows.setdefault(row["name"], row)
-            failures |= {failure["name"]: failure for failure in content["failures"]}
-            found = environments_of(content)
-        except ConfigError:
-            raise  # a ValueError as well
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise ConfigError(f"{path} holds no results of the suite: {error!r}") from error
-        if made_with != details or (methods and weights != methods[0]["weights"]):
-            raise ConfigError(f"{path} was made with another model or method: name another --out")
-        methods.append(method)
-        environments += [environment for environment in found if environment not in environments]
-    if not methods:
+    path = _file(folder, entry)
+    if not path.is_file():
         return None
-    results = Results(entry.method(methods[0]["model"]), _CLASSICAL, None)
-    results.rows = list(rows.values())
-    results.failures = [f for name, f in failures.items() if name not in rows]
-    return SetResults(results, methods, environments)
+    details = entry.method().details
+    try:
+        content = json.loads(path.read_text())
+        check_rows(content["rows"], path)
+        method = content["method"]
+        results = Results(entry.method(method["model"]), _CLASSICAL, None)
+        results.rows, results.failures = content["rows"], content["failures"]
+        results.environments = environments_of(content)
+        method["weights"]
+        # Files of before a detail existed have its default.
+        made_with = Method().details | {k: v for k, v in method.items() if k in details}
+    except ConfigError:
+        raise  # a ValueError as well
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ConfigError(f"{path} holds no results of the suite: {error!r}") from error
+    if made_with != details:
+        raise ConfigError(f"{path} was made with another method: name another --out")
+    return SetResults(results, method)
 
 
 def run_set(
@@ -87,10 +80,11 @@ def run_set(
     model: str | Path = DEFAULT_MODEL,
     device: str = "auto",
     n: int | None = None,
-    shard: tuple[int, int] = (1, 1),
     progress: bool = True,
+    workers: int | None = 0,
+    scheduler: str | None = None,
 ) -> None:
-    """Run the molecules of one shard of a set that no file in ``folder`` holds yet.
+    """Run the molecules of a set that ``folder`` does not hold yet.
 
     Args:
         entry: the set.
@@ -98,37 +92,30 @@ def run_set(
         model: bundled model or exported folder.
         device: of the network.
         n: at most this many molecules.
-        shard: (K, N) for every N-th molecule, from the K-th on.
         progress: show a progress bar.
+        workers, scheduler: see :func:`pyscf_deqh.tasks.outcomes`.
 
     Raises:
         ConfigError: the folder holds results of another model.
         CheckpointError: no such model.
+        OutputError: another process runs this shard, or the folder cannot be written to.
         KeyboardInterrupt: the run was interrupted; what was finished is in the folder.
     """
-    k, of = shard
     present = read_results(folder, entry)
-    if present and present.methods[0]["weights"] != weights_hash(model):
+    if present and present.method["weights"] != weights_hash(model):
         raise ConfigError(f"{folder} has results of another model: name another --out")
     done = {row["name"] for row in present.results.rows} if present else set()
-    todo = [g for g in entry.geometries(n)[k - 1 :: of] if g.name not in done]
+    todo = [g for g in entry.geometries(n) if g.name not in done]
     if not todo:
         return
-    folder.mkdir(parents=True, exist_ok=True)
-    path = folder / f"{entry.name}-{k}of{of}.json"
-    method = entry.method(model, device)
-    if run_benchmark(todo, method, _CLASSICAL, path, progress, resume=True).interrupted:
+    method, path = entry.method(model, device), _file(folder, entry)
+    with only_writer(path):
+        results = run_benchmark(
+            todo, method, _CLASSICAL, path, progress, resume=True,
+            workers=workers, scheduler=scheduler,
+        )  # fmt: skip
+    if results.interrupted:
         raise KeyboardInterrupt
-
-
-def _shard(text: str) -> tuple[int, int]:
-    try:
-        k, of = (int(word) for word in text.split("/"))
-    except ValueError as error:
-        raise argparse.ArgumentTypeError("K/N, for example 1/4") from error
-    if not 1 <= k <= of:
-        raise argparse.ArgumentTypeError("K must be from 1 to N")
-    return k, of
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -142,8 +129,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--model", default=DEFAULT_MODEL, help="bundled model or exported folder")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda …")
     parser.add_argument("--out", type=Path, required=True, help="folder of the results")
-    parser.add_argument("--shard", type=_shard, default=(1, 1), metavar="K/N",
-                        help="only every N-th molecule, from the K-th on")  # fmt: skip
+    add_options(parser, default="0")
     parser.add_argument("--table-only", action="store_true", help="no runs: the table once more")
     return parser
 
@@ -156,10 +142,10 @@ def _print_table(folder: Path) -> int:
         raise ConfigError(f"{folder} holds no results of the suite")
     text = suite_table(
         {name: entry.results for name, entry in present.items()},
-        [method for entry in present.values() for method in entry.methods],
-        [environment for entry in present.values() for environment in entry.environments],
+        [entry.method for entry in present.values()],
+        [found for entry in present.values() for found in entry.results.environments],
     )
-    (folder / "table.md").write_text(text)
+    write_text(folder / "table.md", text)
     print(text)
     return int(any(failed(entry.results) for entry in present.values()))
 
@@ -171,7 +157,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         if not args.table_only:
             for name in args.sets:
                 print(f"{name}:", file=sys.stderr)
-                run_set(SUITE[name], args.out, args.model, args.device, args.n, args.shard)
+                run_set(SUITE[name], args.out, args.model, args.device, args.n,
+                        workers=one_process(args), scheduler=args.scheduler)  # fmt: skip
         return _print_table(args.out)
 
     return exit_status(run, "interrupted; run the same command again to go on")

@@ -1,4 +1,4 @@
-"""``python -m pyscf_deqh.data``: make, download, convert and inspect labelled data."""
+"""``python -m pyscf_deqh.data``: plan, make, download, convert and inspect labelled data."""
 
 from __future__ import annotations
 
@@ -11,6 +11,8 @@ from pathlib import Path
 from tqdm import tqdm
 
 from ..errors import ConfigError, DatasetError, exit_status
+from ..files import only_writer
+from ..tasks import add_options
 from .formats import open_labels
 from .formats.store import PRECISIONS
 from .geometry import Geometry, read_geometries
@@ -19,6 +21,7 @@ from .make.download import DATASETS, download
 from .make.dynamics import ENGINES
 from .make.embed import embed, read_smiles
 from .make.label import LabelSettings, label
+from .make.plan import plan
 from .make.trajectories import simulate, start_geometries
 from .record import LabelFile
 from .splits import SPLITS, split_of
@@ -88,10 +91,15 @@ def _add_label(commands) -> None:
     _add_selection(parser)
     parser.add_argument("--exclude", type=Path, nargs="*", default=[],
                         help="files of labels whose molecules are skipped")  # fmt: skip
-    parser.add_argument("--workers", type=int, help="processes (default: all cores)")
+    add_options(parser)
     parser.add_argument("--retry-failed", action="store_true")
     parser.add_argument("--device", default="cpu",
                         help="for fitted Fock matrices; all workers may share a GPU")  # fmt: skip
+    _add_settings(parser)
+    parser.set_defaults(run=_run_label)
+
+
+def _add_settings(parser: argparse.ArgumentParser) -> None:
     for item in fields(LabelSettings):
         name = "--" + item.name.replace("_", "-")
         if isinstance(item.default, bool):
@@ -102,7 +110,13 @@ def _add_label(commands) -> None:
                                 help=f"without --density-fit ({item.default})")  # fmt: skip
         else:
             parser.add_argument(name, type=type(item.default), default=item.default)
-    parser.set_defaults(run=_run_label)
+
+
+def _settings(args: argparse.Namespace) -> LabelSettings:
+    names = [f.name for f in fields(LabelSettings) if hasattr(args, f.name)]
+    if args.density_fit and "grid_level" in names:
+        raise ConfigError("--density-fit has a grid of its own: leave out --grid-level")
+    return LabelSettings(**{name: getattr(args, name) for name in names})
 
 
 def _run_label(args: argparse.Namespace) -> int:
@@ -114,17 +128,14 @@ def _run_label(args: argparse.Namespace) -> int:
     if args.exclude:
         geometries = [g for g in geometries if _molecule(g, "--exclude") not in taken]
     geometries = _select(geometries, args)
-    names = [f.name for f in fields(LabelSettings) if hasattr(args, f.name)]
-    if args.density_fit and "grid_level" in names:
-        raise ConfigError("--density-fit has a grid of its own: leave out --grid-level")
-    settings = LabelSettings(**{name: getattr(args, name) for name in names})
     written, failures = label(
         geometries,
         args.out,
-        settings,
+        _settings(args),
         args.workers,
         retry_failed=args.retry_failed,
         device=args.device,
+        scheduler=args.scheduler,
         precision=args.precision,
     )
     print(f"{args.out}: {written} molecules labelled now, {len(failures)} failed")
@@ -153,6 +164,7 @@ def _add_md(commands) -> None:
                              for engine in ENGINES.values() if hasattr(engine, name))  # fmt: skip
         parser.add_argument(f"--{name}", type=kind, default=argparse.SUPPRESS,
                             help=f"{text} ({defaults})")  # fmt: skip
+    add_options(parser)
     parser.set_defaults(run=_run_md)
 
 
@@ -162,9 +174,17 @@ def _run_md(args: argparse.Namespace) -> int:
     if foreign := [name for name in options if not hasattr(engine, name)]:
         raise ConfigError(f"engine {args.engine} has no option --{foreign[0]}")
     geometries = _select(start_geometries(args.geometries), args)
-    written, failures = simulate(
-        geometries, args.out, engine(**options), args.frames, args.temperature, args.seed
-    )
+    with only_writer(args.out):
+        written, failures = simulate(
+            geometries,
+            args.out,
+            engine(**options),
+            args.frames,
+            args.temperature,
+            args.seed,
+            workers=args.workers,
+            scheduler=args.scheduler,
+        )
     print(f"{args.out}: {written} frames written now, {len(failures)} trajectories ended early")
     for number, reason in failures.items():
         print(f"  trajectory {number}: {reason}")
@@ -180,15 +200,56 @@ def _add_embed(commands) -> None:
     parser.add_argument("smiles", type=Path, help="text file with lines 'SMILES name'")
     parser.add_argument("--out", type=Path, required=True, help="xyz file to make or to resume")
     parser.add_argument("--seed", type=int, default=0, help="seed of the conformers")
+    add_options(parser)
     parser.set_defaults(run=_run_embed)
 
 
 def _run_embed(args: argparse.Namespace) -> int:
-    written, failures = embed(read_smiles(args.smiles), args.out, args.seed)
+    with only_writer(args.out):
+        written, failures = embed(
+            read_smiles(args.smiles),
+            args.out,
+            args.seed,
+            workers=args.workers,
+            scheduler=args.scheduler,
+        )
     print(f"{args.out}: {written} molecules written now, {len(failures)} failed")
     for name, reason in failures.items():
         print(f"  {name}: {reason}")
     return 1 if failures else 0
+
+
+def _add_plan(commands) -> None:
+    parser = commands.add_parser(
+        "plan",
+        help="what labels will cost: core hours and disk, from some of the molecules",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    parser.add_argument("geometries", type=Path, help="as for label")
+    _add_selection(parser)
+    parser.add_argument("--sample", type=int, default=8, help="molecules to time")
+    parser.add_argument("--cores", type=int, nargs="+", default=[1, 16, 64],
+                        help="numbers of cores to say hours for")  # fmt: skip
+    parser.add_argument("--device", default="cpu", help="for fitted Fock matrices")
+    _add_settings(parser)
+    add_options(parser)
+    parser.set_defaults(run=_run_plan)
+
+
+def _run_plan(args: argparse.Namespace) -> int:
+    geometries = _select(read_geometries(args.geometries), args)
+    found = plan(
+        geometries,
+        _settings(args),
+        args.sample,
+        args.workers,
+        args.scheduler,
+        args.device,
+    )
+    print(found)
+    for cores in args.cores:
+        print(f"on {cores} such cores: {found.core_hours[0] / cores:.3g} hours")
+    return 0
 
 
 def _add_convert(commands) -> None:
@@ -256,7 +317,8 @@ def _add_download(commands) -> None:
 
 
 def _run_download(args: argparse.Namespace) -> int:
-    print(download(args.name, args.out))
+    with only_writer(args.out / args.name):
+        print(download(args.name, args.out))
     return 0
 
 
@@ -266,6 +328,7 @@ def main(argv: list[str] | None = None) -> int:
     _add_embed(commands)
     _add_md(commands)
     _add_label(commands)
+    _add_plan(commands)
     _add_convert(commands)
     _add_info(commands)
     _add_download(commands)

@@ -25,11 +25,13 @@ from torch.utils.data import Dataset
 from tqdm import tqdm
 
 from ..errors import DatasetError, UnsupportedMoleculeError
+from ..files import writing
 from ..graph.basis import check_all_electron
 from ..graph.batch import MolecularGraph
 from ..graph.build import build_graph
 from ..process import use_threads
 from .formats import open_labels
+from .formats.sqlite import what_to_do
 from .record import Record
 from .splits import split_ids
 
@@ -42,6 +44,7 @@ _OFTEN_ZERO = ("reference", "atomic_density")
 _CHUNK = 8
 # SQLite takes less where it was compiled for less.
 _MMAP_BYTES = 2**40
+_TIMEOUT = 60  # seconds that another process may write for
 
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS graphs (key TEXT NOT NULL PRIMARY KEY, graph BLOB);
@@ -61,6 +64,11 @@ def _encode(graph: MolecularGraph) -> bytes:
         # Single precision: 1e-6 Eh on the largest (core) elements, half the disk and memory.
         arrays[name] = value.astype(np.float32) if value.dtype == np.float64 else value
     return save_tensors(arrays)
+
+
+def encoded_size(graph: MolecularGraph) -> int:
+    """Bytes that a graph takes in the store."""
+    return len(_encode(graph))
 
 
 def _decode(blob: bytes) -> MolecularGraph:
@@ -96,7 +104,8 @@ class GraphStore:
 
     def __init__(self, folder: str | Path, reference: str, basis: str):
         self.reference, self.basis = reference, basis
-        Path(folder).mkdir(parents=True, exist_ok=True)
+        with writing(Path(folder)):
+            Path(folder).mkdir(parents=True, exist_ok=True)
         self.path = Path(folder) / f"graphs-{reference}-{basis}-v{_FORMAT}.db"
         self._connection: sqlite3.Connection | None = None
         self._pid = -1
@@ -104,7 +113,7 @@ class GraphStore:
     def _connect(self) -> sqlite3.Connection:
         # A connection must not be carried into a forked data-loading worker.
         if self._connection is None or self._pid != os.getpid():
-            self._connection = sqlite3.connect(self.path, timeout=60)
+            self._connection = sqlite3.connect(self.path, timeout=_TIMEOUT)
             self._connection.executescript(_SCHEMA)
             self._connection.execute(f"PRAGMA mmap_size = {_MMAP_BYTES}")
             self._pid = os.getpid()
@@ -119,10 +128,10 @@ class GraphStore:
         try:
             yield
         except (sqlite3.DatabaseError, SafetensorError) as error:
-            raise DatasetError(
-                f"{self.path} cannot be used: {error}. If it is damaged, delete it: all graphs in "
-                "it are made anew from the labels"
-            ) from error
+            advice = (isinstance(error, sqlite3.Error) and what_to_do(error)) or (
+                "If it is damaged, delete it: all graphs in it are made anew from the labels"
+            )
+            raise DatasetError(f"{self.path} cannot be used: {error}. {advice}") from error
 
     def __contains__(self, key: str) -> bool:
         query = "SELECT 1 FROM graphs WHERE key = ?"

@@ -12,7 +12,7 @@ import numpy as np
 
 from ..benchmark.environment import environment
 from ..benchmark.report import markdown_table, new_figure
-from ..files import write_json
+from ..files import write_json, write_text, writing
 from ..metrics import sample_deviation
 
 
@@ -47,10 +47,12 @@ class Report:
                    "environment": hardware, "notes": self.notes,
                    "results": self.results}  # fmt: skip
         write_json(folder / f"{self.name}.json", content)
-        (folder / f"{self.name}.md").write_text(self.markdown(settings, hardware))
+        write_text(folder / f"{self.name}.md", self.markdown(settings, hardware))
         figure = new_figure(figsize=(7, 4.5), layout="constrained")
         self.draw(figure)
-        figure.savefig(folder / f"{self.name}.png", dpi=150)
+        path = folder / f"{self.name}.png"
+        with writing(path):
+            figure.savefig(path, dpi=150)
 
     def markdown(self, settings: dict[str, Any], hardware: dict[str, Any]) -> str:
         def listed(items: dict[str, Any]) -> str:

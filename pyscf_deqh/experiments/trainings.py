@@ -101,7 +101,9 @@ class Training:
         settings = json.loads(json.dumps(asdict(self.config(options)), default=str))
         for section, name in (("run", "folder"), ("data", "cache")):
             del settings[section][name]
-        del settings["so2net"], settings["run"]["cuda_graphs"]
+        del settings["so2net"]
+        for name in ("cuda_graphs", "devices", "nodes"):
+            del settings["run"][name]
         settings["data"]["databases"] = [path.name for path in self.dataset.databases]
         return settings | {"max_test": options.size.max_test}
 

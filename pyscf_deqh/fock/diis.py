@@ -27,10 +27,11 @@ from pyscf.scf import hf
 
 from ..engine import HOST, Engine, engine_of, gpu_engine
 from ..errors import ConfigError, UnsupportedMoleculeError, own_errors
-from ..process import one_blas_thread
+from ..process import import_torch, one_blas_thread
 from ..pyscf_api import attribute, fills_by_aufbau, numint_of, solve
 from .cost import too_cheap
 from .cycles import LOST
+from .functional import STAND_IN, Functional
 from .nearby import FockNearby
 from .orbitals import (
     Orbitals,
@@ -61,6 +62,9 @@ _LEAVES, _LEAVES_AT_LEAST = 1e-2, 1e-4
 # A step that leaves more of the gradient than this has failed, and so have fitted cycles that end
 # above the other. After two failures PySCF's DIIS takes over for good.
 _FAILED, _FITTED_FAILED, _PATIENCE = 0.5, 0.3, 2
+# PySCF's check after convergence is a step without DIIS. It may triple the threshold, and where
+# corrected cycles do not contract it can leave ten times the gradient and more.
+_BEFORE_THE_CHECK, _CYCLES_BEFORE_IT = 0.3, 4
 # Spin contamination of an open shell above which a far start may have led to another state.
 _CONTAMINATED = 0.4
 # Cycles of PySCF's alone after which corrected ones from a far density are tried again.
@@ -85,6 +89,28 @@ class CorrectedCycle:
     fitted_gradients: tuple[float, ...] = ()
     seconds: float = 0.0
     accepted: bool = False
+
+
+@dataclass
+class _Strictly:
+    """PySCF's ``mf.check_convergence`` where corrected cycles have failed.
+
+    Attributes:
+        cycles: so often PySCF's own criterion has to hold, if the stricter one does not.
+    """
+
+    cycles: int = _CYCLES_BEFORE_IT
+
+    def __call__(self, envs: dict[str, Any]) -> bool:
+        """Whether the SCF with these variables has converged."""
+        change = abs(envs["e_tot"] - envs["last_hf_e"])
+        if change >= envs["conv_tol"] or envs["norm_gorb"] >= envs["conv_tol_grad"]:
+            return False
+        self.cycles -= 1
+        strictly = envs["norm_gorb"] < _BEFORE_THE_CHECK * envs["conv_tol_grad"]
+        if strictly or not self.cycles:
+            envs["mf"].check_convergence = None
+        return strictly or not self.cycles
 
 
 def corrected_diis(mf: hf.SCF) -> hf.SCF:
@@ -252,12 +278,15 @@ class _Corrected:
         return extrapolated if hamiltonian is None else hamiltonian
 
     def _begin(self, s: np.ndarray, mf: Any) -> None:
+        if isinstance(attribute(mf, "check_convergence"), _Strictly):
+            mf.check_convergence = None  # of an SCF that did not converge
         for name in ("space", "rollback", "damp", "Corth"):
             setattr(self._plain, name, getattr(self, name))
         fitted, options = _handed_over(mf), mf._deqh
         frugal = options is not None and options.frugal and fitted is None
         reason = _chosen(mf) or _unsuitable(mf) or (too_cheap(mf, again=True) if frugal else None)
         if reason is None:
+            import_torch()
             self._method = _Method(mf, s, self.Corth, fitted)
         else:
             self._stop(reason)
@@ -308,6 +337,9 @@ class _Corrected:
 
     def _fail(self) -> None:
         self._failures += 1
+        mf = self._mf()
+        if self._engine is HOST and mf is not None and mf.check_convergence is None:
+            mf.check_convergence = _Strictly()
         if self._failures >= _PATIENCE:
             self._stop("they did not lower the gradient twice")
 
@@ -381,7 +413,13 @@ class _Method:
         self._core_hamiltonian = problem.core_hamiltonian
         self._in_vacuum = attribute(mf, "with_solvent") is None
         fitted.put_into(problem.engine.solvent_of(mf))
-        self._model = FockNearby(fitted, problem.functional, self._root)
+        functional = problem.functional
+        self._of_another_kind = not fitted.serves(functional)
+        if self._of_another_kind:
+            functional = Functional.of(STAND_IN, problem.engine)
+            logger.note(mf, "Corrected cycles with the response of %s: there is no memory for "
+                        "that of exact exchange.", STAND_IN)  # fmt: skip
+        self._model = FockNearby(fitted, functional, self._root)
 
     def gradient(self, d: Any, f: Any) -> float:
         """Norm of the orbital gradient, hartree: of the commutator's half."""
@@ -393,8 +431,11 @@ class _Method:
 
     def defect(self) -> np.ndarray | None:
         """What full Fock matrices have more than fitted ones, hartree, for the next point of a
-        trajectory; None where it is not known, and in a solvent, whose response would be in it."""
-        return self._model.defect(self._core_hamiltonian) if self._in_vacuum else None
+        trajectory; None where it is not known, or holds more than errors: exact exchange, or the
+        response of a solvent."""
+        if self._of_another_kind or not self._in_vacuum:
+            return None
+        return self._model.defect(self._core_hamiltonian)
 
     def forget(self) -> None:
         """Let go of the last fitted matrices, which have led nowhere."""

@@ -250,6 +250,16 @@ class FittedFock:
         """Orbitals and their gradients on the grid, (4, points, nao)."""
         return self.engine.orbital_values(self.mol, self.grids, self.device, self.dtype)
 
+    def serves(self, functional: Functional) -> bool:
+        """Whether the integrals for a functional's exact exchange fit into memory."""
+        omega, long_range, hybrid = functional.exchange
+        ranged = bool(omega) and long_range != hybrid
+        if not hybrid and not ranged:
+            return True
+        return self._keeps_integrals and (
+            not ranged or omega in self._long_range or 2 * self._triangle_bytes <= self._limit
+        )
+
     def free(self) -> None:
         """Let go of all that is kept: this object makes no more Fock matrices."""
         for name in ("integrals", "_without_tensor", "orbital_values"):

@@ -14,6 +14,9 @@ if TYPE_CHECKING:
     from pyscf.dft.numint import NumInt
     from pyscf.scf import hf
 
+STAND_IN = "pbe"
+"""Whose matrices change with the density nearly as those of functionals with exact exchange do."""
+
 # What define_xc_, mf.omega, a choice of XCFun and settings leave on PySCF's object. Anything else
 # is another package's, or a user's own integration.
 _SET_BY_PYSCF = {

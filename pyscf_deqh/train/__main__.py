@@ -8,15 +8,23 @@ export RUN_FOLDER MODEL_FOLDER`` writes the averaged weights as a model that PyS
 from __future__ import annotations
 
 import argparse
+import os
 import sys
+from contextlib import nullcontext
 from dataclasses import fields
 from pathlib import Path
 
 from ..errors import DEQHError, missing_extra
+from ..files import only_writer
 
 
 def _train(argv: list[str]) -> int:
+    # Before PyTorch is imported: in each process its DDP would warn of a step that leaves no
+    # parameter unused, though others do.
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
+
     from jsonargparse import ArgumentParser
+    from lightning.pytorch.utilities import rank_zero_only
 
     from .config import TrainConfig
     from .run import train
@@ -31,7 +39,10 @@ def _train(argv: list[str]) -> int:
     config = TrainConfig(
         **{field.name: getattr(options, field.name) for field in fields(TrainConfig)}
     )
-    train(config, resume=args.resume, init=args.init)
+    # The processes of one training share its folder.
+    first = getattr(rank_zero_only, "rank", 0) == 0
+    with only_writer(config.run.folder / "config.yaml") if first else nullcontext():
+        train(config, resume=args.resume, init=args.init)
     return 0
 
 

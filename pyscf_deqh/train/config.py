@@ -82,12 +82,14 @@ class RunConfig:
             first; no limit of steps if 0.
         max_minutes: wall-clock limit, resumed time included (0: none). The learning rate follows
             the clock where that is ahead of the epochs, so that a limited run ends annealed.
-        batch_size: molecules per step.
+        batch_size: molecules per step, of all processes together.
         batches_per_epoch: length of an epoch, part of a pass over the data or several; 0 for one.
         validate_every: epochs between validations.
         seed: of weights and order of the data.
         threads: of PyTorch on the CPU; 0 leaves its default.
         accelerator, precision: as in Lightning.
+        devices: processes on each node, each with a GPU of its own where there are GPUs.
+        nodes: computers that train together. All of them need the same ``folder``.
         cuda_graphs: replay captured steps, for a GPU that waits for its host; some gigabytes of
             memory more. For SO2Net with a reference and one application of f.
     """
@@ -103,6 +105,8 @@ class RunConfig:
     threads: int = 0
     accelerator: str = "auto"
     precision: str = "32-true"
+    devices: int = 1
+    nodes: int = 1
     cuda_graphs: bool = False
 
 

@@ -14,7 +14,7 @@ import lightning as L
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Sampler
+from torch.utils.data import DataLoader, Dataset, Sampler, Subset
 
 from ..data.dataset import GraphStore, HamiltonianDataset
 from ..errors import ConfigError
@@ -26,7 +26,7 @@ from ..metrics import HamiltonianErrors
 from ..nn.backbones import build_backbone
 from ..nn.deqh import DEQH
 from .config import TrainConfig
-from .cuda_graphs import CapturedGradients
+from .cuda_graphs import CapturedGradients, Parts
 from .evaluate import batch_errors
 from .loss import hamiltonian_loss
 
@@ -52,16 +52,27 @@ class SizeBatches(Sampler[list[int]]):
             the only one, because its molecules would get a larger weight.
         seed: of the order.
         length: batches of an epoch, part of a pass or several; 0 for one pass.
+        rank, ranks: which process of how many this is; it has its part of every batch.
     """
 
     _POOL = 12  # batches
 
-    def __init__(self, sizes: Sequence[int], batch_size: int, seed: int, length: int = 0):
+    def __init__(
+        self,
+        sizes: Sequence[int],
+        batch_size: int,
+        seed: int,
+        length: int = 0,
+        rank: int = 0,
+        ranks: int = 1,
+    ):
         if not len(sizes):
             raise ValueError("there are no molecules to make batches of")
         self.sizes, self.batch_size, self.seed = np.asarray(sizes), batch_size, seed
         self._per_pass = max(len(self.sizes) // batch_size, 1)
         self._length = length or self._per_pass
+        # Neighbours in size go to different processes, which have about the same work.
+        self._part = slice(rank, None, ranks)
         self.epoch = 0
 
     @property
@@ -80,7 +91,7 @@ class SizeBatches(Sampler[list[int]]):
         left = self._length
         while left > 0:
             batches = self._one_pass(rng)[:left]
-            yield from batches
+            yield from (batch[self._part] for batch in batches)
             left -= len(batches)
 
     def _one_pass(self, rng: np.random.Generator) -> list[list[int]]:
@@ -97,15 +108,34 @@ class SizeBatches(Sampler[list[int]]):
 
 
 class HamiltonianData(L.LightningDataModule):
-    """Training and validation molecules."""
+    """Training and validation molecules, of which each process has its part.
+
+    Attributes:
+        parts: the datasets by split, once they are open.
+    """
 
     def __init__(self, config: TrainConfig, template: OrbitalTemplate, cutoff: float):
         super().__init__()
         self.config = config
+        self.parts: dict[str, HamiltonianDataset] = {}
+        self.prepare_data_per_node = False
         self._collate = partial(collate, template=template, cutoff=cutoff)
         self._pin = config.run.accelerator != "cpu" and torch.cuda.is_available()
 
+    @property
+    def _process(self) -> tuple[int, int]:
+        """Which process of how many this is."""
+        trainer = self.trainer
+        return (trainer.global_rank, trainer.world_size) if trainer else (0, 1)
+
+    def prepare_data(self) -> None:
+        """Make missing graphs: in the first process, while all others wait."""
+        self.setup()
+
     def setup(self, stage: str | None = None) -> None:
+        if self.parts:
+            return
+        rank, ranks = self._process
         data = self.config.data
         store = GraphStore(data.cache, self.config.model.reference, data.basis)
         limits = {"train": data.max_molecules, "valid": data.max_validation}
@@ -116,15 +146,24 @@ class HamiltonianData(L.LightningDataModule):
                 store,
                 limit or None,
                 data.workers or None,
+                progress=rank == 0,
                 split_rule=data.split_rule,
                 split_sizes=data.split_sizes,
             )
             for split, limit in limits.items()
         }
+        for split, part in self.parts.items():
+            if len(part) < ranks:
+                raise ConfigError(
+                    f"split {split!r} has fewer molecules ({len(part)}) than there are processes "
+                    f"({ranks}): take fewer of them (run.devices * run.nodes)"
+                )
 
-    def _loader(self, split: str, few_shapes: bool = False, **options: Any) -> DataLoader[Any]:
+    def _loader(
+        self, dataset: Dataset[Any], few_shapes: bool = False, **options: Any
+    ) -> DataLoader[Any]:
         return DataLoader(
-            self.parts[split],
+            dataset,
             collate_fn=partial(self._collate, few_shapes=few_shapes),
             num_workers=self.config.data.loaders,
             persistent_workers=self.config.data.loaders > 0,
@@ -137,20 +176,25 @@ class HamiltonianData(L.LightningDataModule):
     ) -> GraphBatch:
         return batch.to(device)
 
-    def _training_batches(self, few_shapes: bool) -> DataLoader[Any]:
-        run, sizes = self.config.run, self.parts["train"].sizes()
-        batches = SizeBatches(sizes, run.batch_size, run.seed, run.batches_per_epoch)
-        return self._loader("train", few_shapes, batch_sampler=batches)
+    def _training_batches(self, few_shapes: bool, rank: int, ranks: int) -> DataLoader[Any]:
+        run, part = self.config.run, self.parts["train"]
+        batches = SizeBatches(
+            part.sizes(), run.batch_size, run.seed, run.batches_per_epoch, rank, ranks
+        )
+        return self._loader(part, few_shapes, batch_sampler=batches)
 
     def train_dataloader(self) -> DataLoader[Any]:
-        return self._training_batches(self.config.run.cuda_graphs)
+        return self._training_batches(self.config.run.cuda_graphs, *self._process)
 
     def first_batches(self, n: int) -> Iterator[GraphBatch]:
-        """The first training batches, without additional atoms and pairs."""
-        return islice(self._training_batches(False), n)
+        """The first training batches of all processes, without additional atoms and pairs."""
+        return islice(self._training_batches(False, 0, 1), n)
 
     def val_dataloader(self) -> DataLoader[Any]:
-        return self._loader("valid", batch_size=self.config.run.batch_size)
+        rank, ranks = self._process
+        part = self.parts["valid"]
+        share = Subset(part, range(rank, len(part), ranks))
+        return self._loader(share, batch_size=math.ceil(self.config.run.batch_size / ranks))
 
 
 class HamiltonianModule(L.LightningModule):
@@ -175,6 +219,12 @@ class HamiltonianModule(L.LightningModule):
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         self._seconds_before = checkpoint.get("seconds", 0.0)
 
+    def prepare_data(self) -> None:
+        """After the first process of all, that of each node makes graphs that a folder of the
+        node's own still lacks."""
+        datamodule: Any = self.trainer.datamodule  # type: ignore[attr-defined]
+        datamodule.setup()
+
     def on_train_start(self) -> None:
         self._started = time.monotonic()
         if self.config.run.cuda_graphs:
@@ -183,12 +233,16 @@ class HamiltonianModule(L.LightningModule):
     def on_train_end(self) -> None:
         self._captured = None
 
+    def time_used(self) -> float:
+        """Part of the wall-clock limit that is over, 0 without one; by the first process's clock,
+        so that all processes decide alike. All of them have to ask."""
+        limit = 60 * self.config.run.max_minutes
+        return self.trainer.strategy.broadcast(self.seconds / limit) if limit else 0.0
+
     def progress(self) -> float:
         """Part of the run that is done, 0 to 1, by epochs or by the clock, whichever is ahead."""
         done = self.global_step / max(self.trainer.estimated_stepping_batches, 1)
-        if self.config.run.max_minutes:
-            done = max(done, self.seconds / (60 * self.config.run.max_minutes))
-        return min(done, 1.0)
+        return min(max(done, self.time_used()), 1.0)
 
     def learning_rate_factor(self) -> float:
         options = self.config.optimizer
@@ -221,14 +275,31 @@ class HamiltonianModule(L.LightningModule):
         for group in self._groups:
             group["lr"] = rate
 
-    def _loss(self, batch: GraphBatch) -> dict[str, Tensor]:
+    def _loss(self, batch: GraphBatch) -> Parts:
         solution = self.model(batch)
         parts = hamiltonian_loss(solution.hamiltonian, batch, self.config.optimizer.rotation_weight)
         iterations, residual = solution.iterations.float().mean(), solution.residual.mean()
         return parts | {"iterations": iterations, "residual": residual}
 
+    def _over_processes(self, parts: Parts, n_molecules: int) -> tuple[Parts, Tensor]:
+        """Means over the molecules of all processes, from those of this one.
+
+        Returns:
+            The means, and the factor of this process's loss. DDP averages gradients over
+            processes; with the factor that is the gradient of the mean over all molecules.
+        """
+        sums = torch.stack([n_molecules * value.detach().double() for value in parts.values()])
+        sums = torch.cat([sums, sums.new_full((1,), n_molecules)])
+        sums = self.trainer.strategy.reduce(sums, reduce_op="sum")
+        means = dict(zip(parts, sums[:-1] / sums[-1], strict=True))
+        return means, n_molecules * self.trainer.world_size / sums[-1]
+
     def training_step(self, batch: GraphBatch, batch_idx: int) -> Tensor:
         parts = self._captured(batch) if self._captured else self._loss(batch)
+        loss = parts["loss"]
+        if self.trainer.world_size > 1:
+            parts, factor = self._over_processes(parts, batch.n_molecules)
+            loss = loss * factor.to(loss)
         if not torch.isfinite(parts["loss"]):
             raise ConfigError(
                 f"the training diverged at step {self.global_step}: the loss is NaN or infinite; "
@@ -238,7 +309,7 @@ class HamiltonianModule(L.LightningModule):
             shown = name not in ("iterations", "residual")
             self.log(f"train/{name}", value, prog_bar=shown, batch_size=batch.n_molecules)
         self.log("learning_rate", self._groups[0]["lr"])
-        return parts["loss"]
+        return loss
 
     # A replayed graph has computed the gradients already, into tensors that it goes on to use.
 
@@ -252,16 +323,22 @@ class HamiltonianModule(L.LightningModule):
 
     def validation_step(self, batch: GraphBatch, batch_idx: int) -> None:
         solution = self.model(batch)
-        n = batch.n_molecules
         weight = self.config.optimizer.rotation_weight
         loss = hamiltonian_loss(solution.hamiltonian, batch, weight)["loss"]
-        self.log("valid/loss", loss, prog_bar=True, batch_size=n)
         errors = batch_errors(batch, solution.hamiltonian, self.model.backbone.template)
-        for name in (field.name for field in fields(HamiltonianErrors)):
-            values = [getattr(e, name) for e in errors]
-            self.log(f"valid/{name}", float(np.mean(values)), prog_bar=name in _SHOWN, batch_size=n)
-        self.log("valid/iterations", solution.iterations.float().mean(), batch_size=n)
-        self.log("valid/residual", solution.residual.mean(), batch_size=n)
+        names = [field.name for field in fields(HamiltonianErrors)]
+        values: dict[str, Any] = {"loss": loss} | {
+            name: float(np.mean([getattr(e, name) for e in errors])) for name in names
+        }
+        values["iterations"] = solution.iterations.float().mean()
+        values["residual"] = solution.residual.mean()
+        # Lightning averages numbers of molecules over processes and cuts fractions off; multiples
+        # of the number of processes have none.
+        size = batch.n_molecules * self.trainer.world_size
+        for name, value in values.items():
+            self.log(
+                f"valid/{name}", value, prog_bar=name in _SHOWN, batch_size=size, sync_dist=True
+            )
 
 
-_SHOWN = ("mae", "orbital_rotation")
+_SHOWN = ("loss", "mae", "orbital_rotation")

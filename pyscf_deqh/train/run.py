@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import pickle
+import signal
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
@@ -19,38 +20,69 @@ from lightning.pytorch.callbacks import (
     WeightAveraging,
 )
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
+from lightning.pytorch.plugins.environments import TorchElasticEnvironment
+from lightning.pytorch.strategies import DDPStrategy
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import Tensor
 
 from ..checkpoint import ModelSpec, save_model
-from ..errors import CheckpointError, ConfigError
-from ..files import write_text
+from ..errors import CheckpointError, ConfigError, OutputError
+from ..files import cannot_write, is_full, write_text, writing
 from ..nn.backbones import registered
-from .config import TrainConfig
+from .checkpoints import WholeCheckpoints
+from .config import RunConfig, TrainConfig
 from .module import HamiltonianData, HamiltonianModule, build_model
 
 # Batches that the scales of inputs and outputs are measured on.
 _STANDARDIZATION_BATCHES = 25
 
 
+class _Start(L.Callback):
+    """What each process does before its training, and before WeightAveraging copies the module.
+
+    Args:
+        standardize: set scales of inputs and outputs.
+        resumed: the run goes on from a checkpoint.
+    """
+
+    def __init__(self, standardize: bool, resumed: bool):
+        self._standardize, self._resumed = standardize, resumed
+
+    def setup(self, trainer: L.Trainer, pl_module: Any, stage: str) -> None:
+        run, data = pl_module.config.run, trainer.datamodule  # type: ignore[attr-defined]
+        strategy = trainer.strategy
+        alike = strategy.broadcast(self._resumed) == self._resumed
+        if not strategy.reduce_boolean_decision(alike):
+            raise ConfigError(f"run.folder, {run.folder}, must be the same folder on all nodes")
+        if run.threads:  # after Lightning, which shares the cores out among its processes
+            torch.set_num_threads(run.threads)
+        if self._standardize:
+            if trainer.is_global_zero:
+                pl_module.model.backbone.standardize(data.first_batches(_STANDARDIZATION_BATCHES))
+            pl_module.load_state_dict(strategy.broadcast(pl_module.state_dict()))
+        if run.precision == "64-true":  # Lightning converts the module later, but no copies of it
+            pl_module.double()
+        if trainer.is_global_zero:
+            parameters = sum(p.numel() for p in pl_module.parameters())
+            sizes = {split: len(part) for split, part in data.parts.items()}
+            print(f"{parameters} parameters, {sizes['train']} training and {sizes['valid']} "
+                  "validation geometries", flush=True)  # fmt: skip
+
+
 class _End(L.Callback):
     """Ends a run after its steps, or at the end of the epoch in which its wall-clock limit passes,
     and validates what it ends with: the model is exported from there."""
 
-    @staticmethod
-    def _time_is_up(module: Any) -> bool:
-        limit = module.config.run.max_minutes
-        return bool(limit) and module.seconds >= 60 * limit
-
     def on_train_start(self, trainer: L.Trainer, pl_module: Any) -> None:
         resumed = trainer.global_step > 0
-        trainer.should_stop |= resumed and self._time_is_up(pl_module)
+        trainer.should_stop |= resumed and pl_module.time_used() >= 1
 
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: Any, *args: Any) -> None:
         run = pl_module.config.run
         stop = bool(run.max_steps) and trainer.global_step >= run.max_steps
         last = trainer.current_epoch + 1 == run.max_epochs
         if trainer.is_last_batch:
-            stop = stop or self._time_is_up(pl_module)
+            stop = stop or pl_module.time_used() >= 1
         trainer.should_stop |= stop
         if stop or (last and trainer.is_last_batch):
             trainer.check_val_every_n_epoch = 1
@@ -131,6 +163,13 @@ def moving_average(
     return update
 
 
+def _strategy(run: RunConfig) -> str | DDPStrategy:
+    if run.devices * run.nodes == 1:
+        return "auto"
+    # A step of depth one leaves parameters unused. Buffers do not change.
+    return DDPStrategy(find_unused_parameters=True, broadcast_buffers=False)
+
+
 def _trainer(config: TrainConfig, further: Sequence[L.Callback] = ()) -> L.Trainer:
     run, options = config.run, config.optimizer
     precision: Any = run.precision
@@ -157,7 +196,10 @@ def _trainer(config: TrainConfig, further: Sequence[L.Callback] = ()) -> L.Train
         check_val_every_n_epoch=run.validate_every,
         gradient_clip_val=options.clip,
         accelerator=run.accelerator,
-        devices=1,
+        devices=run.devices,
+        num_nodes=run.nodes,
+        strategy=_strategy(run),
+        use_distributed_sampler=False,
         precision=precision,
         num_sanity_val_steps=0,
         enable_model_summary=False,
@@ -168,6 +210,7 @@ def _trainer(config: TrainConfig, further: Sequence[L.Callback] = ()) -> L.Train
             TensorBoardLogger(run.folder, name="tensorboard"),
         ],
         callbacks=callbacks,
+        plugins=WholeCheckpoints(),
     )
 
 
@@ -184,8 +227,31 @@ def _check_cuda_graphs(config: TrainConfig) -> None:
         )
     if run.precision != "32-true":
         raise ConfigError("run.cuda_graphs: run.precision must be 32-true")
+    if run.devices * run.nodes > 1:
+        raise ConfigError("run.cuda_graphs: on one device only; set it to false")
     if run.accelerator == "cpu" or not torch.cuda.is_available():
         raise ConfigError("run.cuda_graphs: there is no CUDA device; set it to false")
+
+
+def _check_processes(run: RunConfig) -> None:
+    processes = run.devices * run.nodes
+    if run.devices < 1 or run.nodes < 1:
+        raise ConfigError("run.devices and run.nodes: at least 1")
+    if run.batch_size < processes:
+        raise ConfigError(
+            f"run.batch_size, {run.batch_size}, is that of all processes together: at least "
+            f"{processes}, the number of processes (run.devices * run.nodes)"
+        )
+
+
+def _check_started(run: RunConfig, trainer: L.Trainer) -> None:
+    torchrun = TorchElasticEnvironment
+    started = torchrun().world_size() if torchrun.detect() else trainer.world_size
+    if started != run.devices * run.nodes:
+        raise ConfigError(
+            f"{started} processes were started, but run.devices ({run.devices}, on each node) * "
+            f"run.nodes ({run.nodes}) is another number: set what torchrun or srun starts"
+        )
 
 
 def train(
@@ -196,6 +262,9 @@ def train(
 ) -> None:
     """Run a training, or go on with one.
 
+    With several processes, Lightning starts those of its node by the command line of this one,
+    unless torchrun or srun has started them.
+
     Args:
         config: the run. A resumed run must name the same folder.
         resume: go on from ``checkpoints/last.ckpt`` of the run's folder, if there is one.
@@ -204,7 +273,10 @@ def train(
 
     Raises:
         ConfigError: no databases, a folder that holds another run and ``resume`` is off or the
-            model, the solver or the kind of data are others, or CUDA graphs where they cannot be.
+            model, the solver or the kind of data are others, CUDA graphs where they cannot be, or
+            more processes than molecules in a batch or than were started.
+        CheckpointError: the last checkpoint is damaged.
+        OutputError: the run's folder takes no more data; its last checkpoint is whole.
     """
     run = config.run
     last = run.folder / "checkpoints" / "last.ckpt"
@@ -215,31 +287,43 @@ def train(
     file = run.folder / "config.yaml"
     if last.exists() and file.exists():
         _check_resumed(config, file)
+    _check_processes(run)
     if run.cuda_graphs:
         _check_cuda_graphs(config)
-    if run.threads:
-        torch.set_num_threads(run.threads)
-    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+    for name in ("lightning.pytorch", "lightning.fabric"):
+        logging.getLogger(name).setLevel(logging.WARNING)
     L.seed_everything(run.seed, verbose=False)
-    run.folder.mkdir(parents=True, exist_ok=True)
-    write_config(config, file)
-
     module = HamiltonianModule(build_model(config), config)
-    backbone = module.model.backbone
-    data = HamiltonianData(config, backbone.template, backbone.cutoff)
-    data.setup()
     if init is not None:
         _initialize(module, init)
-    elif not last.exists():
-        backbone.standardize(data.first_batches(_STANDARDIZATION_BATCHES))
-    parameters = sum(p.numel() for p in module.parameters())
-    sizes = {split: len(part) for split, part in data.parts.items()}
-    print(f"{parameters} parameters, {sizes['train']} training and {sizes['valid']} "
-          f"validation geometries", flush=True)  # fmt: skip
-    trainer = _trainer(config, callbacks)
-    # What Lightning says of an existing checkpoint folder and of few batches is meant here.
-    warnings.filterwarnings("ignore", message=".*(exists and is not empty|logging interval).*")
-    trainer.fit(module, data, ckpt_path=last if last.exists() else None, weights_only=True)
+    resumed = last.exists()
+    start = _Start(standardize=not resumed and init is None, resumed=resumed)
+    try:
+        trainer = _trainer(config, [start, *callbacks])
+    except MisconfigurationException as error:
+        raise ConfigError(f"run.accelerator, run.precision or run.devices: {error}") from error
+    _check_started(run, trainer)
+    if trainer.is_global_zero:
+        with writing(run.folder):
+            run.folder.mkdir(parents=True, exist_ok=True)
+        write_config(config, file)
+    else:
+        warnings.simplefilter("ignore")
+    # What Lightning says of an existing checkpoint folder and of few batches is meant here, and
+    # PyTorch 2.13 has another name for broadcast_buffers.
+    meant = ".*(exists and is not empty|logging interval|broadcast_buffers).*"
+    warnings.filterwarnings("ignore", message=meant)
+    backbone = module.model.backbone
+    data = HamiltonianData(config, backbone.template, backbone.cutoff)
+    try:
+        trainer.fit(module, data, ckpt_path=last if resumed else None, weights_only=True)
+    except BaseException as error:
+        # Processes that Lightning has started here would wait for this one.
+        if trainer.strategy.launcher is not None:
+            trainer.strategy.launcher.kill(signal.SIGKILL)
+        if isinstance(error, OSError) and is_full(error):
+            raise OutputError(cannot_write(run.folder, error)) from error  # of a log
+        raise
 
 
 def export(run: Path, model: Path, half: bool = False) -> None:

@@ -12,7 +12,7 @@ from ..record import LabelFile, WritableLabels
 from .md17 import MD17Arrays, MD17Database
 from .qh9 import QH9Database
 from .qh9_dynamic import QH9DynamicDatabase
-from .sqlite import DAMAGE, columns_of
+from .sqlite import DAMAGE, columns_of, what_to_do
 from .store import SUFFIX, LabelStore
 
 SUFFIXES = (".db", ".npz", SUFFIX)
@@ -33,10 +33,11 @@ def open_labels(path: str | Path) -> LabelFile:
     try:
         columns = columns_of(path)
     except DAMAGE as error:
-        raise DatasetError(
-            f"{path} cannot be opened: {error}; expected a label store, a database of QH9, "
-            "QH9-dynamic or MD17 (ASE), or an .npz file of MD17"
-        ) from error
+        advice = what_to_do(error) or (
+            "Expected a label store, a database of QH9, QH9-dynamic or MD17 (ASE), or an .npz file "
+            "of MD17"
+        )
+        raise DatasetError(f"{path} cannot be opened: {error}. {advice}") from error
     if "records" in columns:
         return LabelStore(path)
     if "systems" in columns:

@@ -27,7 +27,9 @@ from .sqlite import (
     table_columns,
 )
 
+# As a whole or not at all: a part of it is not this package's.
 _SCHEMA = """
+BEGIN;
 CREATE TABLE IF NOT EXISTS data
     (id INTEGER NOT NULL PRIMARY KEY, N INTEGER, Z BLOB, pos BLOB, Ham BLOB);
 CREATE TABLE IF NOT EXISTS meta
@@ -35,6 +37,7 @@ CREATE TABLE IF NOT EXISTS meta
      grid_level INTEGER, temperature REAL);
 CREATE TABLE IF NOT EXISTS settings (key TEXT NOT NULL PRIMARY KEY, value TEXT);
 CREATE TABLE IF NOT EXISTS failures (id INTEGER NOT NULL PRIMARY KEY, qm9_id INTEGER, reason TEXT);
+COMMIT;
 """
 _META = ("qm9_id", "smiles", "kind", "energy", "grid_level", "temperature")
 
@@ -192,11 +195,12 @@ class QH9Database(SQLiteLabels, WritableLabels):
             raise DatasetError(f"{self.path}: the table of settings is damaged: {error}") from error
 
     def write_settings(self, settings: dict[str, Any], source: str | None = None) -> None:
-        """Say how all labels were made; there is no place for ``source``."""
-        if len(self):
-            refuse_mixture(self.path, self.settings(), settings, versions=True)
-        with self._connection:
+        """Say how all labels are made; there is no place for ``source``."""
+        if found := self.settings():
+            refuse_mixture(self.path, found, settings, versions=True)
+            return
+        with opening(self.path, "a QH9"), self._connection:
             self._connection.executemany(
-                "INSERT OR REPLACE INTO settings VALUES (?, ?)",
+                "INSERT INTO settings VALUES (?, ?)",
                 [(key, json.dumps(value)) for key, value in settings.items()],
             )

@@ -21,7 +21,34 @@ def opening(path: Path, kind: str) -> Iterator[None]:
     try:
         yield
     except DAMAGE as error:
-        raise DatasetError(f"{path} cannot be opened as {kind} database: {error}") from error
+        raise DatasetError(
+            f"{path} cannot be opened as {kind} database: {explained(error)}"
+        ) from error
+
+
+# What SQLite says, and what helps.
+_AGAIN = "run the same command again"
+_ADVICE = {
+    "is full": f"Free some space, and {_AGAIN}",
+    "is locked": f"Wait for the other process that uses it, and {_AGAIN}; if there is none, its "
+    "file system has no locks: take a local disk",
+    "locking protocol": "Its file system has no locks: take a local disk",
+    "disk I/O error": f"Look after the disk (space, limits, locks), and {_AGAIN}",
+    "readonly": "Name a place that you may write to",
+    "unable to open": "Look after its folder and your permissions",
+    "constraint failed": f"Wait for the other process that writes to it, and {_AGAIN}",
+}
+
+
+def what_to_do(error: Exception) -> str | None:
+    """Advice for errors that the place of a database or another process have led to."""
+    return next((advice for words, advice in _ADVICE.items() if words in str(error)), None)
+
+
+def explained(error: Exception) -> str:
+    """The error, with advice if there is some."""
+    advice = what_to_do(error)
+    return f"{error}. {advice}" if advice else str(error)
 
 
 def connect_read_only(path: Path) -> sqlite3.Connection:
@@ -45,8 +72,8 @@ def writing(labels: LabelFile) -> Iterator[None]:
         yield
     except sqlite3.OperationalError as error:
         raise DatasetError(
-            f"cannot write to {labels.path}: {error}. The {len(labels)} rows in it are "
-            "kept; free some space and run the same command again"
+            f"cannot write to {labels.path}: {explained(error)}. The {len(labels)} rows in it are "
+            "kept"
         ) from error
     except sqlite3.IntegrityError as error:
         raise DatasetError(
@@ -97,7 +124,9 @@ class SQLiteLabels(LabelFile):
         """
         try:
             return self._connection.execute(query, values).fetchall()
-        except (*DAMAGE, OverflowError) as error:
+        except DAMAGE as error:
+            raise DatasetError(f"{self.path} cannot be read: {explained(error)}") from error
+        except OverflowError as error:
             raise DatasetError(f"{self.path} cannot be read: {error}") from error
 
     def _integers(self, column: str, table: str = "data") -> list[int]:

@@ -24,6 +24,7 @@ import os
 import sqlite3
 import zlib
 from collections.abc import Iterable
+from contextlib import ExitStack
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -31,8 +32,8 @@ from typing import Any
 import numpy as np
 
 from ...errors import ConfigError, DatasetError
+from ...files import only_writer
 from ..record import Provenance, Record, WritableLabels, check_arrays, refuse_mixture, symmetric
-from .lock import WriterLock
 from .sqlite import SQLiteLabels, connect_read_only, opening
 
 SUFFIX = ".store"
@@ -117,8 +118,9 @@ class LabelStore(SQLiteLabels, WritableLabels):
         precision: ``float32`` or ``float64`` (default), of the matrices of a new store.
 
     Raises:
-        DatasetError: no label store or one of another version, another precision than the file's,
-            another writer, or a file system without locks.
+        DatasetError: no label store or one of another version, or another precision than the
+            file's.
+        OutputError: another process writes to it, or it cannot be written.
         ConfigError: an unknown precision.
     """
 
@@ -128,7 +130,10 @@ class LabelStore(SQLiteLabels, WritableLabels):
             raise ConfigError(f"precision {precision}: choose from {', '.join(PRECISIONS)}")
         self._known: dict[int, Provenance] = {}
         self._written: Provenance | None = None
-        self._lock = WriterLock(self.path) if writable else None
+        self._lock = ExitStack() if writable else None
+        self._owner = os.getpid()
+        if self._lock is not None:
+            self._lock.enter_context(only_writer(self.path))
         try:
             self._open(precision or "float64")
             if precision not in (None, self.precision):
@@ -139,9 +144,14 @@ class LabelStore(SQLiteLabels, WritableLabels):
             self._unlock()
             raise
 
+    @property
+    def _writes(self) -> bool:
+        """Whether this process adds records; a fork of it only reads."""
+        return self._lock is not None and self._owner == os.getpid()
+
     def _open(self, precision: str) -> None:
         with opening(self.path, "a label store's"):
-            if self._lock is None:
+            if not self._writes:
                 connection = connect_read_only(self.path)
             else:
                 connection = sqlite3.connect(self.path, timeout=60)
@@ -152,7 +162,7 @@ class LabelStore(SQLiteLabels, WritableLabels):
             connection.execute("PRAGMA trusted_schema = OFF")
             connection.execute("PRAGMA cell_size_check = ON")
             self._connection, self._process = connection, os.getpid()
-            if self._lock is not None and not self._query("SELECT 1 FROM sqlite_master"):
+            if self._writes and not self._query("SELECT 1 FROM sqlite_master"):
                 self._create(precision)
         self._check_tables()
 
@@ -182,7 +192,6 @@ class LabelStore(SQLiteLabels, WritableLabels):
     def _query(self, query: str, *values: Any) -> list[tuple[Any, ...]]:
         # A connection must not be carried into another process.
         if self._process != os.getpid():
-            self._lock = None
             self._open(self.precision)
         return super()._query(query, *values)
 
@@ -190,8 +199,8 @@ class LabelStore(SQLiteLabels, WritableLabels):
         return self.__dict__ | {"_connection": None, "_lock": None, "_process": -1}
 
     def _unlock(self) -> None:
-        if self._lock is not None:
-            self._lock.release()
+        if self._lock is not None and self._writes:
+            self._lock.close()
             self._lock = None
 
     def close(self) -> None:
@@ -278,7 +287,7 @@ class LabelStore(SQLiteLabels, WritableLabels):
             raise DatasetError(f"{self.path}, id {row_id}: {error}") from error
 
     def _writer(self) -> sqlite3.Connection:
-        if self._lock is None or self._process != os.getpid():
+        if not self._writes:
             raise DatasetError(f"{self.path} is open for reading")
         return self._connection
 
@@ -311,7 +320,7 @@ class LabelStore(SQLiteLabels, WritableLabels):
 
     def _transaction(self) -> sqlite3.Connection:
         """The connection, which is a context that commits, or takes all back after an error."""
-        if self._lock is None or self._process != os.getpid():
+        if not self._writes:
             raise DatasetError(f"{self.path} is open for reading")
         return self._connection
 

@@ -18,7 +18,8 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from ...errors import DatasetError
+from ...errors import DatasetError, OutputError
+from ...files import cannot_write, is_full, write_text, writing
 
 _BLOCK = 1 << 20
 _TIMEOUT = 60  # seconds without a byte
@@ -85,7 +86,7 @@ def _verify(path: Path, progress: bool) -> None:
     """Compare a file with its recorded checksum; record it where there is none yet."""
     found, record = _sha256(path, progress), _record(path)
     if not record.exists():
-        record.write_text(f"{found}  {path.name}\n")
+        write_text(record, f"{found}  {path.name}\n")
         return
     wanted = record.read_text().split()[:1]
     if wanted != [found]:
@@ -106,6 +107,7 @@ def fetch(url: str, target: Path, progress: bool = True) -> None:
 
     Raises:
         DatasetError: the server refuses, the connection breaks, or bytes are missing at the end.
+        OutputError: the disk is full.
     """
     part = target.with_name(target.name + ".part")
     start = part.stat().st_size if part.exists() else 0
@@ -132,6 +134,8 @@ def fetch(url: str, target: Path, progress: bool = True) -> None:
             hint = f"; delete {part} to start anew" if error.code == 416 else ""
             raise DatasetError(f"{url}: HTTP {error.code} {error.reason}{hint}") from error
     except (OSError, http.client.HTTPException) as error:  # an OSError: URLError and timeouts
+        if isinstance(error, OSError) and is_full(error):
+            raise OutputError(cannot_write(part, error)) from error
         raise DatasetError(
             f"{url}: {error}; run the same command again to go on from {part}"
         ) from error
@@ -190,6 +194,8 @@ def _extract(archive: Path, database: Path) -> None:
             with tarfile.open(archive) as handle:
                 handle.extractall(folder, filter="data")
         except (tarfile.TarError, OSError, EOFError) as error:
+            if isinstance(error, OSError) and is_full(error):
+                raise OutputError(cannot_write(database, error)) from error
             raise DatasetError(
                 f"cannot unpack {archive}: {error}. Delete it and {_record(archive).name} and run "
                 "the same command again"
@@ -214,11 +220,13 @@ def download(name: str, folder: str | Path, progress: bool = True) -> Path:
     Raises:
         DatasetError: an unknown name, no connection, a file that is not the one downloaded before,
             or a Google Drive file without the package gdown.
+        OutputError: the folder takes no more data; what has come by then is kept.
     """
     if name not in DATASETS:
         raise DatasetError(f"no data set {name!r}; there are {', '.join(DATASETS)}")
     source, folder = DATASETS[name], Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
+    with writing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
     database = folder / source.database
     if not database.exists() and source.drive:
         _fetch_from_drive(source, database, progress)

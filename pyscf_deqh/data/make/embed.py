@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import shlex
+from collections import deque
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,8 @@ import numpy as np
 from tqdm import tqdm
 
 from ...errors import ConfigError, DatasetError
+from ...files import cannot_write
+from ...tasks import Failure, outcomes
 from ..xyz import parse_comment
 from .frames import complete_frames, foreign_file
 
@@ -54,17 +57,23 @@ def read_smiles(path: str | Path) -> dict[str, str]:
 
 
 def embed(
-    molecules: dict[str, str], out: str | Path, seed: int = 0, progress: bool = True
+    molecules: dict[str, str],
+    out: str | Path,
+    seed: int = 0,
+    progress: bool = True,
+    workers: int | None = None,
+    scheduler: str | None = None,
 ) -> tuple[int, dict[str, str]]:
     """Write a geometry of each molecule that ``out`` does not hold yet.
 
-    Each gets an ``id``, its place in the file.
+    Each gets an ``id``, its place among ``molecules``.
 
     Args:
         molecules: SMILES by name, closed shells.
         out: ``.xyz`` or ``.extxyz`` file; made if absent, else resumed.
         seed: of the conformers.
         progress: show a progress bar.
+        workers, scheduler: where to compute, see :func:`pyscf_deqh.tasks.outcomes`.
 
     Returns:
         The number of molecules written by this call, and the reasons of the failures by name.
@@ -72,7 +81,7 @@ def embed(
     Raises:
         ConfigError: ``out`` is another kind of file.
         DatasetError: ``out`` comes from another seed or command, or holds another molecule under
-            one of the names, or cannot be written.
+            one of the names or at another place, or cannot be written.
         ModuleNotFoundError: RDKit, ASE or tblite is not installed.
     """
     import ase  # noqa: F401
@@ -84,22 +93,23 @@ def embed(
         raise ConfigError(f"{out}: geometries are written to a plain .xyz or .extxyz file")
     written = 0
     failures: dict[str, str] = {}
+    ids = {name: str(place) for place, name in enumerate(molecules)}
     try:
-        present = _resume(out, molecules, seed)
-        todo = {name: smiles for name, smiles in molecules.items() if name not in present}
-        bar = tqdm(todo.items(), total=len(molecules), initial=len(molecules) - len(todo),
-                   desc="embedding", unit="mol", disable=not progress)  # fmt: skip
+        present = _resume(out, molecules, ids, seed)
+        todo = deque(
+            (name, (smiles, seed)) for name, smiles in molecules.items() if name not in present
+        )
+        bar = tqdm(total=len(molecules), initial=len(molecules) - len(todo), desc="embedding",
+                   unit="mol", disable=not progress)  # fmt: skip
         with bar, open(out, "a", encoding="utf-8") as handle:
-            for name, smiles in bar:
-                bar.set_postfix_str(name)
-                try:
-                    symbols, positions, charge = geometry_of(smiles, seed)
-                # What the packages raise has no common base. The other molecules go on.
-                except Exception as error:
-                    failures[name] = f"{type(error).__name__}: {error}"
-                    bar.write(f"{name}: {failures[name]}")
+            for name, result in outcomes(geometry_of, todo, workers, scheduler):
+                bar.update()
+                if isinstance(result, Failure):
+                    failures[name] = result.reason
+                    bar.write(f"{name}: {result.reason}")
                     continue
-                info = {"id": str(len(present) + written), "name": name, "smiles": smiles,
+                symbols, positions, charge = result
+                info = {"id": ids[name], "name": name, "smiles": molecules[name],
                         "method": "GFN2-xTB", "conformer": "ETKDGv3+MMFF94",
                         "seed": str(seed)}  # fmt: skip
                 if charge:
@@ -108,7 +118,7 @@ def embed(
                 handle.flush()
                 written += 1
     except OSError as error:
-        raise DatasetError(f"cannot write to {out}: {error}") from error
+        raise DatasetError(cannot_write(out, error)) from error
     return written, failures
 
 
@@ -193,7 +203,7 @@ def _frame(info: dict[str, str], symbols: Sequence[str], positions: np.ndarray) 
     return "\n".join([str(len(symbols)), f"Properties={_COLUMNS} {comment}", *atoms, ""])
 
 
-def _resume(path: Path, molecules: dict[str, str], seed: int) -> set[str]:
+def _resume(path: Path, molecules: dict[str, str], ids: dict[str, str], seed: int) -> set[str]:
     """Names of the molecules in the file; one that was being written is cut off."""
     if not path.exists():
         return set()
@@ -201,13 +211,18 @@ def _resume(path: Path, molecules: dict[str, str], seed: int) -> set[str]:
     try:
         for end, lines in complete_frames(path, _COLUMNS):  # noqa: B007
             info = parse_comment(lines[0])
-            present[info["name"]] = (info["smiles"], info["seed"])
+            present[info["name"]] = (info["smiles"], info["seed"], info["id"])
     except (ValueError, KeyError) as error:
         raise foreign_file(path, end, error) from error
-    for name, (smiles, used) in present.items():
+    for name, (smiles, used, place) in present.items():
         if used != str(seed):
             raise DatasetError(f"{path} was made with seed {used}: use it, or another file")
         if molecules.get(name, smiles) != smiles:
             raise DatasetError(f"{path}: {name} is {smiles} there and {molecules[name]} now")
+        if ids.get(name, place) != place:
+            raise DatasetError(
+                f"{path}: {name} is number {place} there and {ids[name]} now: add molecules at the "
+                "end, or name another file"
+            )
     os.truncate(path, end)
     return set(present)

@@ -1,18 +1,16 @@
 """Label generation: converged Kohn-Sham (or Hartree-Fock) matrices from PySCF, kept in a file.
 
-Worker processes compute, the parent alone writes, one transaction a molecule: a run that is
-killed at any moment loses at most the molecules then in work, and the same command resumes it.
+Workers compute (:mod:`pyscf_deqh.tasks`), this process alone writes, one transaction a molecule: a
+run that is killed at any moment loses at most the molecules then in work, and the same command
+resumes it.
 """
 
 from __future__ import annotations
 
 import math
-import os
+from collections import deque
 from collections.abc import Iterable, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
-from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass
-from multiprocessing import get_context
 from pathlib import Path
 
 import numpy as np
@@ -32,7 +30,7 @@ from ...fock.refine import refine
 from ...fock.shells import Shells
 from ...fock.system import System
 from ...graph.basis import check_all_electron
-from ...process import use_threads
+from ...tasks import Failure, outcomes
 from ..formats import open_for_writing
 from ..formats.sqlite import writing
 from ..record import Record, WritableLabels
@@ -102,24 +100,16 @@ def solve(
     return np.asarray(mf.get_fock()), float(mf.e_tot)
 
 
-def _work(row_id: int, geometry: Geometry, settings: LabelSettings, device: str) -> Record | str:
-    # Errors travel as text: exceptions of libraries do not always survive pickling.
-    try:
-        meta = {
-            "qm9_id": geometry.qm9_id,
-            "smiles": geometry.info.get("smiles"),
-            "kind": geometry.info.get("kind", "eq"),
-            "grid_level": None if settings.density_fit else settings.grid_level,
-            "temperature": float(geometry.info.get("temperature", 0.0)),
-        }
-        hamiltonian, meta["energy"] = solve(geometry, settings, device)
-    except Exception as error:
-        return f"{type(error).__name__}: {error}"
+def _work(row_id: int, geometry: Geometry, settings: LabelSettings, device: str) -> Record:
+    meta = {
+        "qm9_id": geometry.qm9_id,
+        "smiles": geometry.info.get("smiles"),
+        "kind": geometry.info.get("kind", "eq"),
+        "grid_level": None if settings.density_fit else settings.grid_level,
+        "temperature": float(geometry.info.get("temperature", 0.0)),
+    }
+    hamiltonian, meta["energy"] = solve(geometry, settings, device)
     return Record(row_id, geometry.numbers, geometry.positions, hamiltonian, meta)
-
-
-def _start_worker(threads: int) -> None:
-    use_threads(threads)
 
 
 def row_ids(geometries: Sequence[Geometry]) -> list[int]:
@@ -196,6 +186,7 @@ def label(
     retry_failed: bool = False,
     progress: bool = True,
     device: str = "cpu",
+    scheduler: str | None = None,
     precision: str | None = None,
 ) -> tuple[int, dict[int, str]]:
     """Label all geometries that ``out`` does not hold yet.
@@ -204,7 +195,7 @@ def label(
         geometries: molecules, neutral closed shells, positions in angstrom.
         out: a label store (``.store``) or a database of QH9; made if absent, else resumed.
         settings: method; must equal the one of an existing ``out``.
-        workers: processes, one thread each (default: all cores).
+        workers, scheduler: where to compute, see :func:`pyscf_deqh.tasks.outcomes`.
         retry_failed: compute the molecules again that failed in an earlier run.
         progress: show a progress bar.
         device: where all workers compute fitted Fock matrices, ``cpu`` or ``cuda``.
@@ -225,7 +216,6 @@ def label(
         raise ConfigError(f"density_fit leaves out the {what} of {settings.xc}: label without it")
     geometries = list(geometries)
     by_id = dict(zip(row_ids(geometries), geometries, strict=True))
-    workers = workers or os.cpu_count() or 1
     written = 0
     with open_for_writing(out, precision) as database, writing(database):
         _check_settings(database, settings)
@@ -233,57 +223,20 @@ def label(
         _check_atoms(database, {i: g for i, g in by_id.items() if i in done})
         if not retry_failed:
             done |= set(database.failures())
-        todo = [(row_id, g) for row_id, g in by_id.items() if row_id not in done]
+        todo = deque(
+            (row_id, (row_id, geometry, settings, device))
+            for row_id, geometry in by_id.items()
+            if row_id not in done
+        )
         bar = tqdm(total=len(by_id), initial=len(by_id) - len(todo), desc="labelling",
                    unit="mol", disable=not progress)  # fmt: skip
-        try:
-            while todo:
-                todo, died, n_written = _label_pool(todo, database, settings, workers, bar, device)
-                written += n_written
-                for row_id, geometry in died:
-                    # A worker that dies takes its pool along. Run its molecules one by one, so that
-                    # only the one that really kills its process is counted as failed.
-                    _, dead, n_written = _label_pool(
-                        [(row_id, geometry)], database, settings, 1, bar, device
-                    )
-                    written += n_written
-                    if dead:
-                        reason = "the worker process died (out of memory?)"
-                        database.add_failure(row_id, geometry.qm9_id, reason)
-                        bar.update()
-        finally:
-            bar.close()
-        return written, database.failures()
-
-
-def _label_pool(todo, database, settings, workers, bar, device):
-    """Run one pool; returns (not started, in work when a worker died, rows written)."""
-    todo = list(todo)[::-1]
-    running: dict[Future, tuple[int, Geometry]] = {}
-    written = 0
-    # Spawned, not forked: PySCF's OpenMP runtime does not survive a fork.
-    pool = ProcessPoolExecutor(workers, get_context("spawn"), _start_worker, (1,))
-    try:
-        while todo or running:
-            while todo and len(running) < workers + 1:
-                row_id, geometry = todo[-1]
-                # Raises if a worker has died since: the molecule is still to do then.
-                future = pool.submit(_work, row_id, geometry, settings, device)
-                running[future] = todo.pop()
-            finished, _ = wait(running, return_when=FIRST_COMPLETED)
-            for future in finished:
-                row_id, geometry = running[future]
-                result = future.result()
-                del running[future]
-                if isinstance(result, Record):
+        with bar:
+            for row_id, result in outcomes(_work, todo, workers, scheduler):
+                if isinstance(result, Failure):
+                    database.add_failure(row_id, by_id[row_id].qm9_id, result.reason)
+                    bar.write(f"id {row_id}: {result.reason}")
+                else:
                     database.add(result)
                     written += 1
-                else:
-                    database.add_failure(row_id, geometry.qm9_id, result)
-                    bar.write(f"id {row_id}: {result}")
                 bar.update()
-    except BrokenProcessPool:
-        return todo[::-1], list(running.values()), written
-    finally:
-        pool.shutdown(wait=False, cancel_futures=True)
-    return [], [], written
+        return written, database.failures()

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import os
 import shlex
-from collections.abc import Iterator, Sequence
+from collections import deque
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -18,6 +19,8 @@ from pyscf.data import elements
 from tqdm import tqdm
 
 from ...errors import ConfigError, DatasetError
+from ...files import cannot_write
+from ...tasks import Failure, Task, outcomes
 from ..geometry import read_geometries
 from ..xyz import Geometry, parse_comment, places, read_xyz
 from .dynamics import Engine, State, isotope_masses, thermal_velocities
@@ -51,6 +54,8 @@ def simulate(
     temperature: float = 300.0,
     seed: int = 0,
     progress: bool = True,
+    workers: int | None = None,
+    scheduler: str | None = None,
 ) -> tuple[int, dict[int, str]]:
     """Write the frames of one trajectory from each start that ``out`` does not hold yet.
 
@@ -65,6 +70,8 @@ def simulate(
         temperature: in kelvin.
         seed: of the velocities and the thermostat.
         progress: show a progress bar.
+        workers, scheduler: where to compute, see :func:`pyscf_deqh.tasks.outcomes`; trajectories
+            run side by side, the frames of each one after the other.
 
     Returns:
         The number of frames written by this call, and by number of trajectory the reasons of those
@@ -86,24 +93,32 @@ def simulate(
     try:
         last = _resume(out, plan.made_by, trajectories)
         present = sum(min(last[n].number + 1, frames) for n in trajectories if n in last)
+        tasks: deque[Task[int]] = deque()
+
+        def ask_for(number: int, following: _Frame | None, start: Geometry) -> None:
+            """The next frame of a trajectory, before any of one that has not begun."""
+            if following is None or following.number + 1 < frames:
+                tasks.appendleft((number, (plan, start, number, following)))
+
+        for number, start in reversed(trajectories.items()):
+            ask_for(number, last.get(number), start)
         bar = tqdm(total=frames * len(trajectories), initial=present, desc="dynamics",
                    unit="frame", disable=not progress)  # fmt: skip
         with bar, open(out, "a", encoding="utf-8") as handle:
-            for number, start in trajectories.items():
-                try:
-                    for text in plan.frames(start.neutral(), number, last.get(number), frames):
-                        handle.write(text)
-                        handle.flush()
-                        written += 1
-                        bar.update()
-                except OSError:
-                    raise
-                # What engines raise has no common base. The other trajectories go on.
-                except Exception as error:
-                    failures[number] = f"{type(error).__name__}: {error}"
-                    bar.write(f"trajectory {number}: {failures[number]}")
+            for number, result in outcomes(_next_frame, tasks, workers, scheduler):
+                if isinstance(result, Failure):
+                    failures[number] = result.reason
+                    bar.write(f"trajectory {number}: {result.reason}")
+                    continue
+                lines = result.lines()
+                handle.write("\n".join([str(len(result.symbols)), *lines, ""]))
+                handle.flush()
+                # What follows starts from the digits in the file, as it would after a restart.
+                ask_for(number, _Frame.parse(lines), trajectories[number])
+                written += 1
+                bar.update()
     except OSError as error:
-        raise DatasetError(f"cannot write to {out}: {error}") from error
+        raise DatasetError(cannot_write(out, error)) from error
     return written, failures
 
 
@@ -158,33 +173,30 @@ class _Plan:
             raise ConfigError(f"{name} ({time:g} fs) is no multiple of timestep ({timestep:g} fs)")
         return steps
 
-    def frames(
-        self, start: Geometry, trajectory: int, last: _Frame | None, stop: int
-    ) -> Iterator[str]:
-        """The text of the frames that follow ``last`` (None: of all) up to number ``stop``."""
-        symbols = _symbols(start)
-        about = {k: start.info[k] for k in ("name", "qm9_id", "smiles") if k in start.info}
-        for number in range(last.number + 1 if last else 0, stop):
-            rng = np.random.default_rng([self.seed, trajectory, number])
-            if last:
-                state, steps = last.state, self.between
-            else:
-                velocities = thermal_velocities(start.numbers, self.temperature, rng)
-                state, steps = (start.positions, velocities), self.equilibration + self.between
-            state = self.engine.advance(start.numbers, state, steps, self.temperature, rng)
-            if not np.isfinite(state).all():
-                raise ArithmeticError(f"the trajectory diverged before frame {number}")
-            info = {
-                "id": str(_IDS_PER_TRAJECTORY * (trajectory + 1) + number),
-                **about,
-                "trajectory": str(trajectory),
-                "frame": str(number),
-                **self.made_by,
-            }
-            lines = _Frame(info, symbols, _centred(start.numbers, state)).lines()
-            # What follows starts from the digits in the file, as it would after a restart.
-            last = _Frame.parse(lines)
-            yield "\n".join([str(len(symbols)), *lines, ""])
+    def frame(self, start: Geometry, trajectory: int, last: _Frame | None) -> _Frame:
+        """The frame that follows ``last``; the first one if that is None."""
+        number = last.number + 1 if last else 0
+        rng = np.random.default_rng([self.seed, trajectory, number])
+        if last:
+            state, steps = last.state, self.between
+        else:
+            velocities = thermal_velocities(start.numbers, self.temperature, rng)
+            state, steps = (start.positions, velocities), self.equilibration + self.between
+        state = self.engine.advance(start.numbers, state, steps, self.temperature, rng)
+        if not np.isfinite(state).all():
+            raise ArithmeticError(f"the trajectory diverged before frame {number}")
+        info = {
+            "id": str(_IDS_PER_TRAJECTORY * (trajectory + 1) + number),
+            **{k: start.info[k] for k in ("name", "qm9_id", "smiles") if k in start.info},
+            "trajectory": str(trajectory),
+            "frame": str(number),
+            **self.made_by,
+        }
+        return _Frame(info, _symbols(start), _centred(start.numbers, state))
+
+
+def _next_frame(plan: _Plan, start: Geometry, trajectory: int, last: _Frame | None) -> _Frame:
+    return plan.frame(start.neutral(), trajectory, last)
 
 
 def _centred(numbers: np.ndarray, state: State) -> State:
