@@ -63,9 +63,10 @@ def validations(config):
 def assert_same(found, expected):
     """Weights and averages at the end, and what was logged on the way."""
     for key in ("current_model_state", "state_dict"):
+        weights = last(found, key)
         for name, value in last(expected, key).items():
             assert value.dtype == torch.float64 or not value.is_floating_point()
-            torch.testing.assert_close(last(found, key)[name], value, rtol=1e-6, atol=1e-9)
+            torch.testing.assert_close(weights[name], value, rtol=1e-6, atol=1e-9)
     assert len(validations(found)) == len(validations(expected)) == 2
     for mine, theirs in zip(validations(found), validations(expected), strict=True):
         assert mine == pytest.approx(theirs, rel=1e-8)
