@@ -127,7 +127,7 @@ def test_by_a_batch_system(tmp_path, monkeypatch):
     bin, work = tmp_path / "bin", tmp_path / "work"
     bin.mkdir()
     work.mkdir()
-    command(bin / "sbatch", f'cp "$1" {tmp_path}/job; setsid sh "$1" > {tmp_path}/log 2>&1 & '
+    command(bin / "sbatch", f'cp "$1" {tmp_path}/job; setsid sh {tmp_path}/job > {tmp_path}/log 2>&1 & '
             'echo "Submitted batch job $!"')  # fmt: skip
     command(bin / "scancel", 'kill -- "-$1"')
     monkeypatch.setenv("PATH", f"{bin}:{os.environ['PATH']}")
