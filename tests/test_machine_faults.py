@@ -73,7 +73,7 @@ ALONE = """
 mount --bind "$1" "$1" && mount --bind "$2" "$2" && mount -o remount,bind,ro "$2" || exit 99
 mount -o remount,bind,ro / && cd "$1" && shift 2 || exit 99
 exec unshare --user --map-user=54321 --map-group=54321 \\
-    env -u HOME -u USER -u LOGNAME -u TMPDIR -u XDG_CACHE_HOME "$@"
+    env -u HOME -u USER -u LOGNAME -u TMPDIR -u XDG_CACHE_HOME -u TORCHINDUCTOR_CACHE_DIR "$@"
 """
 GUESS = """
 mf = scf()
@@ -101,7 +101,7 @@ def guarded(tmp_path):
 
     def run_guarded(arguments):
         missing = {"HOME": str(tmp_path / "none")}
-        print(run(arguments, here, before, PYTHONPATH=path, **missing))
+        run(arguments, here, before, PYTHONPATH=path, **missing)
         assert not list(package.rglob("__pycache__")) or not before
 
     return here, run_guarded
