@@ -229,6 +229,7 @@ def check(mf):
     assert mf.cycles == 2 and mf.deqh_report.fallback is None, (mf.cycles, mf.deqh_report)
 
 ENERGY = -75.96020202
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background ignores them
 first = scf()
 assert "torch" not in sys.modules
 assert interrupted(first, 0.3)  # PyTorch is being imported
