@@ -163,7 +163,7 @@ def kilobytes(folder):
 
 @pytest.mark.slow
 @pytest.mark.skipif(not can_mount(), reason="needs mounts of one's own")
-@pytest.mark.parametrize("part", [0.1, 0.5, 0.9])
+@pytest.mark.parametrize("part", [0.1, 0.35, 0.6])
 @pytest.mark.parametrize(
     ("command", "content"),
     [(label, hamiltonians), (embed, positions), (md, positions), (train, weights),

@@ -56,6 +56,15 @@ def test_the_first_changes_and_the_last_puts_back():
     assert value == ["before"]
 
 
+@pytest.fixture
+def interruptible():
+    """As in a terminal; what a shell starts in the background ignores interrupts."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("interruptible")
 @pytest.mark.parametrize("moment", ["change", "put back", "body"])
 def test_interrupts_wait_for_changes(moment):
     """Ctrl-C in the midst of a change is raised after it, and nothing stays changed."""
