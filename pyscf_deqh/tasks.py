@@ -173,24 +173,40 @@ def _client(workers: int | None, scheduler: str | None) -> Iterator[Client]:
 
 
 @contextmanager
+def _same_environment() -> Iterator[None]:
+    """Take back what Dask sets for its workers in this process too: numbers of threads, say."""
+    before = dict(os.environ)
+    try:
+        yield
+    finally:
+        for name in os.environ.keys() - before.keys():
+            del os.environ[name]
+        os.environ.update(before)
+
+
+@contextmanager
 def _this_machine(workers: int) -> Iterator[Any]:
     import dask
     from distributed import LocalCluster
 
     # One death is enough to try a task alone. Connections are encrypted and have certificates of
     # their own: whoever else is on the machine could run code through open ones.
-    with (
-        dask.config.set({"distributed.scheduler.allowed-failures": 0}),
-        LocalCluster(
-            n_workers=workers,
-            threads_per_worker=1,
-            memory_limit=0,
-            dashboard_address="127.0.0.1:0",
-            security=True,
-            silence_logs=logging.CRITICAL,
-        ) as cluster,
-    ):
-        yield cluster
+    with _same_environment(), dask.config.set({"distributed.scheduler.allowed-failures": 0}):
+        try:
+            cluster = LocalCluster(
+                n_workers=workers,
+                threads_per_worker=1,
+                memory_limit=0,
+                dashboard_address="127.0.0.1:0",
+                security=True,
+                silence_logs=logging.CRITICAL,
+            )
+        except (OSError, RuntimeError) as error:
+            raise ConfigError(
+                f"cannot start {workers} workers here: {error}. With --workers 0 there are none"
+            ) from error
+        with cluster:
+            yield cluster
 
 
 @contextmanager

@@ -80,12 +80,12 @@ def test_a_damaged_checkpoint_is_named(tmp_path):
 
 
 def write_embedded(path):
-    make_embedded({"water": "O", "ammonia": "N", "methane": "C"}, path, progress=False)
+    make_embedded({"water": "O", "ammonia": "N", "methane": "C"}, path, workers=0, progress=False)
 
 
 def write_trajectory(path):
     engine = ENGINES["xtb"](interval=1.0, timestep=0.5, equilibration=0.0)
-    simulate(start_geometries("water"), path, engine, frames=6, progress=False)
+    simulate(start_geometries("water"), path, engine, frames=6, workers=0, progress=False)
 
 
 @pytest.mark.parametrize("write", [write_embedded, write_trajectory])

@@ -160,7 +160,7 @@ if __name__ == "__main__":
         else:
             mf = scf()
             found = float(mf.kernel()), mf.cycles
-            assert threads() == (2, 2)
+            assert threads() == (2, 2), threads()
         expected = expected or found
         assert abs(found[0] - expected[0]) < 1e-8 and found[1] == expected[1] == 2, found
 """

@@ -10,6 +10,7 @@ import time
 from collections import Counter, deque
 
 import pytest
+from conftest import file_size_limit
 from worker_functions import attempt, threads
 
 from pyscf_deqh import ConfigError
@@ -86,8 +87,11 @@ def test_more_tasks_while_outcomes_are_taken(tmp_path):
 
 
 def test_workers_have_one_thread_each():
+    """And this process has its own, and its children theirs, as before."""
+    before = dict(os.environ)
     ((_, found),) = outcomes(threads, deque([("", ())]), workers=1)
     assert found == (1, {1})
+    assert dict(os.environ) == before
 
 
 def test_what_is_asked_for_has_to_make_sense(tmp_path):
@@ -117,6 +121,14 @@ def test_files_that_describe_no_cluster(text, match, tmp_path):
         next(outcomes(attempt, squares(tmp_path), scheduler=str(file)))
 
 
+def test_a_machine_without_room_for_workers(tmp_path):
+    with (
+        file_size_limit(100),
+        pytest.raises(ConfigError, match=r"cannot start 2 workers.*--workers"),
+    ):
+        next(outcomes(attempt, squares(tmp_path), workers=2))
+
+
 def command(path, text):
     path.write_text(f"#!/bin/sh\n{text}\n")
     path.chmod(path.stat().st_mode | stat.S_IXUSR)
@@ -127,7 +139,8 @@ def test_by_a_batch_system(tmp_path, monkeypatch):
     bin, work = tmp_path / "bin", tmp_path / "work"
     bin.mkdir()
     work.mkdir()
-    command(bin / "sbatch", f'cp "$1" {tmp_path}/job; setsid sh {tmp_path}/job > {tmp_path}/log 2>&1 & '
+    job = tmp_path / "job"
+    command(bin / "sbatch", f'cp "$1" {job}; setsid sh {job} > {tmp_path}/log 2>&1 & '
             'echo "Submitted batch job $!"')  # fmt: skip
     command(bin / "scancel", 'kill -- "-$1"')
     monkeypatch.setenv("PATH", f"{bin}:{os.environ['PATH']}")
