@@ -7,8 +7,6 @@ import resource
 from contextlib import contextmanager
 from multiprocessing import get_context
 
-import dask
-import distributed  # noqa: F401 - brings the defaults of what is set below
 import numpy as np
 import pytest
 import torch
@@ -80,10 +78,7 @@ def quick_workers():
     """
     context = get_context("forkserver")
     context.set_forkserver_preload(["distributed", "pyscf_deqh.data.dataset"])
-    with (
-        pytest.MonkeyPatch.context() as patch,
-        dask.config.set({"distributed.worker.multiprocessing-method": "forkserver"}),
-    ):
+    with pytest.MonkeyPatch.context() as patch, start_of_workers("forkserver"):
         patch.setattr("pyscf_deqh.data.dataset.get_context", lambda method: context)
         yield
 
@@ -92,8 +87,16 @@ def quick_workers():
 def spawned_workers(monkeypatch):
     """Among tests with quick workers, one whose workers start as a user's."""
     monkeypatch.setattr("pyscf_deqh.data.dataset.get_context", get_context)
-    with dask.config.set({"distributed.worker.multiprocessing-method": "spawn"}):
+    with start_of_workers("spawn"):
         yield
+
+
+def start_of_workers(method):
+    """A context in which Dask's workers start so. What a chemist installs does not bring Dask."""
+    import dask
+    import distributed  # noqa: F401 - brings the defaults of what is set here
+
+    return dask.config.set({"distributed.worker.multiprocessing-method": method})
 
 
 @pytest.fixture(scope="module")
