@@ -314,8 +314,8 @@ def test_where_cycles_fail_pyscfs_check_after_convergence_gets_room():
     mf.check_convergence = diis._Strictly()
     envs = {"mf": mf, "e_tot": -1.0, "last_hf_e": -1.0, "conv_tol": 1e-9, "conv_tol_grad": 3e-5}
     assert not mf.check_convergence(envs | {"norm_gorb": 4e-5})
-    # But not for ever: PySCF's criterion suffices if nothing more comes of it.
-    assert [mf.check_convergence(envs | {"norm_gorb": 2e-5}) for _ in range(3)] == [False] * 3
+    # But not for ever: PySCF's criterion suffices the second time.
+    assert not mf.check_convergence(envs | {"norm_gorb": 2e-5})
     assert mf.check_convergence(envs | {"norm_gorb": 2e-5})
     assert mf.check_convergence is None
     mf.check_convergence = diis._Strictly()

@@ -64,7 +64,7 @@ _LEAVES, _LEAVES_AT_LEAST = 1e-2, 1e-4
 _FAILED, _FITTED_FAILED, _PATIENCE = 0.5, 0.3, 2
 # PySCF's check after convergence is a step without DIIS. It may triple the threshold, and where
 # corrected cycles do not contract it can leave ten times the gradient and more.
-_BEFORE_THE_CHECK, _CYCLES_BEFORE_IT = 0.3, 4
+_BEFORE_THE_CHECK, _CYCLES_BEFORE_IT = 0.3, 2
 # Spin contamination of an open shell above which a far start may have led to another state.
 _CONTAMINATED = 0.4
 # Cycles of PySCF's alone after which corrected ones from a far density are tried again.
