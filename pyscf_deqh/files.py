@@ -26,6 +26,15 @@ _ADVICE = {
 _NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
 
 
+def differences(there: dict[str, Any], now: dict[str, Any]) -> list[str]:
+    """What settings of a file and those that are wanted differ in, for a message."""
+    return [
+        f"{key}: {there.get(key)} there, {now.get(key)} now"
+        for key in {**now, **there}
+        if there.get(key) != now.get(key)
+    ]
+
+
 def is_full(error: BaseException) -> bool:
     """Whether it is a disk's that takes no more data."""
     return getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)

@@ -13,7 +13,7 @@ from types import TracebackType
 from typing import IO, Any
 
 from .errors import ConfigError, DatasetError
-from .files import only_writer, replacing, writing
+from .files import differences, only_writer, replacing, writing
 
 _METADATA = b"pyscf_deqh"
 
@@ -81,13 +81,7 @@ class RowTable:
         return table
 
     def _check_settings(self, found: dict[str, Any]) -> None:
-        names = sorted(found.keys() | self.settings.keys())
-        changed = [
-            f"{name}: {found.get(name)} there, {self.settings.get(name)} now"
-            for name in names
-            if found.get(name) != self.settings.get(name)
-        ]
-        if changed:
+        if changed := differences(found, self.settings):
             raise DatasetError(
                 f"{self.path} was made with other settings ({'; '.join(changed)}); write to "
                 "another file or repeat its settings"
@@ -103,15 +97,14 @@ class RowTable:
             self._append(self.settings)
             return
         try:
-            self._check_settings(json.loads(head))
+            settings = dict(json.loads(head))
             while (line := self._journal.readline()).endswith("\n"):
                 row = json.loads(line)
                 self._rows[row["id"]] = row
                 end += len(line.encode())
         except (ValueError, KeyError, TypeError) as error:
-            if isinstance(error, DatasetError):
-                raise
             raise DatasetError(f"{self._journal_path} is damaged: {error}") from error
+        self._check_settings(settings)
         self._journal.truncate(end)
 
     def _append(self, content: dict[str, Any]) -> None:

@@ -11,7 +11,8 @@ from pyscf_deqh.data.dataset import GraphStore, HamiltonianDataset
 from pyscf_deqh.data.geometry import Geometry
 from pyscf_deqh.data.make import plan as plan_module
 from pyscf_deqh.data.make.label import LabelSettings, label
-from pyscf_deqh.data.make.plan import orbitals, plan, spread
+from pyscf_deqh.data.make.plan import plan, spread
+from pyscf_deqh.graph.basis import n_orbitals
 
 HF = LabelSettings(xc="hf", density_fit=True)
 
@@ -23,8 +24,8 @@ def waters(n):
 
 
 def test_orbitals_are_pyscfs():
-    assert orbitals(waters(2), "def2-svp") == 48
-    assert orbitals(waters(1), "def2-tzvp") == 43
+    assert n_orbitals(waters(2).numbers, "def2-svp") == 48
+    assert n_orbitals(waters(1).numbers, "def2-tzvp") == 43
 
 
 def test_a_sample_has_the_smallest_and_the_largest():
@@ -37,7 +38,7 @@ def test_a_power_law_is_added_up(monkeypatch):
     """Seconds of 2e-6 n^3 from three of ten molecules give those of all ten, without an error."""
 
     def pretend(geometry, *args):
-        n = orbitals(geometry, "def2-svp")
+        n = n_orbitals(geometry.numbers, "def2-svp")
         return 2e-6 * n**3, 40 * n**2
 
     monkeypatch.setattr(plan_module, "timed", pretend)

@@ -577,7 +577,7 @@ def test_labels_into_a_store(tmp_path, capsys):
         assert store.ids() == wanted.ids()
         assert store.settings() == wanted.settings()
         for found, other in zip(store, wanted, strict=True):
-            np.testing.assert_allclose(found.hamiltonian, other.hamiltonian, rtol=1e-6)
+            np.testing.assert_allclose(found.hamiltonian, other.hamiltonian, rtol=1e-6, atol=1e-9)
             assert found.meta["energy"] == pytest.approx(other.meta["energy"])
     with LabelStore(out, writable=True), pytest.raises(OutputError, match="another process"):
         label(geometries, out, FAST, 0, progress=False)

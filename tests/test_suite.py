@@ -251,7 +251,7 @@ def test_resumption(benchmarked, tmp_path):
     assert benchmarked == []
 
 
-def test_molecules_side_by_side(quick_workers, tmp_path):
+def test_molecules_side_by_side(spawned_workers, tmp_path):
     """Workers count the same Fock builds, and one's failure is no other's."""
     bad = Geometry(np.array([1, 1]), np.zeros((2, 3)), {"name": "bad"})
     two = [WATER, bad, replace(WATER, info={"name": "again"})]

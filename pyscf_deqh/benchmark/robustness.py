@@ -21,8 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from pyscf import dft, gto, scf
-from pyscf.data.elements import ELEMENTS
+from pyscf import dft, scf
 from tqdm import tqdm
 
 from ..checkpoint import DEFAULT_MODEL, weights_hash
@@ -31,6 +30,7 @@ from ..errors import exit_status
 from ..files import only_writer, writing
 from ..fock.cost import too_cheap
 from ..fock.diis import corrected_diis
+from ..graph.basis import n_orbitals
 from ..plugin import deqh_guess
 from ..pyscf_api import full_builds
 from ..tasks import Failure, add_options, one_process, outcomes
@@ -111,20 +111,18 @@ class Case:
         return mf
 
 
-@functools.cache
-def _orbitals_of(element: int, basis: str) -> float:
-    """Functions of an element; infinitely many where the basis set lacks it."""
-    if element > ALL_ELECTRON and not basis.startswith("def2"):
+def _size(geometry: Geometry, basis: str) -> float:
+    """Orbitals of a molecule; infinitely many where the basis set lacks one of its elements."""
+    if geometry.numbers.max() > ALL_ELECTRON and not basis.startswith("def2"):
         return float("inf")
     try:
-        shells = gto.basis.load(basis, ELEMENTS[element])
+        return n_orbitals(geometry.numbers, basis)
     except (RuntimeError, KeyError):  # PySCF's own kinds of it
         return float("inf")
-    return sum((2 * angular + 1) * (len(rows[-1]) - 1) for angular, *rows in shells)
 
 
 def _basis_for(geometry: Geometry, rng: random.Random) -> str:
-    sizes = {basis: sum(_orbitals_of(z, basis) for z in geometry.numbers) for basis in _BASIS}
+    sizes = {basis: _size(geometry, basis) for basis in _BASIS}
     suitable = [basis for basis in _BASIS if sizes[basis] <= _MAX_ORBITALS]
     return rng.choice(suitable or [min(_BASIS, key=sizes.__getitem__)])
 

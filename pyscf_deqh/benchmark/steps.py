@@ -166,12 +166,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         rows = read_rows(args.json, settings)
         geometries = _geometries(args.molecules)[: args.n]
         done = {row["name"] for row in rows}
-        todo = [g for g in geometries if _name(g) not in done]
+        todo = [(k, g) for k, g in enumerate(geometries) if _name(g) not in done]
         if todo:
             # The first calls of a process load the model and the integral library.
             first_kind = "optimize" if args.kind == "torsion" else args.kind
             run_molecule(WATER, method, first_kind, 2)
-        for k, geometry in enumerate(tqdm(todo, desc=args.kind, unit="mol")):
+        for k, geometry in tqdm(todo, desc=args.kind, unit="mol"):
             first = tuple(_RUNS)[k % 2]
             try:
                 rows.append(run_molecule(geometry, method, args.kind, args.steps, first))

@@ -13,7 +13,6 @@ import functools
 import os
 import random
 import signal
-import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
@@ -30,6 +29,7 @@ from ..data.geometry import read_geometries
 from ..data.record import LabelFile, Record
 from ..errors import DatasetError, exit_status
 from ..files import write_json
+from ..graph.basis import n_orbitals
 from .environment import environment
 from .report import markdown_table
 from .sets import BUNDLED
@@ -48,8 +48,7 @@ def _samples() -> list[Record]:
     rng = np.random.default_rng(0)
     records = []
     for geometry in read_geometries(BUNDLED):
-        # Functions of def2-SVP: 5 for hydrogen, 14 for carbon to fluorine.
-        n = int(np.where(geometry.numbers == 1, 5, 14).sum())
+        n = n_orbitals(geometry.numbers, "def2-svp")
         matrix = rng.normal(size=(n, n)).astype(np.float32).astype(np.float64)
         meta = {"qm9_id": geometry.qm9_id, "smiles": geometry.info["smiles"], "energy": -400.0}
         records.append(
@@ -233,7 +232,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                     path = Path(folder) / f"killed-{_FORMATS[name][0]}"
                     row["kills"] = kills(path, _FORMATS[name][1], args.transaction, args.kills)
             rows.append(row)
-        print(table(rows), file=sys.stdout)
+        print(table(rows))
         if args.json:
             settings = {"n": args.n, "transaction": args.transaction}
             write_json(args.json, {"environment": environment(), "settings": settings,

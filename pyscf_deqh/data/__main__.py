@@ -5,8 +5,10 @@ from __future__ import annotations
 import argparse
 import random
 import sys
+from collections.abc import Mapping
 from dataclasses import fields
 from pathlib import Path
+from typing import Any
 
 from tqdm import tqdm
 
@@ -139,8 +141,13 @@ def _run_label(args: argparse.Namespace) -> int:
         precision=args.precision,
     )
     print(f"{args.out}: {written} molecules labelled now, {len(failures)} failed")
-    for row_id, reason in failures.items():
-        print(f"  id {row_id}: {reason}")
+    return _list_failures(failures, "id ")
+
+
+def _list_failures(failures: Mapping[Any, str], kind: str = "") -> int:
+    """Print the reasons; the status of a command that has them."""
+    for name, reason in failures.items():
+        print(f"  {kind}{name}: {reason}")
     return 1 if failures else 0
 
 
@@ -186,9 +193,7 @@ def _run_md(args: argparse.Namespace) -> int:
             scheduler=args.scheduler,
         )
     print(f"{args.out}: {written} frames written now, {len(failures)} trajectories ended early")
-    for number, reason in failures.items():
-        print(f"  trajectory {number}: {reason}")
-    return 1 if failures else 0
+    return _list_failures(failures, "trajectory ")
 
 
 def _add_embed(commands) -> None:
@@ -214,9 +219,7 @@ def _run_embed(args: argparse.Namespace) -> int:
             scheduler=args.scheduler,
         )
     print(f"{args.out}: {written} molecules written now, {len(failures)} failed")
-    for name, reason in failures.items():
-        print(f"  {name}: {reason}")
-    return 1 if failures else 0
+    return _list_failures(failures)
 
 
 def _add_plan(commands) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import DatasetError
+from ..files import differences
 from .xyz import Geometry
 
 
@@ -102,12 +103,12 @@ def refuse_mixture(
     Raises:
         DatasetError: names what differs.
     """
-    changed = [
-        f"{key}: {found.get(key)} there, {wanted.get(key)} now"
-        for key in sorted(found | wanted)
-        if (versions or not key.endswith("_version")) and found.get(key) != wanted.get(key)
-    ]
-    if changed:
+    if not versions:
+        found, wanted = (
+            {key: value for key, value in settings.items() if not key.endswith("_version")}
+            for settings in (found, wanted)
+        )
+    if changed := differences(found, wanted):
         raise DatasetError(
             f"{path} has labels of other settings ({', '.join(changed)}); write to another file"
         )

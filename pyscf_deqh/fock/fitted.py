@@ -252,12 +252,13 @@ class FittedFock:
 
     def serves(self, functional: Functional) -> bool:
         """Whether the integrals for a functional's exact exchange fit into memory."""
-        omega, long_range, hybrid = functional.exchange
-        ranged = bool(omega) and long_range != hybrid
-        if not hybrid and not ranged:
-            return True
-        return self._keeps_integrals and (
-            not ranged or omega in self._long_range or 2 * self._triangle_bytes <= self._limit
+        return not functional.exchange or (
+            self._keeps_integrals
+            and all(
+                omega in self._long_range or 2 * self._triangle_bytes <= self._limit
+                for omega in functional.exchange
+                if omega
+            )
         )
 
     def free(self) -> None:
@@ -335,13 +336,13 @@ class FittedFock:
     def _exchange(self, functional: Functional, c: Tensor, d: Tensor | None = None) -> Tensor:
         """What of the functional is exact exchange, of the density C D^T or C C^T."""
         matrix = c.new_zeros(len(c), len(c))
-        omega, long_range, hybrid = functional.exchange
-        if hybrid:
-            self.integrals.keep_tensor(self._keeps_tensor)
-            matrix -= hybrid * self.integrals.exchange(c, d)
-        if omega and long_range != hybrid:
-            screened = self._long_range_integrals(omega).exchange(c, d)
-            matrix -= (long_range - hybrid) * screened
+        for omega, share in functional.exchange.items():
+            if omega:
+                integrals = self._long_range_integrals(omega)
+            else:
+                integrals = self.integrals
+                integrals.keep_tensor(self._keeps_tensor)
+            matrix -= share * integrals.exchange(c, d)
         return matrix
 
     def _coulomb(self, density: np.ndarray) -> Tensor:

@@ -78,9 +78,12 @@ class Functional:
         return functional_kind(self.numint, self.name)
 
     @cached_property
-    def exchange(self) -> tuple[float, float, float]:
-        """Range separation (1/bohr), shares of exact exchange at long and at short range."""
+    def exchange(self) -> dict[float, float]:
+        """Share of exact exchange by range separation (1/bohr), which is 0 for the whole Coulomb
+        operator and else stands for its long range; empty without exact exchange."""
         # PySCF asks the functional's name, whatever define_xc_ says of exchange.
         if not self.numint.libxc.is_hybrid_xc(self.name):
-            return 0.0, 0.0, 0.0
-        return self.numint.rsh_and_hybrid_coeff(self.name)
+            return {}
+        omega, long_range, hybrid = self.numint.rsh_and_hybrid_coeff(self.name)
+        shares = {0.0: hybrid} | ({omega: long_range - hybrid} if omega else {})
+        return {omega: share for omega, share in shares.items() if share}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
@@ -26,6 +27,20 @@ def free_atom(number: int, basis: str) -> Mole:
     return gto.M(
         atom=[(number, (0, 0, 0))], basis={ELEMENTS[number]: basis}, spin=number % 2, verbose=0
     )
+
+
+@functools.lru_cache(maxsize=1024)
+def _orbitals_of(number: int, basis: str) -> int:
+    return int(free_atom(number, basis).nao)
+
+
+def n_orbitals(numbers: Iterable[int], basis: str) -> int:
+    """Number of spherical orbitals of elements with a named basis set.
+
+    Raises:
+        RuntimeError, KeyError: PySCF's, for an element that the basis set lacks.
+    """
+    return sum(_orbitals_of(int(number), basis) for number in numbers)
 
 
 def needs_ecp(number: int, basis: str) -> bool:

@@ -13,6 +13,9 @@ from lightning.fabric.plugins import TorchCheckpointIO
 from ..errors import CheckpointError
 from ..files import replacing, writing
 
+# What PyTorch raises for a file that is no checkpoint, or a damaged one.
+UNREADABLE = (OSError, EOFError, RuntimeError, pickle.UnpicklingError)
+
 
 class WholeCheckpoints(TorchCheckpointIO):
     """Checkpoints that replace the last one as a whole or not at all.
@@ -37,7 +40,7 @@ class WholeCheckpoints(TorchCheckpointIO):
         """Raises CheckpointError: it is damaged."""
         try:
             loaded: dict[str, Any] = super().load_checkpoint(path, *args, **options)
-        except (OSError, EOFError, RuntimeError, pickle.UnpicklingError) as error:
+        except UNREADABLE as error:
             raise CheckpointError(
                 f"cannot go on from {path}: {error}. Delete it, and go on from another checkpoint "
                 "of the run, if there is one, with --init"

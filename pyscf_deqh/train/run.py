@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import pickle
 import signal
 import warnings
 from collections.abc import Callable, Sequence
@@ -27,9 +26,9 @@ from torch import Tensor
 
 from ..checkpoint import ModelSpec, save_model
 from ..errors import CheckpointError, ConfigError, OutputError
-from ..files import cannot_write, is_full, write_text, writing
+from ..files import cannot_write, differences, is_full, write_text, writing
 from ..nn.backbones import registered
-from .checkpoints import WholeCheckpoints
+from .checkpoints import UNREADABLE, WholeCheckpoints
 from .config import RunConfig, TrainConfig
 from .module import HamiltonianData, HamiltonianModule, build_model
 
@@ -124,10 +123,7 @@ def _kept(config: TrainConfig) -> dict[str, Any]:
 
 
 def _check_resumed(config: TrainConfig, file: Path) -> None:
-    old, new = _kept(read_config(file)), _kept(config)
-    changed = [f"{k}: {old.get(k)} there, {new.get(k)} now"
-               for k in old | new if old.get(k) != new.get(k)]  # fmt: skip
-    if changed:
+    if changed := differences(_kept(read_config(file)), _kept(config)):
         raise ConfigError(
             f"{file} is of a run with other options ({'; '.join(changed)}); "
             "give the options of that run (its --config), or name another folder"
@@ -138,7 +134,7 @@ def _initialize(module: HamiltonianModule, checkpoint: Path) -> None:
     try:
         state = torch.load(checkpoint, map_location="cpu", weights_only=True)["state_dict"]
         module.load_state_dict(state)
-    except (OSError, EOFError, KeyError, RuntimeError, pickle.UnpicklingError) as error:
+    except (*UNREADABLE, KeyError) as error:
         raise CheckpointError(f"cannot start from {checkpoint}: {error}") from error
 
 

@@ -286,11 +286,6 @@ class LabelStore(SQLiteLabels, WritableLabels):
         except (ValueError, TypeError) as error:
             raise DatasetError(f"{self.path}, id {row_id}: {error}") from error
 
-    def _writer(self) -> sqlite3.Connection:
-        if not self._writes:
-            raise DatasetError(f"{self.path} is open for reading")
-        return self._connection
-
     def add_all(self, records: Iterable[Record]) -> None:
         with self._transaction() as connection:
             for record in records:

@@ -21,6 +21,7 @@ from pyscf.scf.dispersion import parse_dft
 from tqdm import tqdm
 
 from ...errors import ConfigError, DatasetError
+from ...files import differences
 from ...fock.auxiliary import HEAVY, LIGHT
 from ...fock.fitted import FittedFock
 from ...fock.grid import GRID
@@ -142,11 +143,10 @@ def _check_settings(database: WritableLabels, settings: LabelSettings) -> None:
     if not found:
         database.write_settings(wanted)
         return
-    changed = {k: (found.get(k), v) for k, v in wanted.items() if found.get(k) != v}
-    if changed:
-        details = ", ".join(f"{k}: {old} there, {new} now" for k, (old, new) in changed.items())
+    # A file may say more of how it was made.
+    if changed := differences({key: found.get(key) for key in wanted}, wanted):
         raise DatasetError(
-            f"{database.path} was labelled with other settings ({details}); "
+            f"{database.path} was labelled with other settings ({', '.join(changed)}); "
             "write to another file or repeat its settings"
         )
 

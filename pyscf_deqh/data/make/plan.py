@@ -6,12 +6,12 @@ import time
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 
 import numpy as np
 from pyscf import gto, lib
 
 from ...errors import ConfigError, DatasetError
+from ...graph.basis import n_orbitals
 from ...graph.build import build_graph
 from ...tasks import Failure, outcomes
 from ..dataset import encoded_size
@@ -62,20 +62,6 @@ class Plan:
         return "\n".join(lines)
 
 
-@lru_cache(maxsize=256)
-def _orbitals_of(element: int, basis: str) -> int:
-    return int(gto.M(atom=[(element, (0, 0, 0))], basis=basis, spin=element % 2).nao)
-
-
-def orbitals(geometry: Geometry, basis: str) -> int:
-    """Number of orbitals of a molecule.
-
-    Raises:
-        RuntimeError: the basis set lacks an element.
-    """
-    return sum(_orbitals_of(int(z), basis) for z in geometry.numbers)
-
-
 def spread(sizes: Sequence[int], n: int) -> list[int]:
     """Indices of n molecules at evenly spaced quantiles of the sizes, the largest among them."""
     order = np.argsort(sizes, kind="stable")
@@ -122,7 +108,7 @@ def plan(
     if sample < _LEAST:
         raise ConfigError(f"a sample of {sample} molecules: take at least {_LEAST}")
     settings = settings or LabelSettings()
-    sizes = np.array([orbitals(geometry, settings.basis) for geometry in geometries])
+    sizes = np.array([n_orbitals(geometry.numbers, settings.basis) for geometry in geometries])
     chosen = spread(sizes.tolist(), sample)
     # The first label of a worker loads libraries: those of the smallest molecule do it.
     tasks = deque((i, (geometries[i], settings, device, reference)) for i in (*chosen[:1], *chosen))

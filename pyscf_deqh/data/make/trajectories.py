@@ -19,7 +19,7 @@ from pyscf.data import elements
 from tqdm import tqdm
 
 from ...errors import ConfigError, DatasetError
-from ...files import cannot_write
+from ...files import cannot_write, differences
 from ...tasks import Failure, Task, outcomes
 from ..geometry import read_geometries
 from ..xyz import Geometry, parse_comment, places, read_xyz
@@ -235,11 +235,10 @@ def _resume(
         return {}
     end, last = _last_frames(path)
     for number, frame in last.items():
-        changed = {k: (frame.info.get(k), v) for k, v in made_by.items() if frame.info.get(k) != v}
-        if changed:
-            details = ", ".join(f"{k}: {old} there, {new} now" for k, (old, new) in changed.items())
+        # A frame says what it is, too.
+        if changed := differences({key: frame.info.get(key) for key in made_by}, made_by):
             raise DatasetError(
-                f"{path} was made with other settings ({details}); "
+                f"{path} was made with other settings ({', '.join(changed)}); "
                 "write to another file or repeat its settings"
             )
         if number in trajectories and frame.symbols != _symbols(trajectories[number]):
