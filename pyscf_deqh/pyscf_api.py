@@ -131,16 +131,24 @@ def fills_by_aufbau(mf: hf.SCF) -> bool:
     return module in _AUFBAU and getattr(fill, "__name__", "") == "get_occ"
 
 
-def three_index_integrals(mol: Mole, auxiliary: Mole, shells: tuple[int, int]) -> np.ndarray:
-    """(pairs of orbitals, functions) of some shells of an auxiliary basis set, with the range of
-    the Coulomb operator that is set in ``mol``."""
+def three_index_integrals(
+    mol: Mole, auxiliary: Mole, bra: tuple[int, int], ket: tuple[int, int]
+) -> np.ndarray:
+    """(functions of an auxiliary basis set, orbitals of the ket, of the bra), with the range of the
+    Coulomb operator that is set in ``mol``.
+
+    Args:
+        mol, auxiliary: the molecule in orbitals and in auxiliary functions.
+        bra, ket: first shell and end.
+    """
     atoms = gto.conc_env(
         mol._atm, mol._bas, mol._env, auxiliary._atm, auxiliary._bas, auxiliary._env
     )
-    n = mol.nbas
-    part = (0, n, 0, n, n + shells[0], n + shells[1])
-    name = mol._add_suffix("int3c2e")
-    return gto.moleintor.getints(name, *atoms, aosym="s2ij", shls_slice=part)
+    part = (*bra, *ket, mol.nbas, mol.nbas + auxiliary.nbas)
+    integrals: np.ndarray = gto.moleintor.getints(
+        mol._add_suffix("int3c2e"), *atoms, shls_slice=part
+    )
+    return integrals.T
 
 
 def elements_of(mol: Mole) -> dict[str, str | None]:

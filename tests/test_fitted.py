@@ -1,16 +1,17 @@
 import numpy as np
 import pytest
 import torch
-from conftest import FORMAMIDE, make_mol
+from conftest import FORMAMIDE, WATER, make_mol
 from pyscf import df, dft, scf
 
 from pyscf_deqh.engine import HOST, host
 from pyscf_deqh.errors import NotEnoughMemoryError
+from pyscf_deqh.fock import blocks, orbital_values
 from pyscf_deqh.fock.auxiliary import LIGHT
+from pyscf_deqh.fock.blocks import BlockIntegrals, OrbitalGroups
 from pyscf_deqh.fock.fitted import FittedFock
 from pyscf_deqh.fock.functional import Functional
 from pyscf_deqh.fock.grid import GRID
-from pyscf_deqh.fock.integrals import FittedIntegrals
 
 FUNCTIONALS = ["hf", "lda,vwn", "pbe", "b3lyp", "wb97x", "m06-2x", "tpss"]
 
@@ -169,29 +170,60 @@ def test_long_range_integrals_are_those_of_the_screened_operator():
     mf = scf.RHF(mol).density_fit(auxbasis=LIGHT)
     _, expected = mf.with_df.get_jk(c @ c.T, with_j=False, omega=omega)
     auxiliary = df.addons.make_auxmol(mol, LIGHT)
-    found = FittedIntegrals(mol, auxiliary, "cpu", torch.float64, omega)
+    found = BlockIntegrals(mol, auxiliary, OrbitalGroups.of(mol), "cpu", torch.float64, omega)
     np.testing.assert_allclose(found.exchange(torch.from_numpy(c)), expected, atol=1e-6)
 
 
 def test_blocks_change_nothing(monkeypatch):
     mol = make_mol(FORMAMIDE)
     c, hcore = some_orbitals(mol), scf.hf.get_hcore(mol)
-    expected = FittedFock(mol, dtype=torch.float64)(hcore, c, "b3lyp")[0]
-    monkeypatch.setattr(host.Engine, "block_bytes", 2**16)
-    monkeypatch.setattr(host, "INTEGRAL_BLOCK", 2**16)
-    monkeypatch.setattr(host, "GRID_BLOCK", 600)
-    blocked = FittedFock(mol, dtype=torch.float64)(hcore, c, "b3lyp")[0]
-    np.testing.assert_allclose(blocked, expected, atol=1e-10)
-    monkeypatch.setattr(FittedFock, "_keeps_tensor", False)
-    blocked = FittedFock(mol, dtype=torch.float64)(hcore, c, "b3lyp")[0]
-    np.testing.assert_allclose(blocked, expected, atol=1e-10)
-    monkeypatch.setattr(FittedFock, "_keeps_values", False)
-    recomputed = FittedFock(mol, dtype=torch.float64)(hcore, c, "b3lyp")[0]
-    # PySCF leaves out what is small.
-    np.testing.assert_allclose(recomputed, expected, atol=1e-8)
-    spins = [c / np.sqrt(2)] * 2
-    unrestricted = FittedFock(mol, dtype=torch.float64)(hcore, spins, "b3lyp")[0]
-    np.testing.assert_allclose(unrestricted, [expected] * 2, atol=1e-8)
+    monkeypatch.setattr(orbital_values, "NEGLIGIBLE", 0.0)
+    for xc in ("lda,vwn", "b3lyp", "m062x"):
+        with monkeypatch.context() as patch:
+            expected = FittedFock(mol, dtype=torch.float64)(hcore, c, xc)[0]
+            patch.setattr(host.Engine, "block_bytes", 2**16)
+            patch.setattr(host, "GRID_BLOCK", 600)
+            patch.setattr(orbital_values, "_POINTS", 100)
+            patch.setattr(blocks, "_GROUP", 1)
+            fitted = FittedFock(mol, dtype=torch.float64)
+            np.testing.assert_allclose(fitted(hcore, c, xc)[0], expected, atol=1e-10)
+            fitted = FittedFock(mol, dtype=torch.float64)
+            fitted.orbital_values.release()
+            patch.setattr(fitted, "_keeps_twice", False)
+            np.testing.assert_allclose(fitted(hcore, c, xc)[0], expected, atol=1e-10)
+            assert not fitted.orbital_values.nbytes
+            unrestricted = fitted(hcore, [c / np.sqrt(2)] * 2, xc)[0]
+            np.testing.assert_allclose(unrestricted, [expected] * 2, atol=1e-8)
+
+
+def test_far_orbitals_are_left_out():
+    """Of three molecules in a row; the Fock matrix is PySCF's in the same fitting functions."""
+    far = [(s, (x, y, z + 12 * i)) for i in (2, 0, 1) for s, (x, y, z) in FORMAMIDE]
+    mol = make_mol(far)
+    c, fitted = some_orbitals(mol), FittedFock(mol, dtype=torch.float64)
+    mf = scf.RHF(mol).density_fit(auxbasis=LIGHT)
+    fock, _ = fitted(mf.get_hcore(), c, "hf")
+    np.testing.assert_allclose(fock, mf.get_fock(dm=c @ c.T), atol=1e-6)
+    assert fitted.integrals.nbytes == fitted._integral_bytes + fitted._twice_bytes
+    fitted.integrals.keep_twice(False)
+    assert (
+        fitted.integrals.nbytes
+        == fitted._integral_bytes
+        < 0.6 * 4 * fitted._auxiliary.nao * mol.nao**2
+    )
+    fitted(mf.get_hcore(), c, "pbe")
+    kept = fitted.orbital_values.nbytes
+    assert kept < 0.8 * 8 * 4 * len(fitted.grids.weights) * mol.nao
+    expected = dft.numint.NumInt().nr_rks(mol, fitted.grids, "pbe", c @ c.T)[2]
+    found = fitted._semilocal(fitted._tensors(c), Functional.of("pbe"))[0][0]
+    np.testing.assert_allclose(found, expected, atol=3e-6)
+
+
+def test_atoms_without_functions_are_in_no_group():
+    mol = make_mol([("X", (0, 0, 3)), *WATER], basis={"O": "def2-svp", "H": "def2-svp"}, verbose=0)
+    groups, alone = OrbitalGroups.of(mol), OrbitalGroups.of(make_mol(WATER))
+    np.testing.assert_array_equal(groups.orbitals, alone.orbitals)
+    np.testing.assert_array_equal(groups.first_shell, alone.first_shell)
 
 
 def test_too_little_memory_leaves_coulomb_matrices_only():

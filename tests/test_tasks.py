@@ -86,7 +86,7 @@ def test_more_tasks_while_outcomes_are_taken(tmp_path):
     assert found == {number: number**2 for number in range(8)}
 
 
-def test_workers_have_one_thread_each():
+def test_workers_have_one_thread_each(spawned_workers):
     """And this process has its own, and its children theirs, as before."""
     before = dict(os.environ)
     ((_, found),) = outcomes(threads, deque([("", ())]), workers=1)

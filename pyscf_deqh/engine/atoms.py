@@ -1,4 +1,4 @@
-"""The atoms of PySCF's guess ``minao``, for an engine that puts them together itself."""
+"""The atoms of PySCF's guess ``minao``."""
 
 from __future__ import annotations
 

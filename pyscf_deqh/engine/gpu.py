@@ -34,14 +34,13 @@ from torch import Tensor
 
 from ..errors import NotEnoughMemoryError, UnsupportedMoleculeError
 from ..pyscf_api import attribute, has_exchange
-from .atoms import minimal_atoms
-from .host import GRID_BLOCK, LINEAR_DEPENDENCY, Engine
+from .host import LINEAR_DEPENDENCY, Engine
 
 if TYPE_CHECKING:
     from pyscf.gto import Mole
 
 _OLDEST = (1, 8)
-_GRID_BLOCK = 16 * GRID_BLOCK
+_GRID_BLOCK = 2**17  # grid points of one block
 _ROOM = 0.3  # part of a GPU's memory
 
 
@@ -58,6 +57,7 @@ class GPU4PySCF(Engine):
     stop = 0.4
     goal = 1.0  # its SCF ends without a check
     block_bytes = 2**29
+    in_blocks = False
     keeps_pairs = num_devices == 1
     peak = 1.0
 
@@ -129,21 +129,9 @@ class GPU4PySCF(Engine):
     def has_plain_hcore(self, mf: Any) -> bool:
         return getattr(mf.get_hcore, "__func__", None) is hf.SCF.get_hcore
 
-    def atomic_density(self, mol: Mole, overlap: Any) -> Any:
-        # gpu4pyscf's minao leaves out the overlap of atoms: no network has seen its like.
-        minimal = minimal_atoms(mol)
-        if minimal is None:
-            density = super().atomic_density(mol, overlap)
-            tags = {name: self.array(getattr(density, name)) for name in ("mo_coeff", "mo_occ")}
-            return self.tagged(self.array(np.asarray(density)), **tags)
-        atoms, occupation = minimal
-        orbitals = self.solve_positive(overlap, self.cross_overlap(mol, atoms))
-        filled = self.array(occupation)
-        return self.tagged((orbitals * filled) @ orbitals.T, mo_coeff=orbitals, mo_occ=filled)
-
-    def fitted_integrals(
+    def packed_integrals(
         self, mol: Mole, auxiliary: Mole, device: torch.device, dtype: torch.dtype, omega: float
-    ) -> tuple[Tensor, Tensor | None]:
+    ) -> Tensor:
         fitted = _fitted(mol, auxiliary)
         with mol.with_range_coulomb(omega), auxiliary.with_range_coulomb(omega):
             fitted.build(omega=omega or None)
@@ -155,7 +143,7 @@ class GPU4PySCF(Engine):
             rows = torch.from_dlpack(block)[:, row, column]
             packed[first : first + len(rows)] = rows
             first += len(rows)
-        return packed[:first], None
+        return packed[:first]
 
     def own_fit(self, mf: Any) -> Any:
         fitted = attribute(mf, "with_df")
@@ -199,15 +187,17 @@ class GPU4PySCF(Engine):
         return grids
 
     def orbital_values(
-        self, mol: Mole, grids: Any, device: torch.device, dtype: torch.dtype
-    ) -> Tensor:
+        self, mol: Mole, grids: Any, device: torch.device, dtype: torch.dtype, first: int
+    ) -> Iterator[tuple[slice, Tensor]]:
         n = len(grids.weights)
-        values = torch.from_dlpack(cupy.empty((4, n, mol.nao), dtype=_CUPY_TYPES[dtype]))
-        for first in range(0, n, _GRID_BLOCK):
-            part = slice(first, first + _GRID_BLOCK)
-            block = numint.eval_ao(mol, grids.coords[part], deriv=1, transpose=False)
-            values[:, part] = torch.from_dlpack(block).transpose(1, 2)
-        return values
+        for begin in range(first, n, _GRID_BLOCK):
+            points = slice(begin, min(begin + _GRID_BLOCK, n))
+            shape = (4, points.stop - begin, mol.nao)
+            # CuPy's memory, which gpu4pyscf counts and finds again.
+            values = torch.from_dlpack(cupy.empty(shape, dtype=_CUPY_TYPES[dtype]))
+            block = numint.eval_ao(mol, grids.coords[points], deriv=1, transpose=False)
+            values.copy_(torch.from_dlpack(block).transpose(1, 2))
+            yield points, values
 
     def numint(self) -> Any:
         return numint.NumInt()

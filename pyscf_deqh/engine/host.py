@@ -10,7 +10,14 @@ import scipy.linalg
 from pyscf import gto, lib
 from pyscf.scf import diis, ghf, hf, rohf, uhf
 
-from ..pyscf_api import bytes_of_integrals, cavity_of, has_plain_hcore, make_integrals
+from ..pyscf_api import (
+    bytes_of_integrals,
+    cavity_of,
+    has_plain_hcore,
+    make_integrals,
+    three_index_integrals,
+)
+from .atoms import minimal_atoms
 
 if TYPE_CHECKING:
     import torch
@@ -21,12 +28,9 @@ if TYPE_CHECKING:
 # (scf.addons.remove_linear_dep_).
 LINEAR_DEPENDENCY = 1e-8
 GRID_BLOCK = 8192  # grid points of one block
-INTEGRAL_BLOCK = 2**27  # bytes of one block of three-index integrals
 # Relative eigenvalue of a metric below which combinations of functions cannot be told apart, and
 # the square of a relative pivot below which its Cholesky factor is not to be trusted.
 _DEPENDENT, _CHOLESKY = 1e-9, 1e-8
-# In which a product with a triangular matrix is made.
-_STRIPES = 4
 # Electrons that a grid point stands for at most, below which it is left out: a fifth of a coarse
 # grid, and at most some micro-hartree of a matrix element.
 _UNSEEN = 1e-8
@@ -50,6 +54,7 @@ class Engine:
         goal: part of the SCF's threshold for the gradient below which no corrected step is worth
             its time, in closed shells with a wide gap.
         block_bytes: working memory of one block of fitted integrals.
+        in_blocks: whether fitted integrals are kept in blocks of neighbouring atoms.
         keeps_pairs: whether there are :meth:`pair_integrals`, for double precision.
         peak: memory that making fitted integrals takes for a while, in sizes of the result in
             double precision.
@@ -64,6 +69,7 @@ class Engine:
     stop = 0.1
     goal = 0.5
     block_bytes = 2**27
+    in_blocks = True
     keeps_pairs = False
     peak = 0.0
 
@@ -140,44 +146,62 @@ class Engine:
         return has_plain_hcore(mf)
 
     def atomic_density(self, mol: Mole, overlap: Any) -> Any:
-        """Superposed atomic densities, the guess ``minao``, tagged with its orbitals."""
-        return hf.init_guess_by_minao(mol)
+        """Superposed atomic densities, PySCF's guess ``minao``, tagged with its orbitals."""
+        minimal = minimal_atoms(mol)
+        if minimal is None:
+            density = hf.init_guess_by_minao(mol)
+            orbitals, filled = self.array(density.mo_coeff), self.array(density.mo_occ)
+        else:
+            # PySCF reads its files of basis sets again for each molecule.
+            atoms, occupation = minimal
+            orbitals = self.solve_positive(overlap, self.cross_overlap(mol, atoms))
+            filled = self.array(occupation)
+        return self.tagged((orbitals * filled) @ orbitals.T, mo_coeff=orbitals, mo_occ=filled)
 
     # Fitted integrals.
 
-    def fitted_integrals(
+    def inverse_root(self, auxiliary: Mole, omega: float) -> np.ndarray:
+        """R (k, nao of ``auxiliary``) of the Coulomb metric, R^T R = (P|Q)^-1.
+
+        Args:
+            auxiliary: the molecule in auxiliary functions.
+            omega: range separation in 1/bohr: erf(omega r) / r. 0 for 1 / r.
+        """
+        with auxiliary.with_range_coulomb(omega):
+            metric = auxiliary.intor("int2c2e")
+        # Compact functions cannot be told apart at long range.
+        return _inverse_root(metric, cholesky=not omega)
+
+    def three_index(
+        self,
+        mol: Mole,
+        auxiliary: Mole,
+        bra: tuple[int, int],
+        ket: tuple[int, int],
+        omega: float,
+    ) -> np.ndarray:
+        """Integrals (Q|nm) of consecutive shells, (nao of ``auxiliary``, n, m).
+
+        Args:
+            mol, auxiliary: the molecule in orbitals and in auxiliary functions.
+            bra, ket: first shell and end, of m and of n.
+            omega: see :meth:`inverse_root`.
+        """
+        with mol.with_range_coulomb(omega):
+            return three_index_integrals(mol, auxiliary, bra, ket)
+
+    def packed_integrals(
         self, mol: Mole, auxiliary: Mole, device: torch.device, dtype: torch.dtype, omega: float
-    ) -> tuple[Tensor, Tensor | None]:
-        """B and R of (mn|rs) = sum_P B_P,mn B_P,rs, B = R (Q|mn), R^T R = (P|Q)^-1.
+    ) -> Tensor:
+        """B (functions, pairs of orbitals) of (mn|rs) = sum_P B_P,mn B_P,rs, each pair once in the
+        order of ``tril_indices``; only of an engine that is not :attr:`in_blocks`.
 
         Args:
             mol, auxiliary: the molecule in orbitals and in auxiliary functions.
             device, dtype: of the result.
-            omega: range separation in 1/bohr: fits erf(omega r) / r. 0 for 1 / r.
-
-        Returns:
-            B (functions, pairs of orbitals), each pair once in the order of ``tril_indices``; R
-            (functions, nao of ``auxiliary``), None where it is not known.
+            omega: see :meth:`inverse_root`.
         """
-        import torch
-
-        from ..pyscf_api import three_index_integrals
-
-        n_pairs, n_auxiliary = mol.nao * (mol.nao + 1) // 2, auxiliary.nao
-        packed = torch.empty(n_auxiliary, n_pairs, device=device, dtype=dtype)
-        with mol.with_range_coulomb(omega), auxiliary.with_range_coulomb(omega):
-            metric = auxiliary.intor("int2c2e")
-            first = 0
-            for shells in _shell_blocks(auxiliary, max(INTEGRAL_BLOCK // (8 * n_pairs), 1)):
-                block = three_index_integrals(mol, auxiliary, shells)
-                rows = torch.from_numpy(np.ascontiguousarray(block.T)).to(device)
-                packed[first : first + len(rows)] = rows
-                first += len(rows)
-        # Compact functions cannot be told apart at long range.
-        factor = torch.from_numpy(_inverse_root(metric, cholesky=not omega)).to(device, dtype)
-        for columns in packed.split(max(INTEGRAL_BLOCK // (dtype.itemsize * n_auxiliary), 1), 1):
-            _multiply(factor, columns)
-        return packed[: len(factor)], factor
+        raise NotImplementedError
 
     def own_fit(self, mf: Any) -> Any:
         """The density fitting of an SCF object whose integrals serve :meth:`pair_integrals`; None
@@ -224,25 +248,25 @@ class Engine:
         return grids
 
     def orbital_values(
-        self, mol: Mole, grids: Any, device: torch.device, dtype: torch.dtype
-    ) -> Tensor:
-        """Orbitals and their gradients on a grid, (4, points, nao)."""
+        self, mol: Mole, grids: Any, device: torch.device, dtype: torch.dtype, first: int
+    ) -> Iterator[tuple[slice, Tensor]]:
+        """Orbitals and their gradients on a grid: points, and values (4, points, nao), some points
+        at a time from the first one on."""
         import torch
         from pyscf.dft import numint
 
         ni = numint.NumInt()
-        values = torch.empty(4, len(grids.weights), mol.nao, device=device, dtype=dtype)
         # PySCF's screening tables come in blocks of its own size.
         step = GRID_BLOCK - GRID_BLOCK % numint.BLKSIZE
         room = np.empty(4 * step * mol.nao)  # new memory for each block would take its time
-        for first in range(0, len(grids.weights), step):
-            part = slice(first, first + step)
-            table = grids.non0tab[first // numint.BLKSIZE :]
-            block = ni.eval_ao(
-                mol, grids.coords[part], deriv=1, non0tab=table, cutoff=grids.cutoff, out=room
+        n = len(grids.weights)
+        for begin in range(first, n, step):
+            points = slice(begin, min(begin + step, n))
+            table = grids.non0tab[begin // numint.BLKSIZE :]
+            values = ni.eval_ao(
+                mol, grids.coords[points], deriv=1, non0tab=table, cutoff=grids.cutoff, out=room
             )
-            values[:, part] = torch.from_numpy(block).to(device)
-        return values
+            yield points, torch.from_numpy(values).to(device, dtype)
 
     def numint(self) -> Any:
         """A new object that evaluates functionals."""
@@ -314,21 +338,6 @@ def _inverse_root(metric: np.ndarray, cholesky: bool = True) -> np.ndarray:
     return (vectors[:, keep] / np.sqrt(values[keep])).T
 
 
-def _multiply(factor: Tensor, columns: Tensor) -> None:
-    """Put R C (k, m) into the first rows of C (n, m); a triangular R (n, n) takes 5/8 of the
-    operations."""
-    import torch
-
-    n = len(columns)
-    if len(factor) < n or torch.triu(factor, 1).any():
-        columns[: len(factor)] = factor @ columns
-        return
-    step = -(-n // _STRIPES)
-    for first in range((_STRIPES - 1) * step, -1, -step):
-        last = first + step
-        columns[first:last] = factor[first:last, :last] @ columns[:last]
-
-
 def _largest_orbitals(mol: Mole, points: np.ndarray) -> np.ndarray:
     """Square of the largest basis function of each atom, summed over atoms, at points (n, 3) in
     bohr: more or less all the density that there can be."""
@@ -346,17 +355,6 @@ def _largest_orbitals(mol: Mole, points: np.ndarray) -> np.ndarray:
         distances = np.sqrt(np.einsum("ij,ij->i", away, away))
         total += tables[symbol].take((distances / _STEP).astype(int), mode="clip")
     return total
-
-
-def _shell_blocks(auxiliary: Mole, limit: int) -> list[tuple[int, int]]:
-    """Consecutive shells with at most ``limit`` functions together (or one shell)."""
-    offsets = auxiliary.ao_loc_nr()
-    blocks, first = [], 0
-    for shell in range(1, auxiliary.nbas + 1):
-        if shell == auxiliary.nbas or offsets[shell + 1] - offsets[first] > limit:
-            blocks.append((first, shell))
-            first = shell
-    return blocks
 
 
 HOST = Engine()

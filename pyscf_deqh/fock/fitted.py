@@ -2,15 +2,15 @@
 
 The orbital products are fitted to an auxiliary basis (density fitting, Whitten, J. Chem. Phys. 58,
 4496, 1973) and the functional is integrated on a grid that is coarser than an SCF's. The fitted
-three-index tensor and the orbitals' values on the grid are made once, so that each Fock matrix is
-a few dense matrix products, in single precision and on a GPU where there is one. Converged, such
+three-index integrals and the orbitals' values on the grid are made once, so that each Fock matrix
+is a few matrix products, in single precision and on a GPU where there is one. Converged, such
 Fock matrices differ from PySCF's by some micro-hartree on average.
 """
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -23,9 +23,11 @@ from ..engine import HOST, Engine
 from ..errors import NotEnoughMemoryError
 from ..pyscf_api import Cavity
 from .auxiliary import auxiliary_molecule
+from .blocks import BlockIntegrals, OrbitalGroups
 from .functional import Functional
 from .grid import GRID
-from .integrals import FittedIntegrals, Integrals, PairIntegrals, n_orbital_pairs
+from .integrals import Integrals, PackedIntegrals, PairIntegrals, n_orbital_pairs
+from .orbital_values import GridBlock, OrbitalValues, density_on_grid, half_potential
 from .orbitals import Orbitals, by_spin
 
 if TYPE_CHECKING:
@@ -34,8 +36,6 @@ if TYPE_CHECKING:
 
 # What PySCF's own working arrays are left of the memory.
 _SHARE = 0.75
-# Values on the grid, and what is made of them for one matrix, in sizes of the values.
-_VALUES_AND_PRODUCTS = 1.5
 # Densities whose Fock matrices are remembered.
 _REMEMBERED = 6
 
@@ -125,20 +125,26 @@ class FittedFock:
         """Whether the integrals stay in the form that the engine makes."""
         return self.engine.keeps_pairs and self.coulomb_dtype == torch.float64
 
-    # Bytes of what can be kept, in the order of its worth.
+    @cached_property
+    def _groups(self) -> OrbitalGroups:
+        return OrbitalGroups.of(self.mol)
 
-    @property
-    def _triangle_bytes(self) -> int:
-        return self.coulomb_dtype.itemsize * self._auxiliary.nao * n_orbital_pairs(self.mol)
+    # Bytes of the fitted integrals, and of what makes exchange faster.
 
-    @property
-    def _values_bytes(self) -> float:
-        values = 4 * len(self.grids.weights) * self.mol.nao * self.dtype.itemsize
-        return _VALUES_AND_PRODUCTS * values
+    @cached_property
+    def _integral_bytes(self) -> int:
+        in_blocks = self.engine.in_blocks
+        pairs = self._groups.n_pairs() if in_blocks else n_orbital_pairs(self.mol)
+        return self.coulomb_dtype.itemsize * self._auxiliary.nao * pairs
 
-    @property
-    def _tensor_bytes(self) -> int:
-        return self.dtype.itemsize * self._auxiliary.nao * self.mol.nao**2
+    @cached_property
+    def _twice_bytes(self) -> int:
+        pairs = self.mol.nao**2
+        if self.engine.in_blocks:
+            pairs = self._groups.n_pairs(beyond=True)
+            if self.coulomb_dtype != self.dtype:
+                pairs += self._groups.n_pairs()
+        return self.dtype.itemsize * self._auxiliary.nao * pairs
 
     def _reserve(self, n_bytes: float) -> bool:
         """Whether there is room for something that is kept, which it has from then on."""
@@ -154,31 +160,24 @@ class FittedFock:
             return True
         peak = 0.0
         if not self._in_pairs:
-            peak = self.engine.peak * self._triangle_bytes * 8 / self.coulomb_dtype.itemsize
-        return peak + self._triangle_bytes <= self._left and self._reserve(self._triangle_bytes)
+            peak = self.engine.peak * self._integral_bytes * 8 / self.coulomb_dtype.itemsize
+        return peak + self._integral_bytes <= self._left and self._reserve(self._integral_bytes)
 
     @cached_property
-    def _keeps_values(self) -> bool:
-        _ = self._keeps_integrals  # their room comes first
-        return self._reserve(self._values_bytes)
-
-    @cached_property
-    def _keeps_tensor(self) -> bool:
+    def _keeps_twice(self) -> bool:
         if self._in_pairs or not self._keeps_integrals:
             return False
-        return self._reserve(self._tensor_bytes)
+        return self._reserve(self._twice_bytes)
 
     def _make_room(self, n_bytes: float) -> bool:
         """Reserve, if need be in the place of what is worth less."""
         while not self._reserve(n_bytes):
-            if self.__dict__.get("_keeps_tensor"):
-                self.integrals.keep_tensor(False)
-                self._keeps_tensor = False
-                self._left += self._tensor_bytes
-            elif self.__dict__.get("_keeps_values"):
-                self.__dict__.pop("orbital_values", None)
-                self._keeps_values = False
-                self._left += self._values_bytes
+            if self.__dict__.get("_keeps_twice"):
+                self.integrals.keep_twice(False)
+                self._keeps_twice = False
+                self._left += self._twice_bytes
+            elif self.orbital_values.nbytes:
+                self._left += self.orbital_values.release()
             else:
                 return False
         return True
@@ -195,10 +194,15 @@ class FittedFock:
             pairs = self.engine.pair_integrals(self.mol, self._auxiliary, omega, own)
             if pairs is not None:
                 return PairIntegrals(*pairs, self.mol.nao, self.engine.block_bytes)
-        return FittedIntegrals(
-            self.mol, self._auxiliary, self.device, self.coulomb_dtype, omega, self.engine,
-            self.dtype,
-        )  # fmt: skip
+        if self.engine.in_blocks:
+            return BlockIntegrals(
+                self.mol, self._auxiliary, self._groups, self.device, self.coulomb_dtype, omega,
+                self.engine, self.dtype,
+            )  # fmt: skip
+        packed = self.engine.packed_integrals(
+            self.mol, self._auxiliary, self.device, self.coulomb_dtype, omega
+        )
+        return PackedIntegrals(packed, self.mol.nao, self.engine.block_bytes, self.dtype)
 
     @cached_property
     def integrals(self) -> Integrals:
@@ -210,7 +214,7 @@ class FittedFock:
         if not self._keeps_integrals:
             raise self._too_large("fitted integrals")
         integrals = self._fit()
-        if self._cavity is not None and isinstance(integrals, FittedIntegrals):
+        if self._cavity is not None and isinstance(integrals, BlockIntegrals):
             integrals.put_into(self._cavity)
         return integrals
 
@@ -225,15 +229,15 @@ class FittedFock:
         self._cavity = solvent if isinstance(solvent, Cavity) else None
         self._response = None if isinstance(solvent, Cavity) else solvent
         made = self.__dict__.get("integrals")
-        if self._cavity is not None and isinstance(made, FittedIntegrals):
+        if self._cavity is not None and isinstance(made, BlockIntegrals):
             made.put_into(self._cavity)
 
     def _long_range_integrals(self, omega: float) -> Integrals:
         if omega not in self._long_range:
-            if not self._make_room(self._triangle_bytes):
+            if not self._make_room(self._integral_bytes):
                 raise self._too_large("fitted integrals of both ranges")
             integrals = self._long_range[omega] = self._fit(omega)
-            integrals.keep_tensor(not self._in_pairs and self._reserve(self._tensor_bytes))
+            integrals.keep_twice(not self._in_pairs and self._reserve(self._twice_bytes))
         return self._long_range[omega]
 
     @cached_property
@@ -246,16 +250,26 @@ class FittedFock:
         return self.engine.grids(self.mol, self.grid)
 
     @cached_property
-    def orbital_values(self) -> Tensor:
-        """Orbitals and their gradients on the grid, (4, points, nao)."""
-        return self.engine.orbital_values(self.mol, self.grids, self.device, self.dtype)
+    def orbital_values(self) -> OrbitalValues:
+        """Orbitals and their gradients on the grid."""
+        _ = self._keeps_integrals  # their room comes first
+
+        def make(first: int) -> Iterator[GridBlock]:
+            arguments = self.mol, self.grids, self.device, self.dtype, first
+            for points, values in self.engine.orbital_values(*arguments):
+                if self.engine.in_blocks:
+                    yield from GridBlock.of(points, values)
+                else:
+                    yield GridBlock(points, None, values)
+
+        return OrbitalValues(make, self._reserve)
 
     def serves(self, functional: Functional) -> bool:
         """Whether the integrals for a functional's exact exchange fit into memory."""
         return not functional.exchange or (
             self._keeps_integrals
             and all(
-                omega in self._long_range or 2 * self._triangle_bytes <= self._limit
+                omega in self._long_range or 2 * self._integral_bytes <= self._limit
                 for omega in functional.exchange
                 if omega
             )
@@ -341,7 +355,7 @@ class FittedFock:
                 integrals = self._long_range_integrals(omega)
             else:
                 integrals = self.integrals
-                integrals.keep_tensor(self._keeps_tensor)
+                integrals.keep_twice(self._keeps_twice)
             matrix -= share * integrals.exchange(c, d)
         return matrix
 
@@ -360,24 +374,23 @@ class FittedFock:
         ni, xc, kind = functional.numint, functional.name, functional.kind
         if kind == "HF":
             return [c.new_zeros(len(c), len(c)) for c in spins], 0.0
-        points, unrestricted = len(self.grids.weights), len(spins) == 2
-        if not self._keeps_values:
-            # The engine recomputes the values block by block, and leaves out what is far away.
-            densities = np.stack([self._array(c @ c.T) for c in spins])
-            integrate = ni.nr_uks if unrestricted else ni.nr_rks
-            _, energy, matrices = integrate(
-                self.mol, self.grids, xc, densities if unrestricted else densities[0],
-                max_memory=self._memory,
-            )  # fmt: skip
-            matrices = by_spin(self.engine.array(matrices))
-            return [self._tensor(matrix) for matrix in matrices], float(energy)
-        values = self.orbital_values if kind != "LDA" else self.orbital_values[:1]
-        density = np.stack([self._array(_density_on_grid(values, c, kind)) for c in spins])
-        rho = density if unrestricted else density[0]
-        per_electron, derivative = ni.eval_xc_eff(xc, rho, 1, xctype=kind)[:2]
-        energy = float(np.dot(per_electron * density[:, 0].sum(0), self.grids.weights))
-        weighted = (derivative * self.grids.weights).reshape(len(spins), -1, points)
-        return [_potential_matrix(values, self._tensor(weights)) for weights in weighted], energy
+        densities = [c @ c.T for c in spins]
+        halves, energy = [torch.zeros_like(density) for density in densities], 0.0
+        for blocks in self.orbital_values.batches(self.engine.block_bytes):
+            rho = np.stack([
+                self._array(torch.cat([density_on_grid(b, c, density, kind) for b in blocks], -1))
+                for c, density in zip(spins, densities, strict=True)
+            ])  # fmt: skip
+            of_spins = rho if len(spins) == 2 else rho[0]
+            per_electron, derivative = ni.eval_xc_eff(xc, of_spins, 1, xctype=kind)[:2]
+            weights = self.grids.weights[blocks[0].points.start : blocks[-1].points.stop]
+            energy += float(np.dot(per_electron * rho[:, 0].sum(0), weights))
+            weighted = (derivative * weights).reshape(len(spins), -1, len(weights))
+            for half, of_spin in zip(halves, weighted, strict=True):
+                parts = self._tensor(of_spin).split([b.values.shape[1] for b in blocks], -1)
+                for block, part in zip(blocks, parts, strict=True):
+                    block.add_to(half, half_potential(block, part))
+        return [half + half.T for half in halves], energy
 
 
 class FittedDifferences:
@@ -454,35 +467,6 @@ class FittedDifferences:
     def since(self, earlier: FittedDifferences) -> np.ndarray:
         """F(D0) - F(D) of an earlier origin D of the same form, (1 or 2, nao, nao), hartree."""
         return np.stack(self._minus(self._density, self._known, earlier))
-
-
-def _density_on_grid(values: Tensor, orbitals: Tensor, kind: str) -> Tensor:
-    """Density, for GGA its gradient, for meta-GGA the kinetic energy density: (1, 4 or 5, points).
-
-    Args:
-        values: (1 or 4, points, nao) basis functions and their gradients.
-        orbitals: (nao, k), each scaled by the root of its occupation.
-        kind: PySCF's name of the kind of functional.
-    """
-    psi = values @ orbitals
-    rows = [psi[0].square().sum(-1)]
-    rows += [2 * (psi[0] * gradient).sum(-1) for gradient in psi[1:]]
-    if kind == "MGGA":
-        rows.append(0.5 * psi[1:].square().sum((0, -1)))
-    return torch.stack(rows)
-
-
-def _potential_matrix(values: Tensor, weighted: Tensor) -> Tensor:
-    """Matrix (nao, nao) of a functional's derivatives (1, 4 or 5, points), times the weights."""
-    # phi^T v (phi / 2 + ...) and its transpose: half of the products.
-    half = values[0] * (0.5 * weighted[0, :, None])
-    for gradient, weight in zip(values[1:], weighted[1:4], strict=True):
-        half.addcmul_(gradient, weight[:, None])
-    matrix = values[0].T @ half
-    for weight in weighted[4:]:
-        for gradient in values[1:]:
-            matrix += gradient.T @ (gradient * (0.25 * weight[:, None]))
-    return matrix + matrix.T
 
 
 def _total_density(spins: Sequence[np.ndarray]) -> np.ndarray:

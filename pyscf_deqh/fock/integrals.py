@@ -1,18 +1,13 @@
-"""Three-index integrals of density fitting, kept as one tensor."""
+"""Three-index integrals of density fitting, which are kept."""
 
 from __future__ import annotations
 
 import abc
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
-import numpy as np
 import torch
-from pyscf import gto
 from torch import Tensor
-
-from ..engine import HOST, Engine
-from ..pyscf_api import Cavity
 
 if TYPE_CHECKING:
     from pyscf.gto import Mole
@@ -26,6 +21,15 @@ class Integrals(abc.ABC):
     nao: int
     _exchange: torch.dtype  # of exchange matrices
 
+    @property
+    @abc.abstractmethod
+    def nbytes(self) -> int:
+        """Of all that is kept here."""
+
+    @abc.abstractmethod
+    def keep_twice(self, keep: bool) -> None:
+        """Keep each pair of orbitals twice, which makes exchange faster, or only once again."""
+
     @abc.abstractmethod
     def coulomb(self, density: Tensor) -> Tensor:
         """Coulomb matrix (nao, nao) of a symmetric density matrix (nao, nao)."""
@@ -37,106 +41,64 @@ class Integrals(abc.ABC):
             orbitals: C.
             others: D; the same if it is None.
         """
-        orbitals = orbitals.to(self._exchange)
-        total = orbitals.new_zeros(self.nao, self.nao)
-        for block in self._blocks():
-            half = self._half(block, orbitals)
+        spaces = [c.to(self._exchange) for c in (orbitals, others) if c is not None]
+        total = spaces[0].new_zeros(self.nao, self.nao)
+        for halves in self._halves(spaces):
             if others is None:
-                _add_gram_matrix(half, total)
+                _add_gram_matrix(halves[0], total)
             else:
-                total += half @ self._half(block, others.to(self._exchange)).T
+                total += halves[0] @ halves[1].T
         return total if others is not None else total.tril() + total.tril(-1).T
 
     @abc.abstractmethod
-    def keep_tensor(self, keep: bool) -> None:
-        """Keep what makes exchange faster, if there is such a thing, or let it go."""
-
-    @abc.abstractmethod
-    def _blocks(self) -> Iterable[Tensor]:
-        """B, some auxiliary functions at a time."""
-
-    @abc.abstractmethod
-    def _half(self, block: Tensor, orbitals: Tensor) -> Tensor:
-        """(nao, k functions): a block with one of its orbitals transformed."""
+    def _halves(self, spaces: Sequence[Tensor]) -> Iterator[list[Tensor]]:
+        """B with one of its orbitals transformed to each space of orbitals (nao, k), some auxiliary
+        functions at a time: (nao, k functions)."""
 
 
-class FittedIntegrals(Integrals):
-    """Orbital products fitted in the Coulomb metric: (mn|rs) = sum_P B_P,mn B_P,rs.
+class PackedIntegrals(Integrals):
+    """The same as an engine packs them.
 
     Args:
-        mol: the molecule.
-        auxiliary: its auxiliary basis set, as a molecule.
-        device, dtype: of the tensor and of its products.
-        omega: range-separation parameter in 1/bohr: fits erf(omega r) / r, the long range.
-        engine: makes them.
-        exchange: dtype of exchange matrices; the same if it is None.
-
-    Attributes:
         packed: (functions, pairs of orbitals), each pair once.
+        nao: number of orbitals.
+        block_bytes: working memory of a block.
+        exchange: dtype of exchange matrices.
     """
 
-    def __init__(
-        self,
-        mol: Mole,
-        auxiliary: Mole,
-        device: torch.device | str,
-        dtype: torch.dtype,
-        omega: float = 0.0,
-        engine: Engine = HOST,
-        exchange: torch.dtype | None = None,
-    ):
-        self.nao, self._auxiliary = mol.nao, auxiliary
-        self._exchange = exchange or dtype
-        self._block_bytes = engine.block_bytes
-        device = torch.device(device)
-        self.packed, self._factor = engine.fitted_integrals(mol, auxiliary, device, dtype, omega)
-        row, column = torch.tril_indices(self.nao, self.nao, device=device)
+    def __init__(self, packed: Tensor, nao: int, block_bytes: int, exchange: torch.dtype):
+        self.nao, self._packed, self._block_bytes = nao, packed, block_bytes
+        self._exchange = exchange
+        row, column = torch.tril_indices(nao, nao, device=packed.device)
         self._diagonal = row == column
         self._row, self._column = row, column
-        square = torch.empty(self.nao, self.nao, dtype=torch.long, device=device)
-        square[row, column] = square[column, row] = torch.arange(len(row), device=device)
+        square = torch.empty(nao, nao, dtype=torch.long, device=packed.device)
+        square[row, column] = square[column, row] = torch.arange(len(row), device=packed.device)
         self._square = square.reshape(-1)
         self._tensor: Tensor | None = None
-        self._solvent: Tensor | None = None
 
-    def put_into(self, cavity: Cavity) -> None:
-        """Let Coulomb matrices hold the response of a polarizable continuum as well.
+    @property
+    def nbytes(self) -> int:
+        return self._packed.nbytes + (0 if self._tensor is None else self._tensor.nbytes)
 
-        The potential on its surface is that of the fitted density, and so is the way back: a matrix
-        between fitting functions, which costs nothing in a Fock matrix.
-
-        Args:
-            cavity: of the continuum.
-        """
-        assert self._factor is not None
-        potentials = gto.intor_cross("int2c2e", self._auxiliary, cavity.charges)
-        fitted = self._factor.double().cpu().numpy() @ potentials
-        response = fitted @ np.linalg.solve(cavity.k, cavity.r @ fitted.T)
-        symmetric = (response + response.T) / 2
-        self._solvent = torch.from_numpy(symmetric).to(self.packed)
-
-    def keep_tensor(self, keep: bool) -> None:
-        """Keep (functions, nao, nao) as well, which makes exchange faster, or let it go."""
+    def keep_twice(self, keep: bool) -> None:
         if not keep:
             self._tensor = None
         elif self._tensor is None:
-            shape = (len(self.packed), self.nao, self.nao)
-            whole = self.packed.new_empty(shape, dtype=self._exchange)
+            shape = (len(self._packed), self.nao, self.nao)
+            whole = self._packed.new_empty(shape, dtype=self._exchange)
             for part, block in zip(self._split(whole), self._blocks(), strict=True):
                 part.copy_(block)
             self._tensor = whole
 
-    def _unpack(self, packed: Tensor) -> Tensor:
-        square = packed.to(self._exchange).index_select(1, self._square)
-        return square.view(-1, self.nao, self.nao)
-
     def coulomb(self, density: Tensor) -> Tensor:
-        """Coulomb matrix (nao, nao) of a symmetric density matrix (nao, nao)."""
         weights = torch.where(self._diagonal, 1.0, 2.0).to(density.dtype)
-        fitted = self.packed @ (density[self._row, self._column] * weights)
-        if self._solvent is not None:
-            fitted = fitted + self._solvent @ fitted
-        return (fitted @ self.packed)[self._square].view(self.nao, self.nao)
+        fitted = self._packed @ (density[self._row, self._column] * weights)
+        return (fitted @ self._packed)[self._square].view(self.nao, self.nao)
+
+    def _halves(self, spaces: Sequence[Tensor]) -> Iterator[list[Tensor]]:
+        for block in self._blocks():
+            yield [self._half(block, orbitals) for orbitals in spaces]
 
     def _half(self, block: Tensor, orbitals: Tensor) -> Tensor:
         half = (block.reshape(-1, self.nao) @ orbitals).view(len(block), self.nao, -1)
@@ -147,10 +109,12 @@ class FittedIntegrals(Integrals):
         if self._tensor is not None:
             yield from self._split(self._tensor)
         else:
-            yield from (self._unpack(rows) for rows in self._split(self.packed))
+            for rows in self._split(self._packed):
+                square = rows.to(self._exchange).index_select(1, self._square)
+                yield square.view(-1, self.nao, self.nao)
 
     def _split(self, rows: Tensor) -> tuple[Tensor, ...]:
-        n_rows = max(self._block_bytes // (self.packed.element_size() * self.nao**2), 1)
+        n_rows = max(self._block_bytes // (self._packed.element_size() * self.nao**2), 1)
         return rows.split(n_rows)
 
 
@@ -183,7 +147,6 @@ class PairIntegrals(Integrals):
         self._step = max(block_bytes // (8 * nao**2), 1)
 
     def coulomb(self, density: Tensor) -> Tensor:
-        """Coulomb matrix (nao, nao) of a symmetric density matrix (nao, nao)."""
         fitted = (density.double()[self._row, self._column] * self._weights) @ self._values
         pairs = self._values @ fitted
         square = pairs.new_zeros(self.nao, self.nao)
@@ -191,11 +154,16 @@ class PairIntegrals(Integrals):
         square[self._column, self._row] = pairs
         return square
 
-    def keep_tensor(self, keep: bool) -> None:
-        """Nothing: blocks are always made by the engine."""
+    @property
+    def nbytes(self) -> int:
+        return self._values.nbytes
 
-    def _blocks(self) -> Iterable[Tensor]:
-        return self._make_blocks(self._step)
+    def keep_twice(self, keep: bool) -> None:
+        """Nothing: the engine makes what exchange needs."""
+
+    def _halves(self, spaces: Sequence[Tensor]) -> Iterator[list[Tensor]]:
+        for block in self._make_blocks(self._step):
+            yield [self._half(block, orbitals) for orbitals in spaces]
 
     def _half(self, block: Tensor, orbitals: Tensor) -> Tensor:
         # Both orbitals of a pair may change places: one product of large matrices.

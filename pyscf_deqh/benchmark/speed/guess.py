@@ -94,7 +94,7 @@ def _reference_stages(settings: Settings, report: Report, mol: gto.Mole, label: 
     stages: dict[str, Callable[[FittedFock], Any]] = {
         "fitted integrals": lambda fitted: fitted.integrals,
         "grid": lambda fitted: fitted.grids,
-        "orbitals on the grid": lambda fitted: fitted.orbital_values,
+        "orbitals on the grid": lambda fitted: list(fitted.orbital_values),
         "reference": lambda fitted: sad_reference(system, fitted),
         "Fock matrix of a density-fitted cycle": lambda fitted: fitted(hcore, orbitals, Method.xc),
     }

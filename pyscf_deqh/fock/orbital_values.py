@@ -1,0 +1,157 @@
+"""Orbitals on a grid, block by block, and what functionals make of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+# Points of a block: what is made of it stays in the caches.
+_POINTS = 1024
+# Orbitals whose values and gradients are all below this are left out of a block of points, which
+# changes a matrix by some nano-hartree; where more than this part is left, none.
+NEGLIGIBLE = 1e-5
+_ALL = 0.9
+
+
+class GridBlock(NamedTuple):
+    """Orbitals on some neighbouring points.
+
+    Attributes:
+        points: which of the grid's.
+        orbitals: numbers of those that reach them, (k,); None where all do.
+        values: of these and of their gradients, (4, points, k).
+    """
+
+    points: slice
+    orbitals: Tensor | None
+    values: Tensor
+
+    @classmethod
+    def of(cls, points: slice, values: Tensor) -> Iterator[GridBlock]:
+        """Small blocks without the orbitals that do not reach them.
+
+        Args:
+            points: which of the grid's.
+            values: of all orbitals, (4, points, nao).
+        """
+        begin = points.start
+        for part in values.split(_POINTS, 1):
+            here = slice(begin, begin + part.shape[1])
+            reaching = (part.abs().amax((0, 1)) > NEGLIGIBLE).nonzero()[:, 0]
+            if len(reaching) > _ALL * part.shape[-1]:
+                yield cls(here, None, part.clone())
+            else:
+                yield cls(here, reaching, part.index_select(-1, reaching))
+            begin = here.stop
+
+    def rows(self, matrix: Tensor) -> Tensor:
+        """Those of a matrix (nao, n) that belong to the orbitals."""
+        return matrix if self.orbitals is None else matrix.index_select(0, self.orbitals)
+
+    def pairs(self, matrix: Tensor) -> Tensor:
+        """What of a matrix (nao, nao) belongs to the orbitals."""
+        rows = self.rows(matrix)
+        return rows if self.orbitals is None else rows.index_select(1, self.orbitals)
+
+    def add_to(self, matrix: Tensor, part: Tensor) -> None:
+        """Add a matrix of the orbitals to one (nao, nao)."""
+        if self.orbitals is None:
+            matrix += part
+        else:
+            matrix[self.orbitals[:, None], self.orbitals] += part
+
+
+class OrbitalValues:
+    """All blocks of a grid, one after the other: as many are kept as there is room for, the others
+    are made anew each time.
+
+    Args:
+        make: blocks from a point on.
+        reserve: whether there is room for so many bytes, which are taken then.
+    """
+
+    def __init__(
+        self,
+        make: Callable[[int], Iterator[GridBlock]],
+        reserve: Callable[[float], bool],
+    ):
+        self._make, self._reserve = make, reserve
+        self._kept: list[GridBlock] = []
+        self._grows = True
+
+    def __iter__(self) -> Iterator[GridBlock]:
+        yield from self._kept
+        for block in self._make(self._kept[-1].points.stop if self._kept else 0):
+            self._grows = self._grows and self._reserve(block.values.nbytes)
+            if self._grows:
+                self._kept.append(block)
+            yield block
+
+    def batches(self, n_bytes: float) -> Iterator[list[GridBlock]]:
+        """Consecutive blocks of more or less so many bytes together: PySCF's threads, which
+        evaluate functionals, and PyTorch's stand in each other's way if they take turns often."""
+        batch: list[GridBlock] = []
+        for block in self:
+            batch.append(block)
+            if sum(b.values.nbytes for b in batch) >= n_bytes:
+                yield batch
+                batch = []
+        if batch:
+            yield batch
+
+    @property
+    def nbytes(self) -> int:
+        """Of what is kept."""
+        return sum(block.values.nbytes for block in self._kept)
+
+    def release(self) -> int:
+        """Keep none from now on; how many bytes that frees."""
+        freed = self.nbytes
+        self._kept.clear()
+        self._grows = False
+        return freed
+
+
+def density_on_grid(block: GridBlock, orbitals: Tensor, density: Tensor, kind: str) -> Tensor:
+    """Density, for GGA its gradient, for meta-GGA the kinetic energy density: (1, 4 or 5, points).
+
+    Args:
+        block: basis functions and their gradients.
+        orbitals: (nao, k), each scaled by the root of its occupation.
+        density: (nao, nao), of these.
+        kind: PySCF's name of the kind of functional.
+    """
+    values = block.values[:1] if kind == "LDA" else block.values
+    few = len(values) * orbitals.shape[1] < values.shape[2]
+    if few or kind == "MGGA":
+        right = values @ block.rows(orbitals)
+        left = right[0]
+    else:
+        left, right = values[0] @ block.pairs(density), values
+    rows = [(left * part).sum(-1) for part in right]
+    rows[1:] = [2 * row for row in rows[1:]]
+    if kind == "MGGA":
+        rows.append(0.5 * right[1:].square().sum((0, -1)))
+    return torch.stack(rows)
+
+
+def half_potential(block: GridBlock, weighted: Tensor) -> Tensor:
+    """Matrix (k, k) that makes that of a functional's potential with its transpose.
+
+    Args:
+        block: basis functions and their gradients.
+        weighted: the functional's derivatives (1, 4 or 5, points), times the weights.
+    """
+    values, gradients = block.values[0], block.values[1 : len(weighted)]
+    # phi^T v (phi / 2 + ...) and its transpose: half of the products.
+    half = values * (0.5 * weighted[0, :, None])
+    for gradient, weight in zip(gradients, weighted[1:4], strict=True):
+        half.addcmul_(gradient, weight[:, None])
+    matrix = values.T @ half
+    for weight in weighted[4:]:
+        for gradient in gradients:
+            matrix += gradient.T @ (gradient * (0.25 * weight[:, None]))
+    return matrix
