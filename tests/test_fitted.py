@@ -12,6 +12,7 @@ from pyscf_deqh.fock.blocks import BlockIntegrals, OrbitalGroups
 from pyscf_deqh.fock.fitted import FittedFock
 from pyscf_deqh.fock.functional import Functional
 from pyscf_deqh.fock.grid import GRID
+from pyscf_deqh.fock.orbitals import nearest_combination
 
 FUNCTIONALS = ["hf", "lda,vwn", "pbe", "b3lyp", "wb97x", "m06-2x", "tpss"]
 
@@ -234,3 +235,43 @@ def test_too_little_memory_leaves_coulomb_matrices_only():
     np.testing.assert_allclose(FittedFock(mol)(hcore, c, "pbe")[0], expected, atol=2e-4)
     with pytest.raises(NotEnoughMemoryError, match="orbitals do not fit into 1 MB"):
         FittedFock(mol)(hcore, c, "b3lyp")
+
+
+@pytest.mark.parametrize("unrestricted", [False, True])
+@pytest.mark.parametrize("xc", ["hf", "b3lyp", "wb97x"])
+def test_exchange_of_nearly_a_combination_is_that_combination(xc, unrestricted, monkeypatch):
+    """Within the accuracy that is asked for."""
+    mol, functional = make_mol(FORMAMIDE), Functional.of(xc)
+    c, d, near, far = (
+        [x / np.sqrt(2)] * 2 if unrestricted else x
+        for x in (some_orbitals(mol), *(nearby_orbitals(mol, s) for s in (0.05, 0.0501, 0.2)))
+    )
+    exact = FittedFock(mol, dtype=torch.float64).differences(c, functional)
+    expected = {id(x): exact(x) for x in (near, far)}
+    fitted, made, original = FittedFock(mol, dtype=torch.float64), [], FittedFock._exchange
+    difference = fitted.differences(c, functional)
+    difference(d)
+    monkeypatch.setattr(FittedFock, "_exchange", lambda *args: made.append(1) or original(*args))
+    for x, accuracy, made_anew in ((near, 1e-2, False), (near, 1e-5, True), (far, 1e-2, True)):
+        difference.accuracy = accuracy
+        made.clear()
+        error = np.linalg.norm(difference(x) - expected[id(x)])
+        assert bool(made) == made_anew
+        assert error < 1e-9 if made_anew else 1e-7 < error < accuracy
+        assert any(known is x for known in fitted.remembered(functional)) == made_anew
+        assert any(known is x for known in fitted.remembered(functional, accuracy))
+
+
+def test_nearest_combination_of_densities():
+    mol = make_mol()
+    overlap = mol.intor("int1e_ovlp")
+    c = scf.RHF(mol).eig(mol.intor("int1e_kin"), overlap)[1]
+    one, two, rest = c[:, :3], c[:, 1:6], c[:, 8:9]
+    both = np.hstack([np.sqrt(0.3) * one, np.sqrt(1.7) * two])
+    weights, left = nearest_combination(both, [one, two], overlap)
+    np.testing.assert_allclose(weights, [0.3, 1.7], atol=1e-10)
+    assert left == pytest.approx(0, abs=1e-7)
+    more = np.hstack([both, np.sqrt(0.01) * rest])
+    weights, left = nearest_combination(more, [one, two, one], overlap)
+    np.testing.assert_allclose(weights, [0.15, 1.7, 0.15], atol=1e-10)
+    assert left == pytest.approx(0.01, abs=1e-9)

@@ -451,7 +451,9 @@ class _Method:
 
     def solve(self, d: Any, f: Any, tolerance: float) -> Refined:
         """The corrected cycles from a full Fock matrix."""
-        earlier = self._model.remembered(self.know(d, f))
+        orbitals = self.know(d, f)
+        self._model.be_accurate(tolerance)
+        earlier = self._model.remembered(orbitals)
         density = self._engine.array(d)
         return refine(
             self._model, self._overlap, self._shells, f, _MAX_FITTED, tolerance, density, earlier

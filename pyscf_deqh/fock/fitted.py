@@ -28,7 +28,7 @@ from .functional import Functional
 from .grid import GRID
 from .integrals import Integrals, PackedIntegrals, PairIntegrals, n_orbital_pairs
 from .orbital_values import GridBlock, OrbitalValues, density_on_grid, half_potential
-from .orbitals import Orbitals, by_spin
+from .orbitals import Orbitals, by_spin, nearest_combination
 
 if TYPE_CHECKING:
     from pyscf.dft.gen_grid import Grids
@@ -49,6 +49,7 @@ class _Made:
         functional: of the matrices.
         exchange, semilocal: matrices (nao, nao) by spin, hartree.
         energy: of the semilocal part, hartree.
+        error: of the exchange, norm of the matrices, hartree, by estimate.
     """
 
     orbitals: Orbitals
@@ -56,6 +57,7 @@ class _Made:
     exchange: list[Tensor]
     semilocal: list[Tensor]
     energy: float
+    error: float = 0.0
 
 
 class FittedFock:
@@ -305,6 +307,10 @@ class FittedFock:
             focks.append(hcore + potential + self._array(v))
         return _like(orbitals, focks), energy
 
+    @cached_property
+    def _overlap(self) -> Any:
+        return self.engine.overlap(self.mol)
+
     def differences(self, orbitals: Orbitals, xc: str | Functional) -> FittedDifferences:
         """Differences from the Fock matrix of a density; arguments as of a call, and its errors."""
         return FittedDifferences(self, orbitals, Functional.of(xc, self.engine))
@@ -318,34 +324,77 @@ class FittedFock:
     def _tensors(self, orbitals: Orbitals) -> list[Tensor]:
         return [self._tensor(c) for c in by_spin(orbitals)]
 
-    def remembered(self, functional: Functional) -> list[Orbitals]:
+    def remembered(self, functional: Functional, accuracy: float = 0.0) -> list[Orbitals]:
         """Those of the last Fock matrices in a functional, in their order. If they, and not equal
         ones, are asked for again, only the Coulomb part is made anew. None where that is not
-        cheap."""
+        cheap.
+
+        Args:
+            functional: of the matrices.
+            accuracy: see :class:`FittedDifferences`; but for exact ones, those are left out that
+                are not so accurate.
+        """
         if not self._keeps_integrals or self._response is not None:
             return []
-        return [made.orbitals for made in self._made if made.functional.same_as(functional)]
+        return [
+            made.orbitals
+            for made in self._made
+            if made.functional.same_as(functional) and made.error <= accuracy
+        ]
 
     def forget(self) -> None:
         """Let go of what is remembered."""
         self._made.clear()
 
-    def _make(self, orbitals: Orbitals, functional: Functional) -> _Made:
+    def _make(self, orbitals: Orbitals, functional: Functional, accuracy: float = 0.0) -> _Made:
         for made in self._made:
             if made.orbitals is orbitals and made.functional.same_as(functional):
-                return made
-        made = self._exchange_correlation(orbitals, self._tensors(orbitals), functional)
+                if made.error <= accuracy:
+                    return made
+                self._made.remove(made)
+                break
+        made = self._exchange_correlation(orbitals, self._tensors(orbitals), functional, accuracy)
         self._made.append(made)
         return made
 
     def _exchange_correlation(
-        self, orbitals: Orbitals, spins: list[Tensor], functional: Functional
+        self,
+        orbitals: Orbitals,
+        spins: list[Tensor],
+        functional: Functional,
+        accuracy: float = 0.0,
     ) -> _Made:
         semilocal, energy = self._semilocal(spins, functional)
         # Electrons exchange with those of their own spin: half of a closed shell's density.
         share = 0.5 if len(spins) == 1 else 1.0
+        combined = self._combined(orbitals, functional, share, accuracy) if accuracy else None
+        if combined is not None:
+            return _Made(orbitals, functional, combined[0], semilocal, energy, combined[1])
         exchange = [share * self._exchange(functional, c) for c in spins]
         return _Made(orbitals, functional, exchange, semilocal, energy)
+
+    def _combined(
+        self, orbitals: Orbitals, functional: Functional, share: float, accuracy: float
+    ) -> tuple[list[Tensor], float] | None:
+        """Exchange, which is linear in the density, of one that is nearly a combination of those
+        whose exchange is known, and its error; None where that is too large."""
+        exact = [m for m in self._made if not m.error and m.functional.same_as(functional)]
+        if not exact or not functional.exchange:
+            return None
+        share *= sum(map(abs, functional.exchange.values()))
+        matrices, left = [], 0.0
+        for spin, c in enumerate(by_spin(orbitals)):
+            known = [by_spin(made.orbitals)[spin] for made in exact]
+            weights, rest = nearest_combination(c, known, self._overlap, self.engine)
+            left = float(np.hypot(left, rest))
+            # Exchange matrices of a density are at most as large as this itself, more or less.
+            if share * left > accuracy:
+                return None
+            total = torch.zeros_like(exact[0].exchange[spin])
+            for weight, made in zip(weights, exact, strict=True):
+                total += float(weight) * made.exchange[spin]
+            matrices.append(total)
+        return matrices, share * left
 
     def _exchange(self, functional: Functional, c: Tensor, d: Tensor | None = None) -> Tensor:
         """What of the functional is exact exchange, of the density C D^T or C C^T."""
@@ -408,15 +457,21 @@ class FittedDifferences:
             of either spin; or generalized ones, (2 nao, k).
         functional: of the matrices.
 
+    Attributes:
+        accuracy: error of exchange, norm of a matrix in hartree, that saves making it where a
+            density is nearly a combination of the last ones; 0 for none.
+
     Raises:
         NotEnoughMemoryError: exact exchange is asked for and does not fit into memory.
     """
+
+    accuracy = 0.0
 
     def __init__(self, fitted: FittedFock, orbitals: Orbitals, functional: Functional):
         self._fitted, self._functional = fitted, functional
         self._density, self._known = self._parts(orbitals)
 
-    def _parts(self, orbitals: Orbitals) -> tuple[np.ndarray, list[Tensor]]:
+    def _parts(self, orbitals: Orbitals, accuracy: float = 0.0) -> tuple[np.ndarray, list[Tensor]]:
         """Density of all electrons, and what is not Coulomb's in the matrices, by spin."""
         fitted, nao = self._fitted, self._fitted.mol.nao
         halves = by_spin(orbitals)
@@ -426,7 +481,7 @@ class FittedDifferences:
             spins = fitted._tensors(halves)
             made = fitted._exchange_correlation(halves, spins, self._functional)
         else:
-            made = fitted._make(orbitals, self._functional)
+            made = fitted._make(orbitals, self._functional, accuracy)
         parts = zip(made.exchange, made.semilocal, strict=True)
         known = [k.double() + v.double() for k, v in parts]
         if generalized:
@@ -452,7 +507,7 @@ class FittedDifferences:
         Args:
             orbitals: those of D, in the form of those of D0.
         """
-        return _like(orbitals, self._minus(*self._parts(orbitals), self))
+        return _like(orbitals, self._minus(*self._parts(orbitals, self.accuracy), self))
 
     def fitted_matrix(self, hcore: np.ndarray) -> np.ndarray:
         """F(D0) itself in fitted matrices, (1 or 2, nao, nao), hartree.

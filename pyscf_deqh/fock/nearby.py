@@ -61,14 +61,20 @@ class FockNearby:
             gram = self._host(self._directions @ self._directions.T)
             self._inverse = np.linalg.pinv(gram, rcond=_DEPENDENT, hermitian=True)
 
+    def be_accurate(self, accuracy: float) -> None:
+        """Let exchange have an error from now on, see :class:`FittedDifferences`."""
+        assert self._origin is not None
+        self._origin.accuracy = accuracy
+
     def remembered(self, origin: Orbitals) -> list[Orbitals]:
         """Orbitals of the last fitted matrices but the origin's, in its form.
 
         Args:
             origin: its orbitals.
         """
+        assert self._origin is not None
         form = [len(c) for c in by_spin(origin)]
-        known = self._fitted.remembered(self._functional)
+        known = self._fitted.remembered(self._functional, self._origin.accuracy)
         return [c for c in known if c is not origin and [len(spin) for spin in by_spin(c)] == form]
 
     def forget(self) -> None:

@@ -11,6 +11,8 @@ from ..engine import HOST, Engine
 from ..engine.host import LINEAR_DEPENDENCY
 from ..errors import NumericalError
 
+# Relative singular value below which densities depend on each other.
+_DEPENDENT = 1e-10
 # Occupied orbitals (nao, k), each scaled by the root of its occupation: doubly occupied ones as one
 # array, those of either spin as two.
 Orbitals: TypeAlias = np.ndarray | Sequence[np.ndarray]
@@ -45,6 +47,32 @@ def spin_contamination(spins: Orbitals, overlap: np.ndarray) -> float:
     Ostlund, Modern Quantum Chemistry, Eq. 2.271)."""
     up, down = sorted(spins, key=lambda c: -c.shape[1])
     return down.shape[1] - float(np.linalg.norm(up.T @ overlap @ down) ** 2)
+
+
+def nearest_combination(
+    orbitals: np.ndarray, known: Sequence[np.ndarray], overlap: np.ndarray, engine: Engine = HOST
+) -> tuple[np.ndarray, float]:
+    """Weights with which the densities C C^T of known orbitals add up to nearly that of others, and
+    the norm of what is left of it, in an orthonormal basis.
+
+    Args:
+        orbitals: (nao, k), each scaled by the root of its occupation.
+        known: several such arrays.
+        overlap: (nao, nao).
+        engine: of these arrays.
+    """
+    transformed = [overlap @ c for c in (*known, orbitals)]
+    products = [
+        np.square(left.T @ right).sum()  # the trace of D S D' S
+        for i, left in enumerate((*known, orbitals))
+        for right in transformed[: i + 1]
+    ]
+    gram = np.zeros((len(transformed), len(transformed)))
+    gram[np.tril_indices(len(gram))] = engine.host(np.stack(products))
+    gram = gram + np.tril(gram, -1).T
+    weights = np.linalg.lstsq(gram[:-1, :-1], gram[:-1, -1], rcond=_DEPENDENT)[0]
+    both = np.append(weights, -1.0)
+    return weights, float(np.sqrt(max(both @ gram @ both, 0.0)))
 
 
 def orthonormal_basis(overlap: np.ndarray) -> np.ndarray:
