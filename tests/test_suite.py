@@ -15,6 +15,7 @@ from pyscf_deqh.benchmark.sets import BUNDLED, PUBLISHED, SUITE
 from pyscf_deqh.checkpoint import DEFAULT_MODEL, weights_hash
 from pyscf_deqh.data.geometry import Geometry, read_geometries
 from pyscf_deqh.data.splits import split_of
+from pyscf_deqh.graph.basis import n_orbitals
 
 # Bundled molecules
 
@@ -56,11 +57,18 @@ def test_snapshots_are_of_each_molecule_at_each_temperature():
     assert len({g.info["id"] for g in geometries}) == len(geometries) == 48
 
 
-def test_larger_molecules_are_those_of_their_smiles():
+@pytest.mark.parametrize("name", ["larger", "large"])
+def test_larger_molecules_are_those_of_their_smiles(name):
     Chem = pytest.importorskip("rdkit.Chem")
-    for geometry in geometries_of("larger"):
+    for geometry in geometries_of(name):
         molecule = Chem.AddHs(Chem.MolFromSmiles(geometry.info["smiles"]))
         assert [a.GetAtomicNum() for a in molecule.GetAtoms()] == geometry.numbers.tolist()
+
+
+def test_large_molecules_have_600_to_900_orbitals():
+    sizes = [n_orbitals(geometry.numbers, "def2-svp") for geometry in geometries_of("large")]
+    assert len(sizes) == 8
+    assert 600 <= min(sizes) < max(sizes) <= 900
 
 
 OTHERS = ("fragments", "ions", "heavy", "radicals", "counterpoise")

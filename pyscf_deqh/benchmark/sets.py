@@ -94,6 +94,7 @@ SUITE = {
             ("counterpoise", "counterpoise monomers (ghost atoms)"),
         )),
         SuiteSet("larger", "larger molecules", FOLDER / "larger_test.xyz"),
+        _other("large", "600 to 900 orbitals"),
         *(_transfer(xc, f"{xc}/{Method.basis}", xc=xc) for xc in ("pbe", "pbe0", "wb97x", "hf")),
         *(_transfer(b, f"{Method.xc}/{b}", basis=b)
           for b in ("def2-tzvp", "cc-pvdz", "cc-pvtz", "aug-cc-pvdz")),

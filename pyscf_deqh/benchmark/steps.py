@@ -9,7 +9,7 @@ of gradients and drivers. Rows are written after every molecule; the same comman
 stopped.
 
 ``--molecules baker`` and ``birkholz`` are the starting geometries of these benchmarks of
-optimizers, which the package pyberny brings.
+optimizers, which the package pyberny brings; smallest first.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ _RUNS = {"minao": False, "deqh": True}
 
 
 def _geometries(molecules: str) -> list[Geometry]:
-    """Those of a file, a folder, or a benchmark of optimizers by its name.
+    """Those of a file, a folder, or a benchmark of optimizers by its name, these smallest first.
 
     Raises:
         ConfigError: pyberny is not installed.
@@ -59,7 +59,7 @@ def _geometries(molecules: str) -> list[Geometry]:
         (geometry,) = read_geometries(benchmarks.data_dir(molecules) / f"{name}.xyz")
         geometry.info = {"name": name, "charge": str(reference["charge"])}
         geometries.append(geometry)
-    return geometries
+    return sorted(geometries, key=lambda geometry: len(geometry.numbers))
 
 
 def _name(geometry: Geometry) -> str:
@@ -146,7 +146,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--molecules", default=str(BUNDLED),
                         help="xyz/extxyz file, folder of them, baker or birkholz")  # fmt: skip
     parser.add_argument("--n", type=int, help="so many of them: of a file in random order, of a "
-                        "benchmark in its own")  # fmt: skip
+                        "benchmark the smallest")  # fmt: skip
     parser.add_argument("--steps", type=int, default=100, help="limit of an optimization, or "
                         "length of a trajectory")  # fmt: skip
     parser.add_argument("--xc", default=Method.xc)
