@@ -184,7 +184,7 @@ def test_blocks_change_nothing(monkeypatch):
             expected = FittedFock(mol, dtype=torch.float64)(hcore, c, xc)[0]
             patch.setattr(host.Engine, "block_bytes", 2**16)
             patch.setattr(host, "GRID_BLOCK", 600)
-            patch.setattr(orbital_values, "_POINTS", 100)
+            patch.setattr(orbital_values, "_POINTS", 112)
             patch.setattr(blocks, "_GROUP", 1)
             fitted = FittedFock(mol, dtype=torch.float64)
             np.testing.assert_allclose(fitted(hcore, c, xc)[0], expected, atol=1e-10)
@@ -193,6 +193,14 @@ def test_blocks_change_nothing(monkeypatch):
             patch.setattr(fitted, "_keeps_twice", False)
             np.testing.assert_allclose(fitted(hcore, c, xc)[0], expected, atol=1e-10)
             assert not fitted.orbital_values.nbytes
+            some = FittedFock(mol, dtype=torch.float64)
+            room = iter([True] * 9)
+            some.orbital_values._reserve = lambda _, room=room: next(room, False)
+            np.testing.assert_allclose(some(hcore, c, xc)[0], expected, atol=1e-10)
+            np.testing.assert_allclose(some._semilocal(some._tensors(c), Functional.of(xc))[0][0],
+                                       fitted._semilocal(some._tensors(c), Functional.of(xc))[0][0],
+                                       atol=1e-10)  # fmt: skip
+            assert len(some.orbital_values._kept) == 9
             unrestricted = fitted(hcore, [c / np.sqrt(2)] * 2, xc)[0]
             np.testing.assert_allclose(unrestricted, [expected] * 2, atol=1e-8)
 

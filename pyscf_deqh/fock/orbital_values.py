@@ -8,8 +8,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-# Points of a block: what is made of it stays in the caches.
-_POINTS = 1024
+# Points of a block: what is made of it stays in the caches. A multiple of the 56 for which PySCF's
+# screening tables have one row: blocks that are made anew begin at one.
+_POINTS = 1008
 # Orbitals whose values and gradients are all below this are left out of a block of points, which
 # changes a matrix by some nano-hartree; where more than this part is left, none.
 NEGLIGIBLE = 1e-5
@@ -94,11 +95,13 @@ class OrbitalValues:
         """Consecutive blocks of more or less so many bytes together: PySCF's threads, which
         evaluate functionals, and PyTorch's stand in each other's way if they take turns often."""
         batch: list[GridBlock] = []
+        held = 0
         for block in self:
             batch.append(block)
-            if sum(b.values.nbytes for b in batch) >= n_bytes:
+            held += block.values.nbytes
+            if held >= n_bytes:
                 yield batch
-                batch = []
+                batch, held = [], 0
         if batch:
             yield batch
 
