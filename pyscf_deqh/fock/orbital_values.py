@@ -12,8 +12,8 @@ from torch import Tensor
 # screening tables have one row: blocks that are made anew begin at one.
 _POINTS = 1008
 # Orbitals whose values and gradients are all below this are left out of a block of points, which
-# changes a matrix by some nano-hartree; where more than this part is left, none.
-NEGLIGIBLE = 1e-5
+# changes energies of small molecules by a nano-hartree; where more than this part is left, none.
+NEGLIGIBLE = 1e-6
 _ALL = 0.9
 
 
