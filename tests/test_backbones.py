@@ -11,12 +11,13 @@ from conftest import FORMAMIDE, WATER
 
 from pyscf_deqh import testing
 from pyscf_deqh.errors import ConfigError
-from pyscf_deqh.nn import backbones, qhnet, so2net
+from pyscf_deqh.nn import backbones, phisnet, qhnet, so2net
 
 SO2NET = {"natural_channels": 6, "pseudo_channels": 3, "injection_layers": 1, "filter_layers": 1,
           "invariants": 12, "radial_functions": 8}  # fmt: skip
 QHNET = {"layers": 4, "channels": 8, "bottleneck_channels": 4, "radial_functions": 8, "heads": 2,
          "head_channels": (4, 2, 1)}  # fmt: skip
+PHISNET = {"channels": 6, "radial_functions": 8, "modules": 2}
 MODELS = {
     "so2net": ("so2net", SO2NET),
     "so2net-without-reference": ("so2net", SO2NET | {"reference": "none"}),
@@ -24,13 +25,25 @@ MODELS = {
     "deqhnet-without-overlap": ("qhnet", QHNET | {"overlap": False}),
     "qhnet": ("qhnet", QHNET | {"overlap": False, "self_consistent": False}),
     "qhnet-with-overlap": ("qhnet", QHNET | {"self_consistent": False}),
+    "phisnet": ("phisnet", PHISNET),
+    "phisnet-with-reference": ("phisnet", PHISNET | {"reference": "sad"}),
+    "phisnet-self-consistent": ("phisnet", PHISNET | {"self_consistent": True}),
 }
+
+
+def untrained(name, options):
+    """A network in which nothing is zero because it is at first."""
+    model = testing.untrained(name, **options)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if not parameter.any():
+                parameter.normal_(std=0.1)
+    return model
 
 
 @pytest.fixture(scope="module", params=MODELS)
 def model(request):
-    name, options = MODELS[request.param]
-    return testing.untrained(name, **options)
+    return untrained(*MODELS[request.param])
 
 
 @pytest.mark.parametrize("check", testing.CHECKS, ids=lambda check: check.__name__)
@@ -45,15 +58,16 @@ def test_rotations_to_the_last_digits(model):
 
 
 def test_reflection():
-    """QHNet has no parity: its products of pseudovectors and vectors mix. SO2Net has."""
+    """QHNet and PhiSNet have no parity: products of pseudovectors and vectors mix. SO2Net has."""
     testing.check_reflection(testing.untrained("so2net", **SO2NET), 1e-10)
-    with pytest.raises(AssertionError):
-        testing.check_reflection(testing.untrained("qhnet", **QHNET))
+    for name, options in (("qhnet", QHNET), ("phisnet", PHISNET)):
+        with pytest.raises(AssertionError):
+            testing.check_reflection(untrained(name, options))
 
 
 def test_pairs_a_few_at_a_time_give_the_same(model, monkeypatch):
     together = testing.predicted(model, WATER, FORMAMIDE)
-    for module in (so2net, qhnet):
+    for module in (so2net, qhnet, phisnet):
         monkeypatch.setattr(module, "_PAIRS_AT_ONCE", 8)
     found = testing.predicted(model, WATER, FORMAMIDE)
     torch.testing.assert_close(found, together, atol=1e-9, rtol=0)
@@ -117,13 +131,13 @@ def test_a_strangers_backbone(strangers_package, check):
 
 
 def test_names():
-    assert {"qhnet", "so2net"} <= set(backbones.known_backbones())
+    assert {"qhnet", "so2net", "phisnet"} <= set(backbones.known_backbones())
     config = backbones.config_from("so2net", SO2NET)
     assert backbones.name_of(config) == "so2net"
     backbones.register("so2net", so2net.SO2NetConfig)(so2net.SO2Net)  # once more is no error
     with pytest.raises(ConfigError, match="is the backbone 'so2net' already"):
         backbones.register("so2net", so2net.SO2NetConfig)(qhnet.QHNet)
-    with pytest.raises(ConfigError, match="'phisnet' is not one of"):
-        backbones.registered("phisnet")
+    with pytest.raises(ConfigError, match="'unknown' is not one of"):
+        backbones.registered("unknown")
     with pytest.raises(ConfigError, match="belongs to no backbone"):
         backbones.name_of(object())

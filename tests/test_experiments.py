@@ -21,7 +21,6 @@ from pyscf_deqh.experiments.options import Options
 from pyscf_deqh.experiments.report import spread, with_spread
 from pyscf_deqh.experiments.samples import SPLIT_SIZES
 from pyscf_deqh.experiments.sizes import size_of
-from pyscf_deqh.experiments.trainings import VARIANTS
 from pyscf_deqh.graph.batch import collate
 from pyscf_deqh.graph.build import build_graph
 
@@ -99,11 +98,21 @@ def test_error_per_iteration(smoke):
 
 def test_ablation_shares_trainings(smoke):
     found = results(smoke, "fig5")
-    assert set(found["water"]) == set(VARIANTS)
+    variants = ["qhnet", "qhnet+s", "deqhnet-s", "deqhnet"]
+    assert list(found["water"]) == variants
     for model in ("qhnet", "deqhnet"):
         assert found["water"][model] == results(smoke, "table1")["water"][model]
-    sizes = [found["water"][v]["parameters"] for v in VARIANTS]
+    sizes = [found["water"][v]["parameters"] for v in variants]
     assert sizes[0] < sizes[1] == sizes[2] < sizes[3]
+
+
+def test_rivals_have_the_same_budget(smoke):
+    found = results(smoke, "rivals")["water"]
+    assert found["deqhnet"] == results(smoke, "table1")["water"]["deqhnet"]
+    assert {run["steps"]["mean"] for run in found.values()} == {size_of("smoke").steps}
+    for model, iterations in (("phisnet", 1.0), ("deq-phisnet", 2.0), ("so2net", 2.0)):
+        assert found[model]["iterations"]["mean"] >= iterations
+    assert found["phisnet"]["parameters"] < found["deq-phisnet"]["parameters"]
 
 
 def test_noise_is_of_first_order(smoke):

@@ -8,7 +8,9 @@ from pyscf_deqh.nn.products import (
     ChannelProduct,
     PairFrames,
     SphericalProduct,
+    coupling_paths,
     inner_products,
+    path_norms,
     path_weight,
 )
 
@@ -37,16 +39,24 @@ def natural(l):
     return (-1) ** l
 
 
+def even(l):
+    return 1
+
+
+@pytest.mark.parametrize("parity", [natural, even])
 @pytest.mark.parametrize(("lin", "lmax", "lout"), [(4, 4, 4), (0, 4, 4), (2, 4, 2), (3, 2, 1)])
-def test_spherical_product_equals_the_full_tensor_product(lin, lmax, lout):
-    ours = SphericalProduct(lin, lmax, lout, summed=True)
+def test_spherical_product_equals_the_full_tensor_product(lin, lmax, lout, parity):
+    """Also over the paths of which one that knows parity has none."""
+    paths = coupling_paths(lin, lmax, lout, natural=parity is natural)
+    ours = SphericalProduct(paths, path_norms(paths))
+    assert sorted(ours.paths) == sorted(paths)
     directions = torch.randn(N, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(9))
     x = features(lin)
     weight = torch.randn(N, len(ours.paths), C, dtype=torch.float64)
     frames = PairFrames(directions, max(lin, lout))
     result = frames.out_of(ours(frames.into(x), weight))
     full = o3.TensorProduct(
-        irreps(lin, C, natural), irreps(lmax, 1, natural), irreps(lout, C, natural),
+        irreps(lin, C, parity), irreps(lmax, 1, parity), irreps(lout, C, parity),
         instructions(ours.paths, "uvu"),
         shared_weights=False, internal_weights=False,
     ).double()  # fmt: skip
@@ -60,12 +70,13 @@ def test_spherical_product_equals_the_full_tensor_product(lin, lmax, lout):
 
 def test_channel_product_equals_the_full_tensor_product():
     lmax = 3
-    ours = ChannelProduct(lmax).double()
+    paths = coupling_paths(lmax, lmax, lmax, natural=False)
+    ours = ChannelProduct(paths, path_norms(paths)).double()
     x, y = features(lmax, 1), features(lmax, 2)
     weight = torch.randn(N, len(ours.paths), C, dtype=torch.float64)
-    even = irreps(lmax, C, lambda l: 1)
+    parts = irreps(lmax, C, even)
     full = o3.TensorProduct(
-        even, even, even, instructions(ours.paths, "uuu"),
+        parts, parts, parts, instructions(ours.paths, "uuu"),
         shared_weights=False, internal_weights=False,
     ).double()  # fmt: skip
     expected = full(flat(x), flat(y), weight.flatten(1))

@@ -11,7 +11,8 @@ from pyscf_deqh.checkpoint import ModelSpec, load_model, save_model
 from pyscf_deqh.errors import ConfigError
 from pyscf_deqh.graph.batch import collate
 from pyscf_deqh.graph.build import build_graph
-from pyscf_deqh.nn.qhnet import DiagonalReduction, QHNet, QHNetConfig
+from pyscf_deqh.nn.onsite import DiagonalReduction
+from pyscf_deqh.nn.qhnet import QHNet, QHNetConfig
 from pyscf_deqh.train.loss import hamiltonian_loss
 
 PUBLISHED = 26.25e6  # parameters of the published code, QH9 configuration

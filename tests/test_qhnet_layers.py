@@ -8,14 +8,9 @@ from e3nn import o3
 from scipy import stats
 
 from pyscf_deqh.nn.irreps import BlockCoupling
-from pyscf_deqh.nn.qhnet_layers import (
-    BernsteinRadialBasis,
-    BlockExpansion,
-    NormGate,
-    SteerableLayerNorm,
-    SteerableLinear,
-    segment_softmax,
-)
+from pyscf_deqh.nn.qhnet_layers import BlockExpansion, NormGate, segment_softmax
+from pyscf_deqh.nn.radial import BernsteinRadialBasis
+from pyscf_deqh.nn.steerable import SteerableLayerNorm, SteerableLinear
 from pyscf_deqh.nn.wigner import wigner_d
 
 F64 = torch.float64

@@ -1,4 +1,5 @@
-"""``python -m pyscf_deqh.experiments NAME``: repeat a table or figure of the paper.
+"""``python -m pyscf_deqh.experiments NAME``: repeat a table or figure of the paper, or compare its
+networks with others' (``rivals``).
 
 Results go to NAME.json (all numbers), NAME.md (the paper's beside ours) and NAME.png in the output
 folder. The same command goes on after an interruption.
@@ -17,7 +18,7 @@ from .options import Options
 from .sizes import SIZES, size_of
 
 # In this order, so that Fig. 4b finds the models that the tables train.
-NAMES = ("table1", "table2", "table3", "fig4a", "fig4b", "fig5", "fig6")
+NAMES = ("table1", "table2", "table3", "fig4a", "fig4b", "fig5", "fig6", "rivals")
 
 
 def _parser() -> argparse.ArgumentParser:

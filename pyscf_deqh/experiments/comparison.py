@@ -9,7 +9,7 @@ from ..metrics import UNITS
 from .datasets import Dataset
 from .options import Options
 from .report import Report, with_spread
-from .trainings import LABELS, train_variant
+from .trainings import VARIANTS, train_variant
 
 MODELS = ("qhnet", "deqhnet")
 _SYMBOLS = {
@@ -59,7 +59,7 @@ def compare(
         for model in MODELS:
             ours = results.get(dataset, {}).get(model)
             theirs = published.get(dataset, {}).get(model, ())
-            row = [dataset, LABELS[model]]
+            row = [dataset, VARIANTS[model].label]
             for i, metric in enumerate(metrics):
                 row += _cells(ours, theirs, i, metric)
             rows.append(row + _effort(ours))
@@ -109,7 +109,7 @@ def _bars(ax, results, published, metric: str, column: int) -> None:
         ours = [r[model][metric] for r in results.values()]
         ax.bar(
             positions, [factor * v["mean"] for v in ours], 0.38, color=f"C{m}",
-            yerr=[factor * (v["std"] or 0.0) for v in ours], label=LABELS[model],
+            yerr=[factor * (v["std"] or 0.0) for v in ours], label=VARIANTS[model].label,
         )  # fmt: skip
         paper = [(x, published[d][model][column]) for x, d in zip(positions, results, strict=True)
                  if d in published]  # fmt: skip

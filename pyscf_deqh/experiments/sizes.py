@@ -32,7 +32,7 @@ class Size:
     """One preset.
 
     Attributes:
-        network: options of :class:`~pyscf_deqh.nn.qhnet.QHNetConfig` beside the variant's.
+        networks: sizes by backbone.
         md17, qh9: recipes by kind of data; ``water`` of its own, as in Table 4.
         steps: end of a training; 0 where the clock ends it.
         minutes: of a training; 0 where the steps end it.
@@ -46,7 +46,7 @@ class Size:
     """
 
     name: str
-    network: dict[str, Any] = field(repr=False)
+    networks: dict[str, dict[str, Any]] = field(repr=False)
     water: Recipe
     md17: Recipe
     qh9: Recipe
@@ -75,8 +75,13 @@ _BY_NAME = {
     # Every line of code, in a minute or two, on labels made on the spot; the figures mean nothing.
     "smoke": Size(
         name="smoke",
-        network={"layers": 4, "channels": 8, "bottleneck_channels": 4, "radial_functions": 8,
-                 "heads": 2, "head_channels": (4, 2, 1)},
+        networks={
+            "qhnet": {"layers": 4, "channels": 8, "bottleneck_channels": 4, "radial_functions": 8,
+                      "heads": 2, "head_channels": (4, 2, 1)},
+            "phisnet": {"channels": 8, "radial_functions": 8, "modules": 1},
+            "so2net": {"natural_channels": 8, "pseudo_channels": 4, "injection_layers": 1,
+                       "filter_layers": 1, "invariants": 16, "radial_functions": 8},
+        },
         water=_SMOKE, md17=_SMOKE, qh9=_SMOKE,
         steps=6, minutes=0.0, steps_per_epoch=3, warmup_steps=2, max_validation=2, max_test=3,
         acceleration_molecules=2, counted_geometries=3, scf_geometries=1, curve_molecules=2,
@@ -86,8 +91,12 @@ _BY_NAME = {
     # this width overflow for molecules of 17 and more atoms.
     "small": Size(
         name="small",
-        network={"layers": 4, "channels": 32, "bottleneck_channels": 16,
-                 "heads": 4, "head_channels": (8, 4, 2)},
+        networks={
+            "qhnet": {"layers": 4, "channels": 32, "bottleneck_channels": 16,
+                      "heads": 4, "head_channels": (8, 4, 2)},
+            "phisnet": {"channels": 32, "radial_functions": 32, "modules": 3},
+            "so2net": {},
+        },
         water=Recipe(10, 1e-3, 0.99, 3), md17=Recipe(5, 1e-3, 0.99, 3),
         qh9=Recipe(4, 1e-3, 0.99, 3),
         steps=0, minutes=10.0, steps_per_epoch=50, warmup_steps=100, max_validation=32,
@@ -97,7 +106,7 @@ _BY_NAME = {
     # Table 4 of the paper. It gives neither the number of steps nor the decay of the average.
     "full": Size(
         name="full",
-        network={},
+        networks={"qhnet": {}, "phisnet": {}, "so2net": {}},
         water=Recipe(10, 5e-4, 0.99, 40), md17=Recipe(5, 1e-3, 0.99, 40),
         qh9=Recipe(32, 5e-4, 0.0, 3),
         steps=200_000, minutes=0.0, steps_per_epoch=2000, warmup_steps=1000, max_validation=500,

@@ -15,6 +15,7 @@ from ..checkpoint import load_model, resolve_model
 from ..metrics import HamiltonianErrors
 from ..nn.deqh import SolverSettings
 from ..nn.qhnet import QHNetConfig
+from ..nn.so2net import SO2NetConfig
 from ..train.config import DataConfig, OptimizerConfig, RunConfig, TrainConfig
 from ..train.evaluate import evaluate
 from ..train.run import export, train
@@ -22,19 +23,36 @@ from .cache import ResultCache
 from .datasets import Dataset
 from .options import Options
 from .report import spread
+from .sizes import Size
 
-# The networks of Fig. 5: which inputs beside the structure they have.
-VARIANTS: dict[str, dict[str, Any]] = {
-    "qhnet": {"self_consistent": False, "overlap": False},
-    "qhnet+s": {"self_consistent": False, "overlap": True},
-    "deqhnet-s": {"self_consistent": True, "overlap": False},
-    "deqhnet": {"self_consistent": True, "overlap": True},
-}
-LABELS = {
-    "qhnet": "QHNet",
-    "qhnet+s": "QHNet with S",
-    "deqhnet-s": "DEQHNet without S",
-    "deqhnet": "DEQHNet",
+
+@dataclass(frozen=True)
+class Variant:
+    """A network of the experiments.
+
+    Attributes:
+        label: its name in tables.
+        backbone: as it is registered.
+        options: hyperparameters that make it what it is; sizes are the preset's.
+    """
+
+    label: str
+    backbone: str
+    options: dict[str, Any]
+
+
+def _qhnet(label: str, consistent: bool, overlap: bool) -> Variant:
+    return Variant(label, "qhnet", {"self_consistent": consistent, "overlap": overlap})
+
+
+VARIANTS = {
+    "qhnet": _qhnet("QHNet", False, False),
+    "qhnet+s": _qhnet("QHNet with S", False, True),
+    "deqhnet-s": _qhnet("DEQHNet without S", True, False),
+    "deqhnet": _qhnet("DEQHNet", True, True),
+    "phisnet": Variant("PhiSNet", "phisnet", {"self_consistent": False}),
+    "deq-phisnet": Variant("PhiSNet with H", "phisnet", {"self_consistent": True}),
+    "so2net": Variant("SO2Net", "so2net", {"reference": "none"}),
 }
 
 # torchdeq's default; the paper gives none.
@@ -62,8 +80,7 @@ class Training:
         size, recipe = options.size, options.size.recipe(self.dataset.name)
         minutes, steps = options.budget
         return TrainConfig(
-            backbone="qhnet",
-            qhnet=QHNetConfig(**VARIANTS[self.variant], **size.network),
+            **self._network(size),
             data=DataConfig(
                 databases=list(self.dataset.databases),
                 split_rule=self.dataset.split_rule,
@@ -96,12 +113,24 @@ class Training:
             ),
         )
 
+    def _network(self, size: Size) -> dict[str, Any]:
+        """What a configuration says of the network."""
+        variant = VARIANTS[self.variant]
+        name = variant.backbone
+        chosen = variant.options | size.networks[name]
+        if name == "qhnet":
+            return {"backbone": name, "qhnet": QHNetConfig(**chosen)}
+        if name == "so2net":
+            return {"backbone": name, "so2net": SO2NetConfig(**chosen)}
+        return {"backbone": name, "options": chosen}
+
     def settings(self, options: Options) -> dict[str, Any]:
         """All that the result depends on, without places and hardware."""
         settings = json.loads(json.dumps(asdict(self.config(options)), default=str))
         for section, name in (("run", "folder"), ("data", "cache")):
             del settings[section][name]
-        del settings["so2net"]
+        for name in {"so2net", "qhnet"} - {settings["backbone"]}:
+            del settings[name]
         for name in ("cuda_graphs", "devices", "nodes"):
             del settings["run"][name]
         settings["data"]["databases"] = [path.name for path in self.dataset.databases]
@@ -120,7 +149,7 @@ def run_training(
     cache = ResultCache(folder / "result.json", training.settings(options))
 
     def make() -> dict[str, Any]:
-        print(f"{training.name} ({LABELS[training.variant]})", flush=True)
+        print(f"{training.name} ({VARIANTS[training.variant].label})", flush=True)
         config, model = training.config(options), folder / "model"
         if not (model / "config.json").is_file():
             train(config, resume=True, callbacks=callbacks)

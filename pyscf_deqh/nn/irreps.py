@@ -9,6 +9,7 @@ linear map, which makes every network built from these parts equivariant to refl
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -175,6 +176,23 @@ class BlockCoupling(nn.Module):
     def uncouple(self, components: Tensor) -> Tensor:
         """(n, T T coupled components) -> (n, T, T)."""
         return (components @ self.matrix.T.to(components)).view(-1, self.size, self.size)
+
+    def expand(self, x: Sequence[Tensor], weights: Tensor, biases: Tensor, kind: Tensor) -> Tensor:
+        """Features of any parity -> blocks (n, T, T) by Eq. 14, with coefficients by kind.
+
+        Args:
+            x: of each degree, (n, 2l + 1, C).
+            weights: (kinds, C, paths), in the order of the groups.
+            biases: (kinds, paths of degree 0).
+            kind: (n,) of each block.
+        """
+        bias = biases[kind][:, None]
+        parts = []
+        tables = weights.split([group.count for group in self.groups], dim=-1)
+        for group, table in zip(self.groups, tables, strict=True):
+            part = x[group.degree] @ table[kind]
+            parts.append((part if group.degree else part + bias).flatten(1))
+        return self.uncouple(torch.cat(parts, dim=-1))
 
 
 class BlockEmbedding(nn.Module):

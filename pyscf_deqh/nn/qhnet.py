@@ -21,25 +21,14 @@ from ..graph.layout import OrbitalTemplate
 from .backbones import register
 from .deqh import Backbone
 from .irreps import BlockCoupling
+from .onsite import AUXILIARY_COUNTS, DiagonalReduction, OnsiteState, no_overlaps
 from .products import Features, PairFrames
-from .qhnet_layers import (
-    BernsteinRadialBasis,
-    BlockExpansion,
-    ConvLayer,
-    PairLayer,
-    SelfLayer,
-    SteerableLayerNorm,
-    SteerableLinear,
-    TransBlock,
-    add,
-)
+from .qhnet_layers import BlockExpansion, ConvLayer, PairLayer, SelfLayer, TransBlock
+from .radial import BernsteinRadialBasis
+from .steerable import SteerableLayerNorm, SteerableLinear, add
 
 # Self and pair layers follow the layers from this one on, counted from 0.
 _FIRST_BLOCK_LAYER = 3
-# On-site features below this (hartree) count as zero: symmetry makes many vanish up to rounding,
-# and a unit vector made of rounding errors has no business in an equivariant network. Typical
-# vectors of H are 0.002-0.2.
-_REDUCTION_FLOOR = 1e-3
 _PAIRS_AT_ONCE = 512  # of the paper's size, some 50 MB in a product
 
 
@@ -92,34 +81,6 @@ class QHNetConfig:
         return asdict(self) | {"head_channels": list(self.head_channels)}
 
 
-class DiagonalReduction(nn.Module):
-    """On-site blocks -> features, Eq. 8 with the coefficients of Eq. 9.
-
-    Every irreducible feature is divided by its own norm, as in the published code: directions of
-    vectors and signs of scalars remain. Scalars are 1 less some millionth. The first layer norm
-    centres them, and their differences are what it passes on: they stay in double precision.
-    """
-
-    def __init__(self, overlaps: Tensor, counts: tuple[int, ...]):
-        super().__init__()
-        self.counts = counts
-        # Kept with the weights, so that a model needs no integrals to be loaded.
-        self.register_buffer("overlaps", overlaps.double())
-
-    def forward(self, blocks: Tensor, element: Tensor) -> Features:
-        """Blocks (N, T T) of atoms, indices of their elements (N,); scalars are float64."""
-        # In double precision: what cancels exactly, as in the overlap's on-site blocks, stays zero.
-        overlaps = self.overlaps.double().flatten(1, 2)[element]
-        reduced = torch.einsum("np,npk->nk", blocks.double(), overlaps)
-        widths = [n * (2 * l + 1) for l, n in enumerate(self.counts)]
-        features = []
-        for l, part in enumerate(reduced.split(widths, dim=-1)):
-            part = part.view(len(part), -1, 2 * l + 1)
-            norm = torch.sqrt(part.square().sum(-1, keepdim=True) + _REDUCTION_FLOOR**2)
-            features.append((part / norm).transpose(1, 2))
-        return [features[0], *(feature.to(blocks) for feature in features[1:])]
-
-
 @dataclass
 class Injected:
     """What QHNet's filter needs besides H: all that depends on the molecule alone."""
@@ -127,8 +88,7 @@ class Injected:
     graph: GraphBatch
     frames: PairFrames
     radial: Tensor
-    row: Tensor  # of each atom in the padded state
-    longest: int  # atoms of the largest molecule
+    state: OnsiteState
     static: list[Features]  # structural plus overlap stream, by layer
     weights: list[list[Tensor]]  # of the H stream's tensor products, by layer and path
 
@@ -153,7 +113,7 @@ class QHNet(Backbone):
         template: OrbitalTemplate,
         config: QHNetConfig | None = None,
         overlaps: Tensor | None = None,
-        counts: tuple[int, ...] = (16, 8, 4),
+        counts: tuple[int, ...] = AUXILIARY_COUNTS,
     ):
         config = config or QHNetConfig()
         super().__init__(template, config)
@@ -167,10 +127,7 @@ class QHNet(Backbone):
             for k in range(config.layers)
         )
         if overlaps is None:
-            size = template.size
-            overlaps = torch.zeros(
-                n_elements, size, size, sum(n * (2 * l + 1) for l, n in enumerate(counts))
-            )
+            overlaps = no_overlaps(template, counts)
         streams = [config.overlap, config.self_consistent]
         if any(streams):
             self.reduction = DiagonalReduction(overlaps, counts)
@@ -207,12 +164,7 @@ class QHNet(Backbone):
         i, j = graph.edge_index
         frames = PairFrames(graph.edge_vector, self.config.lmax)
         radial = self.radial_basis(graph.edge_vector.norm(dim=-1))
-        counts = torch.bincount(graph.molecule, minlength=graph.n_molecules)
-        longest = int(counts.max())
-        first = counts.cumsum(0) - counts
-        position = torch.arange(graph.n_atoms, device=first.device) - first[graph.molecule]
-        row = graph.molecule * longest + position
-        env = Injected(graph, frames, radial, row, longest, [], [])
+        env = Injected(graph, frames, radial, OnsiteState.of(graph), [], [])
         x = [self.element_embedding(graph.element)[:, None]]
         s = self._reduce(graph, graph.overlap) if self.config.overlap else []
         for k, convolution in enumerate(self.convolutions):
@@ -228,17 +180,12 @@ class QHNet(Backbone):
         return self.reduction(graph.onsite_blocks(matrix)[..., 0], graph.element)
 
     def state(self, hamiltonian: Tensor, injected: Injected) -> Tensor:
-        """On-site blocks (B, largest number of atoms, T T), zero padded."""
-        return self._padded(injected.graph.onsite_blocks(hamiltonian)[..., 0], injected)
-
-    def _padded(self, blocks: Tensor, env: Injected) -> Tensor:
-        n, size = env.graph.n_molecules, blocks.shape[-1]
-        out = blocks.new_zeros(n * env.longest, size).index_copy(0, env.row, blocks)
-        return out.view(n, env.longest, size)
+        """See :class:`~pyscf_deqh.nn.onsite.OnsiteState`."""
+        return injected.state.of_blocks(injected.graph.onsite_blocks(hamiltonian)[..., 0])
 
     def filter(self, state: Tensor, injected: Injected) -> Tensor:
         onsite = self._onsite(self._merged(state, injected), injected.graph)
-        return self._padded(onsite.flatten(1), injected)
+        return injected.state.of_blocks(onsite.flatten(1))
 
     def hamiltonian(self, state: Tensor, injected: Injected) -> Tensor:
         """All of f(state): on-site and pair blocks, Hermitian by construction."""
@@ -254,7 +201,7 @@ class QHNet(Backbone):
         h: Features = []
         merged = []
         if self.config.self_consistent:
-            h = self.reduction(state.flatten(0, 1).index_select(0, env.row), graph.element)
+            h = self.reduction(env.state.blocks(state), graph.element)
         for k in range(self.config.layers):
             if self.config.self_consistent:
                 h = self.hamiltonian_blocks[k](h, i, j, env.weights[k], env.frames)

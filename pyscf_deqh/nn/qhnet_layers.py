@@ -12,7 +12,6 @@ import math
 from collections.abc import Callable, Sequence
 from copy import deepcopy
 from functools import cache
-from itertools import zip_longest
 
 import torch
 from e3nn.math import normalize2mom
@@ -25,9 +24,12 @@ from .products import (
     Features,
     PairFrames,
     SphericalProduct,
+    coupling_paths,
     inner_products,
     pad_rows,
+    path_norms,
 )
+from .steerable import SteerableLayerNorm, SteerableLinear, add, sum_onto, take
 
 # Regularizes norms, whose gradient does not exist at zero.
 _TINY = 1e-12
@@ -62,21 +64,6 @@ def _fully_connected(*widths: int) -> FullyConnectedNet:
     return net
 
 
-def add(*features: Features) -> Features:
-    """Sum of feature lists of any length."""
-    present = ([part for part in parts if part is not None] for parts in zip_longest(*features))
-    return [sum(parts[1:], parts[0]) for parts in present]
-
-
-def take(x: Features, index: Tensor) -> Features:
-    return [part.index_select(0, index) for part in x]
-
-
-def sum_onto(x: Features, index: Tensor, n: int) -> Features:
-    """Sum rows (E, …) onto n atoms."""
-    return [part.new_zeros(n, *part.shape[1:]).index_add(0, index, part) for part in x]
-
-
 def _radial_profile(radial: int, hidden: int, outputs: int) -> nn.Sequential:
     """Equiformer's weights of tensor-product paths from radial functions."""
     layers: list[nn.Module] = []
@@ -87,65 +74,6 @@ def _radial_profile(radial: int, hidden: int, outputs: int) -> nn.Sequential:
 
 def _mlp(inputs: int, hidden: int, outputs: int) -> nn.Sequential:
     return nn.Sequential(nn.Linear(inputs, hidden), nn.SiLU(), nn.Linear(hidden, outputs))
-
-
-class SteerableLinear(nn.Module):
-    """One linear map per degree, the same for all m.
-
-    Args:
-        inputs, outputs: channels of each degree.
-        bias: on the scalars.
-        unit_weights: weights of unit variance, scaled in forward (e3nn's ``Linear``), instead of
-            weights of variance 1 / fan-in (Equiformer's ``LinearRS``).
-    """
-
-    def __init__(
-        self,
-        inputs: Sequence[int],
-        outputs: Sequence[int],
-        bias: bool = True,
-        unit_weights: bool = True,
-    ):
-        super().__init__()
-        shapes = list(zip(inputs, outputs, strict=False))
-        self.weights = nn.ParameterList(
-            random_weight(1 if unit_weights else i, i, o) for i, o in shapes
-        )
-        self.scales = [1 / math.sqrt(i) if unit_weights else 1.0 for i, _ in shapes]
-        self.bias = nn.Parameter(torch.zeros(outputs[0])) if bias else None
-
-    def forward(self, x: Features) -> Features:
-        parts = zip(x, self.weights, self.scales, strict=False)
-        out = [part @ (weight if scale == 1.0 else weight * scale) for part, weight, scale in parts]
-        return out if self.bias is None else [out[0] + self.bias, *out[1:]]
-
-
-class BernsteinRadialBasis(nn.Module):
-    """Exponential Bernstein polynomials of the distance (Unke et al., PhiSNet, NeurIPS 2021).
-
-    Functions of exp(-alpha r) with a learned alpha (initially 0.5 / bohr), times a cutoff function.
-    """
-
-    def __init__(self, n_functions: int, cutoff: float):
-        super().__init__()
-        self.cutoff = cutoff
-        v = torch.arange(n_functions, dtype=torch.float64)
-        top = torch.tensor(float(n_functions - 1), dtype=torch.float64)
-        log_binomial = torch.lgamma(top + 1) - torch.lgamma(v + 1) - torch.lgamma(top - v + 1)
-        dtype = torch.get_default_dtype()
-        self.register_buffer("log_binomial", log_binomial.to(dtype), persistent=False)
-        self.register_buffer("order", v.to(dtype), persistent=False)
-        self.raw_alpha = nn.Parameter(torch.tensor(math.log(math.expm1(0.5))))
-
-    def forward(self, distance: Tensor) -> Tensor:
-        """(E,) in bohr -> (E, n_functions)."""
-        x = -nn.functional.softplus(self.raw_alpha) * distance[:, None]
-        n = len(self.order) - 1
-        log_basis = self.log_binomial + (n - self.order) * x
-        log_basis = log_basis + self.order * torch.log(-torch.expm1(x))
-        inside = distance.clamp(max=0.999999 * self.cutoff)[:, None]
-        envelope = torch.exp(-(inside**2) / ((self.cutoff - inside) * (self.cutoff + inside)))
-        return envelope * torch.exp(log_basis)
 
 
 class NormGate(nn.Module):
@@ -186,7 +114,8 @@ class ConvLayer(nn.Module):
 
     def __init__(self, inputs: Sequence[int], outputs: Sequence[int], radial: int, lmax: int):
         super().__init__()
-        self.product = SphericalProduct(len(inputs) - 1, lmax, len(outputs) - 1, summed=True)
+        paths = coupling_paths(len(inputs) - 1, lmax, len(outputs) - 1, natural=True)
+        self.product = SphericalProduct(paths, path_norms(paths))
         self.channels = inputs[0]
         width = len(self.product.paths) * inputs[0]
         n_invariants = 2 * inputs[0] + sum(inputs[1:])
@@ -216,12 +145,17 @@ class ConvLayer(nn.Module):
         return add(before, self.linear_out(add(sums, x)))
 
 
+def _channel_product(lmax: int) -> ChannelProduct:
+    paths = coupling_paths(lmax, lmax, lmax, natural=False)
+    return ChannelProduct(paths, path_norms(paths))
+
+
 class SelfLayer(nn.Module):
     """Features of on-site blocks: the product of an atom's features with themselves."""
 
     def __init__(self, channels: Sequence[int]):
         super().__init__()
-        self.product = ChannelProduct(len(channels) - 1)
+        self.product = _channel_product(len(channels) - 1)
         self.weight = random_weight(1, len(self.product.paths), channels[0])
         self.gate_left, self.gate_right = NormGate(channels), NormGate(channels)
         self.linear_left = SteerableLinear(channels, channels)
@@ -241,7 +175,7 @@ class PairLayer(nn.Module):
 
     def __init__(self, channels: Sequence[int], radial: int):
         super().__init__()
-        self.product = ChannelProduct(len(channels) - 1)
+        self.product = _channel_product(len(channels) - 1)
         self.channels = channels[0]
         width = len(self.product.paths) * channels[0]
         self.radial = _fully_connected(radial, channels[0], width)
@@ -259,25 +193,6 @@ class PairLayer(nn.Module):
         x = self.linear_in(self.gate_in(x))
         product = self.product(take(x, j), take(x, i), weight)
         return self.linear_out(self.gate_out(product))
-
-
-class SteerableLayerNorm(nn.Module):
-    """Equiformer's layer norm: each degree divided by its root mean square over m and channels,
-    scalars centred before, in their own precision; learned factors, and shifts of the scalars."""
-
-    def __init__(self, channels: Sequence[int]):
-        super().__init__()
-        self.factors = nn.ParameterList(nn.Parameter(torch.ones(c)) for c in channels)
-        self.shift = nn.Parameter(torch.zeros(channels[0]))
-
-    def forward(self, x: Features) -> Features:
-        centred = x[0] - x[0].mean(-1, keepdim=True)
-        x = [centred.to(self.shift.dtype), *x[1:]]
-        out = [
-            part * torch.rsqrt(part.square().mean((1, 2), keepdim=True) + 1e-5) * factor
-            for part, factor in zip(x, self.factors, strict=False)
-        ]
-        return [out[0] + self.shift, *out[1:]]
 
 
 def segment_softmax(score: Tensor, segment: Tensor, n: int) -> Tensor:
@@ -301,7 +216,8 @@ class GraphAttention(nn.Module):
         self.heads, self.scores = heads, head[0]
         self.linear_source = SteerableLinear(channels, channels, unit_weights=False)
         self.linear_target = SteerableLinear(channels, channels, bias=False, unit_weights=False)
-        self.product = SphericalProduct(len(channels) - 1, lmax, len(head) - 1, summed=False)
+        paths = coupling_paths(len(channels) - 1, lmax, len(head) - 1, natural=True)
+        self.product = SphericalProduct(paths, path_norms(paths, summed=False))
         self.channels = list(channels)
         widths = dict.fromkeys(range(len(head)), 0)
         for l1, _, l3 in self.product.paths:
@@ -339,19 +255,20 @@ class GraphAttention(nn.Module):
     def path_weights(self, radial: Tensor) -> list[Tensor]:
         """Of each group of the product's paths, (E, paths channels)."""
         groups = self.product.groups.items()
-        widths = [(paths.stop - paths.start) * self.channels[l1] for (l1, _), paths in groups]
+        widths = [(paths.stop - paths.start) * self.channels[group.l1] for group, paths in groups]
         return list(self.radial(radial).split(widths, dim=-1))
 
     def _mix(self, x: Features, weights: list[Tensor]) -> Features:
         """Outputs of all paths, mixed: one linear map per degree, in the pairs' frames."""
         sums: list[list[Tensor]] = [[] for _ in self.mixers]
         starts = [0] * len(self.mixers)
-        for (l1, l3), weight in zip(self.product.groups, weights, strict=True):
+        for group, weight in zip(self.product.groups, weights, strict=True):
+            l3 = group.l3
             start = starts[l3]
             starts[l3] += weight.shape[-1]
-            if l1 < len(x):
+            if group.l1 < len(x):
                 rows = self.mixers[l3][start : starts[l3]]
-                sums[l3].append(pad_rows(self.product.outputs((l1, l3), x, weight) @ rows, l3))
+                sums[l3].append(pad_rows(self.product.outputs(group, x, weight) @ rows, l3))
         mixed = [sum(parts[1:], parts[0]) for parts in sums]
         return [mixed[0] + self.mixer_bias, *mixed[1:]]
 
@@ -413,9 +330,12 @@ class BlockExpansion(nn.Module):
     def __init__(self, coupling: BlockCoupling, channels: int, embedding: int, hidden: int):
         super().__init__()
         self.coupling, self.channels = coupling, channels
-        self.n_scalar_paths = coupling.groups[0].count
         self.weights = _mlp(embedding, hidden, coupling.n_paths * channels)
-        self.biases = _mlp(embedding, hidden, self.n_scalar_paths)
+        self.biases = _mlp(embedding, hidden, coupling.groups[0].count)
+        # e3nn's 3j symbols are smaller than the orthonormal coupling by this factor.
+        norms = [1 / math.sqrt(2 * g.degree + 1) for g in coupling.groups for _ in range(g.count)]
+        scale = torch.tensor(norms, dtype=torch.float64) / channels
+        self.register_buffer("scale", scale, persistent=False)
 
     def forward(self, x: Features, embedding: Tensor, kind: Tensor) -> Tensor:
         """Blocks (n, T, T).
@@ -425,14 +345,7 @@ class BlockExpansion(nn.Module):
             embedding: (kinds, …) of each element, or of each pair of elements.
             kind: (n,) which of them each block is.
         """
-        table = self.weights(embedding).view(len(embedding), self.channels, -1)
-        weights = table.split([g.count for g in self.coupling.groups], dim=-1)
-        bias = self.biases(embedding)[kind][:, None]
-        parts = []
-        for group, weight in zip(self.coupling.groups, weights, strict=True):
-            part = x[group.degree] @ weight[kind] / self.channels
-            if group.degree == 0:
-                part = part + bias / self.channels
-            # e3nn's 3j symbols are smaller than the orthonormal coupling by this factor.
-            parts.append(part.flatten(1) / math.sqrt(2 * group.degree + 1))
-        return self.coupling.uncouple(torch.cat(parts, dim=-1))
+        weights = self.weights(embedding).view(len(embedding), self.channels, -1)
+        weights = weights * self.scale.to(weights)
+        biases = self.biases(embedding) / self.channels
+        return self.coupling.expand(x, weights, biases, kind)

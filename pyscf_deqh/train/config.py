@@ -116,8 +116,8 @@ class TrainConfig:
 
     Attributes:
         backbone: ``so2net`` or ``qhnet``, of whose sections the other is ignored, or the name of
-            one that another package has registered.
-        options: hyperparameters of another package's backbone.
+            another one that is registered: ``phisnet``, or another package's.
+        options: hyperparameters of such another backbone.
     """
 
     backbone: str = "so2net"

@@ -98,7 +98,7 @@ class _FullChannelProduct(nn.Module):
     def __init__(self, fast: ChannelProduct, channels: int):
         super().__init__()
         self.paths = fast.paths
-        self._parts = [(channels, l) for l in range(fast.lmax + 1)]
+        self._parts = [(channels, l) for l in range(fast.degrees_out + 1)]
         irreps = _irreps(self._parts, natural=False)
         self.product = _tensor_product(irreps, irreps, irreps, _weighted(fast.paths, "uuu"))
 

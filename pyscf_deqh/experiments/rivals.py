@@ -1,0 +1,18 @@
+"""Other networks for Hamiltonians beside the paper's, at equal training budget."""
+
+from __future__ import annotations
+
+from .networks import compare_networks
+from .options import Options
+from .report import Report
+
+_NETWORKS = ("qhnet", "deqhnet", "phisnet", "deq-phisnet", "so2net")
+_NOTES = (
+    "PhiSNet: Unke et al., NeurIPS 2021; with H: its on-site blocks are an input, and the fixed "
+    "point is solved as DEQHNet's is. SO2Net is the network of the bundled models, here without "
+    "a reference Hamiltonian, as the others.",
+)
+
+
+def run(options: Options) -> Report:
+    return compare_networks("rivals", "Networks for Hamiltonians", _NETWORKS, _NOTES, options)
