@@ -165,6 +165,32 @@ def test_differences_of_similar_densities_are_precise_in_single_precision():
     assert error < 0.5 * np.abs(plain - expected).mean()
 
 
+def turned(c):
+    """The same density of other orbitals."""
+    return c @ np.linalg.qr(np.random.default_rng(0).normal(size=(c.shape[1],) * 2))[0]
+
+
+@pytest.mark.parametrize("unrestricted", [False, True])
+def test_exchange_of_similar_densities_loses_no_digits(unrestricted):
+    """Where single precision tells less than is asked for; in any order of the orbitals."""
+    mol = make_mol()
+    c, d, far = some_orbitals(mol), nearby_orbitals(mol, 1e-4), nearby_orbitals(mol, 1.0)
+    if unrestricted:
+        c, d, far = ([x / np.sqrt(2), x[:, :-1] / np.sqrt(2)] for x in (c, d, far))
+        d = [turned(x) for x in d]
+    else:
+        d = turned(d)
+    expected = FittedFock(mol, dtype=torch.float64).differences(c, "hf")
+    fitted = FittedFock(mol)
+    single, errors = fitted.differences(c, "hf"), {}
+    for accuracy in (1e-2, 1e-6):
+        fitted.forget()
+        single.accuracy = accuracy
+        errors[accuracy] = np.abs(single(d) - expected(d)).max()
+    assert errors[1e-6] < min(2e-7, 0.2 * errors[1e-2])
+    np.testing.assert_allclose(single(far), expected(far), atol=1e-3)
+
+
 def test_long_range_integrals_are_those_of_the_screened_operator():
     mol, omega = make_mol(), 0.3
     c = some_orbitals(mol)

@@ -38,6 +38,9 @@ if TYPE_CHECKING:
 _SHARE = 0.75
 # Densities whose Fock matrices are remembered.
 _REMEMBERED = 6
+# What single precision leaves of exact exchange, norm of the gradient in hartree for the root of an
+# orbital; up to which change of the orbitals, in an orthonormal basis, a difference is better.
+_ROUNDING, _NEAR = 2e-6, 0.3
 
 
 @dataclass(frozen=True, eq=False)
@@ -346,14 +349,21 @@ class FittedFock:
         """Let go of what is remembered."""
         self._made.clear()
 
-    def _make(self, orbitals: Orbitals, functional: Functional, accuracy: float = 0.0) -> _Made:
+    def _make(
+        self,
+        orbitals: Orbitals,
+        functional: Functional,
+        accuracy: float = 0.0,
+        origin: _Made | None = None,
+    ) -> _Made:
         for made in self._made:
             if made.orbitals is orbitals and made.functional.same_as(functional):
                 if made.error <= accuracy:
                     return made
                 self._made.remove(made)
                 break
-        made = self._exchange_correlation(orbitals, self._tensors(orbitals), functional, accuracy)
+        spins = self._tensors(orbitals)
+        made = self._exchange_correlation(orbitals, spins, functional, accuracy, origin)
         self._made.append(made)
         return made
 
@@ -363,6 +373,7 @@ class FittedFock:
         spins: list[Tensor],
         functional: Functional,
         accuracy: float = 0.0,
+        origin: _Made | None = None,
     ) -> _Made:
         semilocal, energy = self._semilocal(spins, functional)
         # Electrons exchange with those of their own spin: half of a closed shell's density.
@@ -370,8 +381,47 @@ class FittedFock:
         combined = self._combined(orbitals, functional, share, accuracy) if accuracy else None
         if combined is not None:
             return _Made(orbitals, functional, combined[0], semilocal, energy, combined[1])
-        exchange = [share * self._exchange(functional, c) for c in spins]
+        exchange = None
+        if origin is not None and self._is_rounding(functional, spins, accuracy):
+            exchange = self._exchange_near(orbitals, origin, share)
+        if exchange is None:
+            exchange = [share * self._exchange(functional, c) for c in spins]
         return _Made(orbitals, functional, exchange, semilocal, energy)
+
+    def _is_rounding(self, functional: Functional, spins: list[Tensor], accuracy: float) -> bool:
+        """Whether what single precision leaves of exchange is no less than half of an accuracy."""
+        if self.dtype != torch.float32:
+            return False
+        share = sum(map(abs, functional.exchange.values()))
+        n_orbitals = sum(c.shape[1] for c in spins) / len(spins)
+        return _ROUNDING * share * n_orbitals**0.5 > 0.5 * accuracy
+
+    def _exchange_near(
+        self, orbitals: Orbitals, origin: _Made, share: float
+    ) -> list[Tensor] | None:
+        """Exchange, float64, of an origin plus that of the difference; None where both are far
+        from each other.
+
+        With orbitals A of the origin, turned among each other to be as near as possible to C
+        (Procrustes), 2 (C C^T - A A^T) is (C - A)(C + A)^T and its transpose.
+        """
+        matrices = []
+        overlap = self._tensor(self._overlap, torch.float64)
+        spins = zip(by_spin(origin.orbitals), by_spin(orbitals), origin.exchange, strict=True)
+        for before, after, known in spins:
+            if before.shape != after.shape:
+                return None
+            a, c = (self._tensor(x, torch.float64) for x in (before, after))
+            left, values, right = torch.linalg.svd(a.T @ overlap @ c)
+            squared = (a * (overlap @ a)).sum() + (c * (overlap @ c)).sum() - 2 * values.sum()
+            if float(squared) > _NEAR**2:
+                return None
+            a = a @ (left @ right)
+            half = self._exchange(
+                origin.functional, (c - a).to(self.dtype), (c + a).to(self.dtype)
+            ).double()
+            matrices.append(known.double() + 0.5 * share * (half + half.T))
+        return matrices
 
     def _combined(
         self, orbitals: Orbitals, functional: Functional, share: float, accuracy: float
@@ -390,9 +440,9 @@ class FittedFock:
             # Exchange matrices of a density are at most as large as this itself, more or less.
             if share * left > accuracy:
                 return None
-            total = torch.zeros_like(exact[0].exchange[spin])
+            total = torch.zeros_like(exact[0].exchange[spin], dtype=torch.float64)
             for weight, made in zip(weights, exact, strict=True):
-                total += float(weight) * made.exchange[spin]
+                total += float(weight) * made.exchange[spin].double()
             matrices.append(total)
         return matrices, share * left
 
@@ -469,6 +519,7 @@ class FittedDifferences:
 
     def __init__(self, fitted: FittedFock, orbitals: Orbitals, functional: Functional):
         self._fitted, self._functional = fitted, functional
+        self._origin: _Made | None = None
         self._density, self._known = self._parts(orbitals)
 
     def _parts(self, orbitals: Orbitals, accuracy: float = 0.0) -> tuple[np.ndarray, list[Tensor]]:
@@ -481,7 +532,8 @@ class FittedDifferences:
             spins = fitted._tensors(halves)
             made = fitted._exchange_correlation(halves, spins, self._functional)
         else:
-            made = fitted._make(orbitals, self._functional, accuracy)
+            made = fitted._make(orbitals, self._functional, accuracy, self._origin)
+            self._origin = self._origin or made
         parts = zip(made.exchange, made.semilocal, strict=True)
         known = [k.double() + v.double() for k, v in parts]
         if generalized:
