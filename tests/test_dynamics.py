@@ -112,10 +112,10 @@ def test_resuming_gives_the_same_file(tmp_path):
 
     @dataclass(frozen=True)
     class Interrupted(DFT):
-        def advance(self, numbers, state, steps, temperature, rng):
+        def advance(self, numbers, state, steps, temperature, rng, charge=0):
             if len(list(read_xyz(tmp_path / "b.xyz"))) == 4:
                 raise KeyboardInterrupt
-            return super().advance(numbers, state, steps, temperature, rng)
+            return super().advance(numbers, state, steps, temperature, rng, charge)
 
     starts = [hydrogen(qm9_id="7", smiles="C#C\\[H]"), hydrogen(qm9_id="12")]
     whole, resumed = tmp_path / "a.xyz", tmp_path / "b.xyz"
@@ -203,9 +203,21 @@ def test_a_failing_trajectory_ends_alone(tmp_path):
     assert written == 1
     assert "spin" in failures[0]
     assert [g.info["trajectory"] for g in read_xyz(out)] == ["1"]
-    cation = Geometry(np.array([2], np.int32), np.zeros((1, 3)), {"charge": "2"})
-    _, failures = simulate([cation], tmp_path / "b.xyz", FAST, 1, workers=0, progress=False)
-    assert "charge=2: only neutral ones" in failures[0]
+
+
+def test_ions(tmp_path):
+    """Forces are those of the ion: HeH+ is a molecule, HeH is none, nor has it an even number of
+    electrons."""
+    start = Geometry(
+        np.array([2, 1], np.int32), np.array([[0, 0, 0], [0, 0, 1.2]]), {"charge": "1"}
+    )
+    engine = DFT(interval=4.0, timestep=0.2, xc="hf", basis="sto-3g")
+    out = tmp_path / "a.xyz"
+    assert simulate([start], out, engine, 1, 1e-3, workers=0, progress=False) == (1, {})
+    (frame,) = read_xyz(out)
+    assert frame.charge == 1
+    # 0.93 angstrom is the minimum in this basis set.
+    assert np.linalg.norm(frame.positions[0] - frame.positions[1]) < 1.19
 
 
 def test_command_line(tmp_path, capsys):

@@ -10,15 +10,18 @@ import time
 import numpy as np
 import pytest
 from conftest import WATER, make_mol
-from pyscf import dft
+from pyscf import dft, gto, scf
 from test_data import FAST, helium, hydrogen, write_xyz
 from worker_functions import die_on_two
 
 from pyscf_deqh import ConfigError, DatasetError, UnsupportedMoleculeError
 from pyscf_deqh.data.__main__ import main
+from pyscf_deqh.data.dataset import GraphStore, HamiltonianDataset
 from pyscf_deqh.data.formats.qh9 import QH9Database
+from pyscf_deqh.data.formats.store import LabelStore
 from pyscf_deqh.data.geometry import Geometry, read_geometries
 from pyscf_deqh.data.make import label as label_module
+from pyscf_deqh.data.make.convert import convert
 from pyscf_deqh.data.make.label import LabelSettings, label, solve
 
 pytestmark = pytest.mark.usefixtures("quick_workers")
@@ -106,10 +109,34 @@ def test_a_bad_temperature_fails_its_molecule_alone(tmp_path):
     assert "300K" in failures[1]
 
 
-def test_ions_are_refused(tmp_path):
-    ion = Geometry(np.array([1], np.int32), np.zeros((1, 3)), {"charge": "-1"})
-    _, failures = label([ion], tmp_path / "a.db", FAST, workers=0, progress=False)
-    assert "charge=-1: only neutral ones" in next(iter(failures.values()))
+def test_ions(tmp_path):
+    """Their labels and graphs are those of the ion; QH9's schema cannot hold them."""
+    ion = Geometry(
+        np.array([8, 1], np.int32), np.array([[0, 0, 0], [0, 0, 0.97]]),
+        {"charge": "-1", "id": "4"},
+    )  # fmt: skip
+    with pytest.raises(DatasetError, match="no place for charges: write to a label store"):
+        label([hydrogen(id="1"), ion], tmp_path / "a.db", FAST, workers=0, progress=False)
+    out = tmp_path / "a.store"
+    assert label([ion], out, FAST, workers=0, progress=False) == (1, {})
+    mol = gto.M(atom=ion.atom(), basis="def2-svp", charge=-1, verbose=0)
+    mf = scf.RHF(mol).run()
+    with LabelStore(out) as store:
+        record = store[4]
+        assert record.charge == record.geometry().charge == -1
+    assert record.meta["energy"] == pytest.approx(mf.e_tot, abs=1e-8)
+    np.testing.assert_allclose(record.hamiltonian, mf.get_fock(), atol=2e-5)
+    with pytest.raises(DatasetError, match="no place for the charge of id 4"):
+        convert(out, tmp_path / "b.db", progress=False)
+    graphs = GraphStore(tmp_path / "cache", "none", "def2-svp")
+    (graph,) = HamiltonianDataset([out], "all", graphs, workers=1, progress=False)
+    assert graph.n_occupied == 5
+
+
+def test_open_shells_are_refused(tmp_path):
+    oxygen = Geometry(np.array([8], np.int32), np.zeros((1, 3)), {"spin": "2"})
+    _, failures = label([oxygen], tmp_path / "a.db", FAST, workers=0, progress=False)
+    assert "spin=2: only closed shells" in failures[0]
 
 
 @pytest.mark.parametrize(

@@ -17,16 +17,19 @@ from ..files import only_writer
 from ..tasks import add_options
 from .formats import open_labels
 from .formats.store import PRECISIONS
-from .geometry import Geometry, read_geometries
+from .geometry import read_geometries
 from .make.convert import convert
 from .make.download import DATASETS, download
 from .make.dynamics import ENGINES
 from .make.embed import embed, read_smiles
 from .make.label import LabelSettings, label
 from .make.plan import plan
+from .make.recipe import SUFFIX as RECIPES
+from .make.recipe import read_recipes
 from .make.trajectories import simulate, start_geometries
 from .record import LabelFile
 from .splits import SPLITS, split_of
+from .xyz import Described
 
 # Their defaults are the engine's.
 _ENGINE_OPTIONS: dict[str, tuple[type, str]] = {
@@ -47,7 +50,8 @@ def _add_selection(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seed", type=int, default=0, help="seed of all that is random")
 
 
-def _select(geometries: list[Geometry], args: argparse.Namespace) -> list[Geometry]:
+def _select(geometries: list[Any], args: argparse.Namespace) -> list[Any]:
+    """The geometries, or recipes of them, that the options ask for."""
     if args.qm9_ids:
         geometries = [g for g in geometries if g.qm9_id in args.qm9_ids]
     if args.split:
@@ -60,11 +64,11 @@ def _select(geometries: list[Geometry], args: argparse.Namespace) -> list[Geomet
     return geometries
 
 
-def _split(geometry: Geometry) -> str:
+def _split(geometry: Described) -> str:
     return split_of(_molecule(geometry, "--split"))
 
 
-def _molecule(geometry: Geometry, option: str) -> int:
+def _molecule(geometry: Described, option: str) -> int:
     """What the options that go by molecule know one by."""
     number = geometry.whole_number("id") if geometry.qm9_id is None else geometry.qm9_id
     if number is None:
@@ -83,9 +87,8 @@ def _add_label(commands) -> None:
         help="compute Kohn-Sham matrices with PySCF; run the same command again to resume",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
-    parser.add_argument(
-        "geometries", type=Path, help="xyz/extxyz file (also .gz), folder, or labels"
-    )
+    parser.add_argument("geometries", type=Path, help="xyz/extxyz file (also .gz), folder, labels, "
+                        "or recipes of geometries (.smi)")  # fmt: skip
     parser.add_argument("--out", type=Path, required=True,
                         help="to make or to resume: a label store (.store) or "
                         "a database of QH9 (.db)")  # fmt: skip
@@ -126,7 +129,11 @@ def _run_label(args: argparse.Namespace) -> int:
     for path in args.exclude:
         with open_labels(path) as file:
             taken |= set(file.molecules() or file.ids())
-    geometries = read_geometries(args.geometries)
+    geometries: list[Any]
+    if args.geometries.suffix == RECIPES:
+        geometries = list(read_recipes(args.geometries))
+    else:
+        geometries = list(read_geometries(args.geometries))
     if args.exclude:
         geometries = [g for g in geometries if _molecule(g, "--exclude") not in taken]
     geometries = _select(geometries, args)

@@ -87,6 +87,8 @@ def _key(record: Record) -> str:
     digest = hashlib.sha256()
     for array in (record.numbers, record.positions, record.hamiltonian):
         digest.update(np.ascontiguousarray(array).tobytes())
+    if record.charge:
+        digest.update(str(record.charge).encode())
     return digest.hexdigest()[:24]
 
 
@@ -260,7 +262,8 @@ def _make(rows: list[tuple[str, int]]) -> list[_Made]:
             mol = gto.M(
                 atom=record.geometry().atom(),
                 basis=_worker_store.basis,
-                spin=int(record.numbers.sum()) % 2,
+                charge=record.charge,
+                spin=int(record.numbers.sum() - record.charge) % 2,
                 verbose=0,
             )
             graph = build_graph(mol, _worker_store.reference, np.array(record.hamiltonian))

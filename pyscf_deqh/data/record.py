@@ -45,6 +45,10 @@ class Record:
     meta: dict[str, Any] = field(default_factory=dict)
     provenance: Provenance | None = None
 
+    @property
+    def charge(self) -> int:
+        return int(self.meta.get("charge") or 0)
+
     def geometry(self) -> Geometry:
         info = {"id": str(self.id)} | {k: str(v) for k, v in self.meta.items() if v is not None}
         return Geometry(self.numbers, self.positions, info)
@@ -182,7 +186,13 @@ class LabelFile(ABC):
 
 
 class WritableLabels(LabelFile):
-    """A file of labels that takes more of them; what a method has written survives a kill."""
+    """A file of labels that takes more of them; what a method has written survives a kill.
+
+    Attributes:
+        holds_ions: whether the format has a place for a molecule's charge.
+    """
+
+    holds_ions: bool = True
 
     @abstractmethod
     def atoms(self, row_id: int) -> tuple[np.ndarray, np.ndarray]:

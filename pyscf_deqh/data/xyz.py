@@ -16,22 +16,11 @@ from pyscf.data import elements
 from ..errors import DatasetError
 
 
-@dataclass
-class Geometry:
-    """A molecule: atomic numbers (N,), positions (N, 3) in angstrom, and its comment's entries.
+class Described:
+    """A molecule with entries of a comment, ``info``."""
 
-    Attributes:
-        place: index in the file or folder that it was read from.
-    """
-
-    numbers: np.ndarray
-    positions: np.ndarray
-    info: dict[str, str] = field(default_factory=dict)
-    place: int | None = None
-
-    @property
-    def n_heavy(self) -> int:
-        return int((self.numbers > 1).sum())
+    info: dict[str, str]
+    place: int | None
 
     @property
     def qm9_id(self) -> int | None:
@@ -50,15 +39,9 @@ class Geometry:
         except ValueError as error:
             raise DatasetError(f"{key}={value} in a comment line is no whole number") from error
 
-    def neutral(self) -> Geometry:
-        """The same.
-
-        Raises:
-            DatasetError: it has a charge in its comment line.
-        """
-        if self.whole_number("charge"):
-            raise DatasetError(f"{self.name} has charge={self.info['charge']}: only neutral ones")
-        return self
+    @property
+    def charge(self) -> int:
+        return self.whole_number("charge") or 0
 
     @property
     def name(self) -> str:
@@ -69,6 +52,24 @@ class Geometry:
         if "frame" in info:
             words.append(f"{info.get('temperature', '?')} K frame {info['frame']}")
         return " ".join(word for word in words if word) or "molecule"
+
+
+@dataclass
+class Geometry(Described):
+    """A molecule: atomic numbers (N,), positions (N, 3) in angstrom, and its comment's entries.
+
+    Attributes:
+        place: index in the file or folder that it was read from.
+    """
+
+    numbers: np.ndarray
+    positions: np.ndarray
+    info: dict[str, str] = field(default_factory=dict)
+    place: int | None = None
+
+    @property
+    def n_heavy(self) -> int:
+        return int((self.numbers > 1).sum())
 
     def atom(self) -> list[tuple[int, tuple[float, float, float]]]:
         """The geometry in the form that ``pyscf.gto.Mole.atom`` takes (angstrom)."""
@@ -154,6 +155,6 @@ def read_xyz(path: str | Path) -> Iterator[Geometry]:
         raise DatasetError(f"{path} holds no molecule")
 
 
-def places(geometries: Sequence[Geometry]) -> list[int]:
+def places(geometries: Sequence[Described]) -> list[int]:
     """Of each in the file that it was read from, else among ``geometries``."""
     return [i if g.place is None else g.place for i, g in enumerate(geometries)]

@@ -79,6 +79,7 @@ class QH9Database(SQLiteLabels, WritableLabels):
     """
 
     format = "QH9"
+    holds_ions = False
 
     def __init__(self, path: str | Path, writable: bool = False):
         self.path = Path(path)
@@ -144,6 +145,11 @@ class QH9Database(SQLiteLabels, WritableLabels):
     def add_all(self, records: Iterable[Record]) -> None:
         with self._connection:
             for record in records:
+                if record.charge:
+                    raise DatasetError(
+                        f"QH9's schema, of {self.path}, has no place for the charge of id "
+                        f"{record.id}: write to a label store"
+                    )
                 self._connection.execute(
                     "INSERT INTO data VALUES (?, ?, ?, ?, ?)",
                     (

@@ -46,6 +46,7 @@ class Engine:
         steps: int,
         temperature: float,
         rng: np.random.Generator,
+        charge: int = 0,
     ) -> State:
         """The state after so many steps: a function of the arguments alone."""
         raise NotImplementedError
@@ -80,15 +81,15 @@ class XTB(Engine):
         steps: int,
         temperature: float,
         rng: np.random.Generator,
+        charge: int = 0,
     ) -> State:
         from ase import Atoms, units
         from ase.md.langevin import Langevin
         from tblite.ase import TBLite
 
         positions, velocities = state
-        atoms = Atoms(
-            numbers, positions, masses=isotope_masses(numbers), calculator=TBLite(verbosity=0)
-        )
+        calculator = TBLite(charge=charge, verbosity=0)
+        atoms = Atoms(numbers, positions, masses=isotope_masses(numbers), calculator=calculator)
         atoms.set_velocities(velocities / units.fs)
         # The centre of mass takes part in the dynamics: where it is held fixed, its share of the
         # kinetic energy goes to the other degrees of freedom, half as much again for water.
@@ -121,11 +122,12 @@ class DFT(Engine):
         steps: int,
         temperature: float,
         rng: np.random.Generator,
+        charge: int = 0,
     ) -> State:
         positions, velocities = state
         atom = list(zip(numbers.tolist(), positions.tolist(), strict=True))
         check_all_electron(numbers, self.basis)
-        mol = gto.M(atom=atom, basis=self.basis, unit="angstrom", verbose=0)
+        mol = gto.M(atom=atom, basis=self.basis, charge=charge, unit="angstrom", verbose=0)
         run = md.NVE(
             dft.RKS(mol, xc=self.xc),
             dt=self.timestep * _FS,
@@ -141,6 +143,13 @@ ENGINES: dict[str, type[Engine]] = {engine.name: engine for engine in (XTB, DFT)
 def isotope_masses(numbers: np.ndarray) -> np.ndarray:
     """Masses (N,) of the most common isotopes, in unified atomic mass units."""
     return np.array([elements.COMMON_ISOTOPE_MASSES[z] for z in numbers])
+
+
+def centred(numbers: np.ndarray, state: State) -> State:
+    """The state with its centre of mass at the origin, from where a thermostat lets it drift."""
+    positions, velocities = state
+    masses = isotope_masses(numbers)
+    return positions - masses @ positions / masses.sum(), velocities
 
 
 def thermal_velocities(

@@ -139,19 +139,19 @@ def geometry_of(smiles: str, seed: int) -> tuple[list[str], np.ndarray, int]:
     return symbols, positions, charge
 
 
+def check_bonds(smiles: str, positions: np.ndarray) -> None:
+    """Raise ValueError where a geometry, its atoms in the order of :func:`geometry_of`, has broken
+    a bond of the molecule or made a new one."""
+    _check_bonds(_molecule(smiles), positions)
+
+
 def _conformer(smiles: str, seed: int) -> Any:
     """An RDKit molecule with hydrogens and one conformer, which carries the positions."""
-    from rdkit import Chem, rdBase
+    from rdkit import rdBase
     from rdkit.Chem import rdDistGeom, rdForceFieldHelpers
 
-    # RDKit's messages would tear the progress bar; what matters is raised.
     with rdBase.BlockLogs():
-        molecule = Chem.MolFromSmiles(smiles)
-        if molecule is None:
-            raise ValueError(f"{smiles} is not a SMILES of a molecule")
-        if any(atom.GetNumRadicalElectrons() for atom in molecule.GetAtoms()):
-            raise ValueError("not a closed shell")
-        molecule = Chem.AddHs(molecule)
+        molecule = _molecule(smiles)
         parameters: Any = rdDistGeom.ETKDGv3()
         parameters.randomSeed = seed
         if rdDistGeom.EmbedMolecule(molecule, parameters) < 0:
@@ -162,6 +162,20 @@ def _conformer(smiles: str, seed: int) -> Any:
         if rdForceFieldHelpers.MMFFHasAllMoleculeParams(molecule):
             rdForceFieldHelpers.MMFFOptimizeMolecule(molecule, maxIters=2000)
     return molecule
+
+
+def _molecule(smiles: str) -> Any:
+    """An RDKit molecule with hydrogens."""
+    from rdkit import Chem, rdBase
+
+    # RDKit's messages would tear the progress bar; what matters is raised.
+    with rdBase.BlockLogs():
+        molecule = Chem.MolFromSmiles(smiles)
+        if molecule is None:
+            raise ValueError(f"{smiles} is not a SMILES of a molecule")
+        if any(atom.GetNumRadicalElectrons() for atom in molecule.GetAtoms()):
+            raise ValueError("not a closed shell")
+        return Chem.AddHs(molecule)
 
 
 def _optimised(symbols: Sequence[str], positions: np.ndarray, charge: int) -> np.ndarray:

@@ -36,6 +36,7 @@ from ..formats import open_for_writing
 from ..formats.sqlite import writing
 from ..record import Record, WritableLabels
 from ..xyz import Geometry, places
+from .recipe import Recipe
 
 # Orbital gradient (hartree) at which fitted Fock matrices hand over to PySCF's.
 _COARSE_GRADIENT = 1e-3
@@ -67,13 +68,17 @@ def solve(
     there. ``device`` takes the fitted part.
 
     Raises:
-        DatasetError: the molecule is charged.
+        DatasetError: the molecule is an open shell by its comment.
         UnsupportedMoleculeError: the basis set has an effective core potential for an atom.
         RuntimeError: the SCF did not converge.
     """
-    atom = geometry.neutral().atom()
+    if geometry.whole_number("spin"):
+        raise DatasetError(f"{geometry.name} has spin={geometry.info['spin']}: only closed shells")
     check_all_electron(geometry.numbers, settings.basis)
-    mol = gto.M(atom=atom, basis=settings.basis, unit="angstrom", verbose=0)
+    mol = gto.M(
+        atom=geometry.atom(), basis=settings.basis, charge=geometry.charge, unit="angstrom",
+        verbose=0,
+    )  # fmt: skip
     fitted = FittedFock(mol, device, torch.float64)
     system = System(mol)
     start = sad_reference(system, fitted)
@@ -101,19 +106,21 @@ def solve(
     return np.asarray(mf.get_fock()), float(mf.e_tot)
 
 
-def _work(row_id: int, geometry: Geometry, settings: LabelSettings, device: str) -> Record:
+def _work(row_id: int, molecule: Geometry | Recipe, settings: LabelSettings, device: str) -> Record:
+    geometry = molecule.geometry() if isinstance(molecule, Recipe) else molecule
     meta = {
         "qm9_id": geometry.qm9_id,
         "smiles": geometry.info.get("smiles"),
         "kind": geometry.info.get("kind", "eq"),
         "grid_level": None if settings.density_fit else settings.grid_level,
         "temperature": float(geometry.info.get("temperature", 0.0)),
+        "charge": geometry.charge or None,
     }
     hamiltonian, meta["energy"] = solve(geometry, settings, device)
     return Record(row_id, geometry.numbers, geometry.positions, hamiltonian, meta)
 
 
-def row_ids(geometries: Sequence[Geometry]) -> list[int]:
+def row_ids(geometries: Sequence[Geometry | Recipe]) -> list[int]:
     """The comment's ``id``, else ``10 * qm9_id (+ 1 if kind is md)``, else the place in the file
     that it was read from, else that among ``geometries``.
 
@@ -166,12 +173,17 @@ def _beyond_the_grid(xc: str) -> str | None:
     return "dispersion correction" if dispersion else None
 
 
-def _check_atoms(database: WritableLabels, done: dict[int, Geometry]) -> None:
+def _check_atoms(database: WritableLabels, done: dict[int, Geometry | Recipe]) -> None:
     """Refuse to take other molecules for those that the rows hold."""
-    for row_id, geometry in done.items():
-        numbers, positions = database.atoms(row_id)
-        same = np.array_equal(numbers, geometry.numbers)
-        if not same or not np.allclose(positions, geometry.positions, rtol=0, atol=1e-6):
+    for row_id, molecule in done.items():
+        if isinstance(molecule, Recipe):
+            same = database[row_id].meta.get("smiles") == molecule.smiles
+        else:
+            numbers, positions = database.atoms(row_id)
+            same = np.array_equal(numbers, molecule.numbers) and np.allclose(
+                positions, molecule.positions, rtol=0, atol=1e-6
+            )
+        if not same:
             raise DatasetError(
                 f"{database.path} holds another geometry with id {row_id}: give each an id=… of "
                 "its own in its comment line, or write to another file"
@@ -179,7 +191,7 @@ def _check_atoms(database: WritableLabels, done: dict[int, Geometry]) -> None:
 
 
 def label(
-    geometries: Iterable[Geometry],
+    geometries: Iterable[Geometry | Recipe],
     out: str | Path,
     settings: LabelSettings | None = None,
     workers: int | None = None,
@@ -192,7 +204,7 @@ def label(
     """Label all geometries that ``out`` does not hold yet.
 
     Args:
-        geometries: molecules, neutral closed shells, positions in angstrom.
+        geometries: molecules, closed shells, or recipes of their geometries.
         out: a label store (``.store``) or a database of QH9; made if absent, else resumed.
         settings: method; must equal the one of an existing ``out``.
         workers, scheduler: where to compute, see :func:`pyscf_deqh.tasks.outcomes`.
@@ -208,8 +220,8 @@ def label(
         ConfigError: a functional that ``density_fit`` has a part of only, or a precision that the
             format does not have.
         DatasetError: other settings in ``out``, or other geometries with the same ids; repeated
-            ids; a disk that takes no more data, or another process that writes the same rows (all
-            rows written before are kept).
+            ids; ions where ``out`` has no place for their charge; a disk that takes no more data,
+            or another process that writes the same rows (all rows written before are kept).
     """
     settings = settings or LabelSettings()
     if settings.density_fit and (what := _beyond_the_grid(settings.xc)):
@@ -218,6 +230,11 @@ def label(
     by_id = dict(zip(row_ids(geometries), geometries, strict=True))
     written = 0
     with open_for_writing(out, precision) as database, writing(database):
+        if not database.holds_ions and any(molecule.charge for molecule in geometries):
+            raise DatasetError(
+                f"{database.format}'s schema has no place for charges: write to a label store, "
+                "OUT.store"
+            )
         _check_settings(database, settings)
         done = set(database.ids())
         _check_atoms(database, {i: g for i, g in by_id.items() if i in done})

@@ -75,7 +75,7 @@ def timed(
     started = time.perf_counter()
     hamiltonian, _ = solve(geometry, settings, device)
     seconds = lib.num_threads() * (time.perf_counter() - started)
-    mol = gto.M(atom=geometry.atom(), basis=settings.basis, verbose=0)
+    mol = gto.M(atom=geometry.atom(), basis=settings.basis, charge=geometry.charge, verbose=0)
     return seconds, encoded_size(build_graph(mol, reference, hamiltonian))
 
 

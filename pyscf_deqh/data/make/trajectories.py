@@ -23,7 +23,7 @@ from ...files import cannot_write, differences
 from ...tasks import Failure, Task, outcomes
 from ..geometry import read_geometries
 from ..xyz import Geometry, parse_comment, places, read_xyz
-from .dynamics import Engine, State, isotope_masses, thermal_velocities
+from .dynamics import Engine, State, centred, thermal_velocities
 from .frames import complete_frames, foreign_file
 
 MD17 = Path(__file__).parent / "molecules" / "md17.xyz"
@@ -63,7 +63,7 @@ def simulate(
     its place in the file (or among the starts). Velocities at the start are thermal.
 
     Args:
-        starts: molecules, neutral closed shells, positions in angstrom.
+        starts: molecules, closed shells, positions in angstrom.
         out: ``.xyz`` or ``.extxyz`` file; made if absent, else resumed.
         engine: forces, integrator and time between frames.
         frames: frames of each trajectory; more than in an earlier run continue its trajectories.
@@ -182,28 +182,23 @@ class _Plan:
         else:
             velocities = thermal_velocities(start.numbers, self.temperature, rng)
             state, steps = (start.positions, velocities), self.equilibration + self.between
-        state = self.engine.advance(start.numbers, state, steps, self.temperature, rng)
+        state = self.engine.advance(
+            start.numbers, state, steps, self.temperature, rng, start.charge
+        )
         if not np.isfinite(state).all():
             raise ArithmeticError(f"the trajectory diverged before frame {number}")
         info = {
             "id": str(_IDS_PER_TRAJECTORY * (trajectory + 1) + number),
-            **{k: start.info[k] for k in ("name", "qm9_id", "smiles") if k in start.info},
+            **{k: start.info[k] for k in ("name", "qm9_id", "smiles", "charge") if k in start.info},
             "trajectory": str(trajectory),
             "frame": str(number),
             **self.made_by,
         }
-        return _Frame(info, _symbols(start), _centred(start.numbers, state))
+        return _Frame(info, _symbols(start), centred(start.numbers, state))
 
 
 def _next_frame(plan: _Plan, start: Geometry, trajectory: int, last: _Frame | None) -> _Frame:
-    return plan.frame(start.neutral(), trajectory, last)
-
-
-def _centred(numbers: np.ndarray, state: State) -> State:
-    """The state with its centre of mass at the origin, from where a thermostat lets it drift."""
-    positions, velocities = state
-    masses = isotope_masses(numbers)
-    return positions - masses @ positions / masses.sum(), velocities
+    return plan.frame(start, trajectory, last)
 
 
 def _numbered(starts: Sequence[Geometry]) -> dict[int, Geometry]:

@@ -1,0 +1,94 @@
+"""Molecules whose geometries are made on the way to their labels."""
+
+import numpy as np
+import pytest
+from test_data import FAST
+
+from pyscf_deqh import DatasetError
+from pyscf_deqh.data.__main__ import main
+from pyscf_deqh.data.formats.store import LabelStore
+from pyscf_deqh.data.make.embed import geometry_of
+from pyscf_deqh.data.make.label import label
+from pyscf_deqh.data.make.recipe import Recipe, read_recipes
+
+LINES = """# Water, methane and ammonium.
+O id=7 heavy=1
+
+C id=12 heavy=1 temperature=300
+[NH4+] id=20 heavy=1 charge=1
+"""
+
+
+@pytest.fixture(autouse=True)
+def packages():
+    for name in ("rdkit", "ase", "tblite"):
+        pytest.importorskip(name)
+
+
+@pytest.fixture
+def recipes(tmp_path):
+    path = tmp_path / "a.smi"
+    path.write_text(LINES)
+    return path
+
+
+def test_files(tmp_path, recipes):
+    water, methane, ammonium = read_recipes(recipes)
+    assert water.smiles == "O"
+    assert [r.place for r in (water, methane, ammonium)] == [0, 1, 2]
+    assert [r.charge for r in (water, methane, ammonium)] == [0, 0, 1]
+    assert methane.n_heavy == 1
+    with pytest.raises(DatasetError, match="there is no heavy="):
+        _ = Recipe("O").n_heavy
+    for text, message in (("", "holds no molecule"), ("O water", "line 1: 'water' is not key")):
+        (tmp_path / "b.smi").write_text(text)
+        with pytest.raises(DatasetError, match=message):
+            read_recipes(tmp_path / "b.smi")
+    with pytest.raises(DatasetError, match="cannot read"):
+        read_recipes(tmp_path / "none.smi")
+
+
+def test_geometries(recipes):
+    water, methane, ammonium = read_recipes(recipes)
+    minimum = geometry_of("O", 0)[1]
+    np.testing.assert_array_equal(water.geometry().positions, minimum)
+    moving, again = methane.geometry(), methane.geometry()
+    np.testing.assert_array_equal(moving.positions, again.positions)
+    assert moving.info["kind"] == "md"
+    assert moving.info["temperature"] == "300"
+    # Bonds of a thermal methane differ by some hundredths of an angstrom.
+    bonds = np.linalg.norm(moving.positions[1:] - moving.positions[0], axis=1)
+    assert 0.01 < np.ptp(bonds) < 0.4
+    other = Recipe("C", {"id": "13", "temperature": "300"}).geometry()
+    assert np.abs(other.positions - moving.positions).max() > 0.01
+    assert ammonium.geometry().charge == 1
+    with pytest.raises(ValueError, match="has the charge 1, not 0"):
+        Recipe("[NH4+]", {"charge": "0"}).geometry()
+
+
+def test_labels(tmp_path, recipes, capsys):
+    out = tmp_path / "a.store"
+    command = ["label", str(recipes), "--out", str(out), "--workers", "0", "--xc", "hf",
+               "--conv-tol", "1e-8"]  # fmt: skip
+    assert main([*command, "--split", "train"]) == 0
+    assert main([*command, "--heavy", "2", "3"]) == 0
+    with LabelStore(out) as store:
+        assert store.ids() == [12, 20]  # 7 is for test
+        record = store[20]
+    assert record.charge == 1
+    assert record.meta["smiles"] == "[NH4+]"
+    assert record.geometry().info["kind"] == "eq"
+    again = label(read_recipes(recipes), out, FAST, 0, progress=False)
+    assert again == (1, {})
+    other = [Recipe("[OH3+]", {"id": "20", "charge": "1"})]
+    with pytest.raises(DatasetError, match="another geometry with id 20"):
+        label(other, out, FAST, 0, progress=False)
+    capsys.readouterr()
+
+
+def test_molecules_that_cannot_be_made_are_failures(tmp_path):
+    bad = [Recipe("C(", {"id": "1"}), Recipe("[CH3]", {"id": "2"}), Recipe("O", {"id": "3"})]
+    written, failures = label(bad, tmp_path / "a.store", FAST, 0, progress=False)
+    assert written == 1
+    assert "is not a SMILES" in failures[1]
+    assert "not a closed shell" in failures[2]
