@@ -6,13 +6,18 @@ MOLECULES ?= 4
 
 PYSCF ?= 2.8.0
 
-.PHONY: demo benchmark test test-pyscf test-core test-lowest test-dist test-slow lint types docs clean
+.PHONY: demo benchmark data test test-pyscf test-core test-lowest test-dist test-slow lint types docs clean
 
 demo: $(VENV)/.core
 	$(BIN)/python -m pyscf_deqh.benchmark --init minao 1e --n $(MOLECULES)
 
 benchmark: $(VENV)/.core
 	$(BIN)/python -m pyscf_deqh.benchmark --init minao 1e --json benchmark.json
+
+# Labels for the default model: some ten hours of one core. The same command goes on after an end.
+data: $(VENV)/.data
+	$(BIN)/python -m pyscf_deqh.data label models/training-data/geometries.smi \
+		--out data/b3lyp-def2svp.store --precision float32 --density-fit --conv-tol 1e-8
 
 # One process with one thread for each core; the tests of a file share what it sets up.
 test: $(VENV)/.dev
@@ -74,6 +79,11 @@ $(VENV)/.core: setup.py constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e .
 	touch $@
+
+$(VENV)/.data: setup.py constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[embed]'
+	touch $@ $(VENV)/.core
 
 $(VENV)/.dev: setup.py constraints.txt
 	$(PYTHON) -m venv $(VENV)

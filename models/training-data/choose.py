@@ -1,0 +1,126 @@
+"""Writes ``geometries.smi``: the molecules, geometries and order of the default model's labels.
+
+    python models/training-data/choose.py
+
+Of the molecules of up to 14 heavy atoms in ``molecules.smi`` that are for training or validation:
+all that have Si, P, S, Cl or Br, all ions, and a random selection of the others; of ``qm9.smi`` a
+random selection. Each comes once, as the minimum near one conformer or, more often, as a moment of
+its dynamics at 300 to 500 K; those with a rare element once more, as the other of both. What is for
+test or validation in one list, or is a molecule of a benchmark, is left out of the training of the
+other, whatever its stereochemistry. Boron is left out: there are four molecules with it.
+"""
+
+from __future__ import annotations
+
+import random
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+
+from rdkit import Chem, RDLogger
+
+from pyscf_deqh.data.make.recipe import Recipe, read_recipes
+from pyscf_deqh.data.splits import split_of
+from pyscf_deqh.data.xyz import parse_comment
+
+HERE = Path(__file__).parent
+BENCHMARKS = HERE.parents[1] / "pyscf_deqh" / "benchmark" / "molecules"
+SEED, HEAVY = 0, 14
+OTHERS, QM9 = 1700, 2700  # of training and validation together
+RARE = {"Si", "P", "S", "Cl", "Br"}
+KNOWN = {"H", "C", "N", "O", "F", *RARE}
+MINIMA = 0.4  # part of the first geometries
+TEMPERATURES = (300, 500)
+# Ids in the set of labels: those of QM9 and of second geometries begin here. All end in the digit
+# that says the split.
+FIRST_QM9, FIRST_SECOND = 1_000_000, 2_000_000
+
+
+def flat(smiles: str) -> str:
+    """Canonical SMILES without stereochemistry."""
+    return Chem.MolToSmiles(Chem.MolFromSmiles(smiles), isomericSmiles=False)
+
+
+def benchmark_molecules() -> Iterator[str]:
+    for path in sorted(BENCHMARKS.glob("*_test.smi")):
+        yield from (recipe.split()[0] for recipe in lines(path))
+    for path in sorted(BENCHMARKS.glob("*_test.xyz")):
+        for line in path.read_text().splitlines():
+            if smiles := parse_comment(line).get("smiles"):
+                yield smiles
+
+
+def lines(path: Path) -> list[str]:
+    return [x for x in path.read_text().splitlines() if x.strip() and not x.startswith("#")]
+
+
+def number_of(recipe: Recipe) -> int:
+    number = recipe.whole_number("id") if recipe.qm9_id is None else recipe.qm9_id
+    assert number is not None
+    return number
+
+
+def elements(recipe: Recipe) -> set[str]:
+    found = {atom.GetSymbol() for atom in Chem.MolFromSmiles(recipe.smiles).GetAtoms()}
+    return found | {"H"}
+
+
+def main() -> None:
+    RDLogger.DisableLog("rdApp.*")
+    rng = random.Random(SEED)
+    everything = [*read_recipes(HERE / "molecules.smi"), *read_recipes(HERE / "qm9.smi")]
+    for recipe in everything:
+        molecule = Chem.MolFromSmiles(recipe.smiles)
+        recipe.info.setdefault("heavy", str(molecule.GetNumHeavyAtoms()))
+        recipe.info.setdefault("charge", str(Chem.GetFormalCharge(molecule)))
+    names = {id(recipe): flat(recipe.smiles) for recipe in everything}
+    # The strictest split of each molecule.
+    order = ("train", "valid", "test")
+    splits: dict[str, str] = dict.fromkeys(map(flat, benchmark_molecules()), "test")
+    for recipe in everything:
+        name, split = names[id(recipe)], split_of(number_of(recipe))
+        splits[name] = max(splits.get(name, "train"), split, key=order.index)
+    taken: set[str] = set()
+
+    def chosen(recipes: list[Recipe], limit: int | None = None) -> list[Recipe]:
+        """At random; each molecule once, where it may be."""
+        rng.shuffle(recipes)
+        found: list[Recipe] = []
+        for recipe in recipes:
+            name, split = names[id(recipe)], split_of(number_of(recipe))
+            usable = split != "test" and splits[name] == split and name not in taken
+            if usable and elements(recipe) <= KNOWN and len(found) != limit:
+                taken.add(name)
+                found.append(recipe)
+        return found
+
+    small = [r for r in everything if r.qm9_id is None and r.n_heavy <= HEAVY]
+    rare = chosen([r for r in small if elements(r) & RARE])
+    ions = chosen([r for r in small if r.charge])
+    others = chosen(small, OTHERS)
+    qm9 = chosen([r for r in everything if r.qm9_id is not None], QM9)
+    written: list[str] = []
+    for recipe in [*rare, *ions, *others, *qm9]:
+        number, temperature = number_of(recipe), rng.randint(*TEMPERATURES)
+        first = FIRST_QM9 * (recipe.qm9_id is not None) + number
+        minimum = rng.random() < MINIMA
+        geometries = [(first, 0 if minimum else temperature)]
+        if elements(recipe) & RARE:
+            geometries.append((FIRST_SECOND + number, temperature if minimum else 0))
+        for row, kelvin in geometries:
+            qm9_id = "" if recipe.qm9_id is None else f" qm9_id={recipe.qm9_id}"
+            written.append(f"{recipe.smiles} id={row}{qm9_id} charge={recipe.charge} "
+                           f"heavy={recipe.n_heavy} temperature={kelvin}")  # fmt: skip
+    rng.shuffle(written)
+    header = "# Made by choose.py. SMILES id=N charge=Q heavy=N temperature=K; 0 K: the minimum.\n"
+    (HERE / "geometries.smi").write_text(header + "\n".join(written) + "\n")
+    parts = {"rare": rare, "ions": ions, "others": others, "QM9": qm9}
+    for name, recipes in parts.items():
+        print(
+            f"{name}: {len(recipes)} molecules, {Counter(split_of(number_of(r)) for r in recipes)}"
+        )
+    print(f"{len(written)} geometries")
+
+
+if __name__ == "__main__":
+    main()
