@@ -55,7 +55,8 @@ def test_wigner_takes_the_polar_axis_onto_the_direction(l):
 
 
 def test_coupling_is_orthogonal(template):
-    matrix = BlockCoupling(template, LMAX).matrix
+    eye = torch.eye(template.size**2, dtype=torch.float64)
+    matrix = BlockCoupling(template, LMAX).couple(eye[:, :, None])[..., 0]
     identity = torch.eye(template.size**2, dtype=torch.float64)
     torch.testing.assert_close(matrix @ matrix.T, identity, atol=1e-13, rtol=0)
 

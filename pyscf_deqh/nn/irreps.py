@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -108,11 +109,31 @@ class _Group:
         return self.start + self.count * (2 * self.degree + 1)
 
 
+class _Permuted(torch.autograd.Function):
+    """Rows of dimension 1 in another order: the gradient is a selection too, and no sum."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, order: Tensor, inverse: Tensor) -> Tensor:
+        ctx.save_for_backward(order, inverse)
+        return x.index_select(1, order)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
+        order, inverse = ctx.saved_tensors
+        return _Permuted.apply(gradient, inverse, order), None, None
+
+
+def _inverse(order: Tensor) -> Tensor:
+    return torch.argsort(order)
+
+
 class BlockCoupling(nn.Module):
     """Orthogonal change of basis between template blocks (T, T) and irreducible components.
 
     The product of shells l1 and l2 couples to degrees L = |l1 - l2| … l1 + l2 with Clebsch-Gordan
-    coefficients (Eq. 14 is the way back). Components are grouped by (L, parity), m outermost.
+    coefficients (Eq. 14 is the way back). Components are grouped by (L, parity), m outermost. Only
+    what belongs to the same two shells is multiplied: between two selections there is one small
+    product for each (l1, l2).
 
     Raises:
         ConfigError: ``lmax`` is below twice the largest angular momentum of the basis set.
@@ -127,26 +148,47 @@ class BlockCoupling(nn.Module):
                 f"use lmax >= {2 * max(shells)}"
             )
         starts = [sum(2 * k + 1 for k in shells[:i]) for i in range(len(shells))]
-        paths: dict[tuple[int, bool], list[Tensor]] = {}
-        for start1, l1 in zip(starts, shells, strict=True):
-            for start2, l2 in zip(starts, shells, strict=True):
+        # Paths of each degree and parity: the two shells.
+        paths: dict[tuple[int, bool], list[tuple[int, int]]] = {}
+        for a, l1 in enumerate(shells):
+            for b, l2 in enumerate(shells):
                 for degree in range(abs(l1 - l2), l1 + l2 + 1):
-                    coefficients = wigner_3j(l1, l2, degree)
-                    matrix = torch.zeros(size, size, 2 * degree + 1, dtype=torch.float64)
-                    matrix[start1 : start1 + 2 * l1 + 1, start2 : start2 + 2 * l2 + 1] = (
-                        coefficients * math.sqrt(2 * degree + 1)
-                    )
-                    parity = bool((l1 + l2 + degree) % 2)
-                    paths.setdefault((degree, parity), []).append(matrix)
+                    paths.setdefault((degree, bool((l1 + l2 + degree) % 2)), []).append((a, b))
         self.size = size
         self.groups: list[_Group] = []
-        columns, at = [], 0
-        for (degree, pseudo), matrices in sorted(paths.items()):
-            self.groups.append(_Group(degree, pseudo, len(matrices), at))
+        place: dict[tuple[int, int, int], tuple[int, int]] = {}  # of m = -L, and the step of m
+        at = 0
+        for (degree, pseudo), members in sorted(paths.items()):
+            self.groups.append(_Group(degree, pseudo, len(members), at))
+            for k, (a, b) in enumerate(members):
+                place[a, b, degree] = at + k, len(members)
             at = self.groups[-1].stop
-            columns.append(torch.stack(matrices, dim=-1).reshape(size * size, -1))
-        # In float64 whatever the network's precision; it is cast where it is used.
-        self.register_buffer("matrix", torch.cat(columns, dim=1), persistent=False)
+        # By (l1, l2): where their products stand in a block, where their components do.
+        self._types: list[tuple[int, int]] = []  # pairs of shells, size of a product
+        elements: list[int] = []
+        components: list[int] = []
+        for l1 in sorted(set(shells)):
+            for l2 in sorted(set(shells)):
+                pairs = [(a, b) for a, k in enumerate(shells) if k == l1
+                         for b, l in enumerate(shells) if l == l2]  # fmt: skip
+                degrees = range(abs(l1 - l2), l1 + l2 + 1)
+                columns = [
+                    wigner_3j(l1, l2, d).flatten(0, 1) * math.sqrt(2 * d + 1) for d in degrees
+                ]
+                # In float64 whatever the network's precision; it is cast where it is used.
+                name = f"matrix_{len(self._types)}"
+                self.register_buffer(name, torch.cat(columns, 1), persistent=False)
+                self._types.append((len(pairs), (2 * l1 + 1) * (2 * l2 + 1)))
+                for a, b in pairs:
+                    elements += [(starts[a] + i) * size + starts[b] + j
+                                 for i in range(2 * l1 + 1) for j in range(2 * l2 + 1)]  # fmt: skip
+                    for degree in degrees:
+                        first, step = place[a, b, degree]
+                        components += [first + m * step for m in range(2 * degree + 1)]
+        for name, order in (("elements", elements), ("components", components)):
+            self.register_buffer(name, torch.tensor(order), persistent=False)
+            inverse = _inverse(torch.tensor(order))
+            self.register_buffer(f"{name}_inverse", inverse, persistent=False)
         path_of = torch.cat(
             [
                 torch.arange(g.count).repeat(2 * g.degree + 1) + offset
@@ -171,11 +213,32 @@ class BlockCoupling(nn.Module):
 
     def couple(self, blocks: Tensor) -> Tensor:
         """(n, T T, K) -> (n, T T coupled components, K)."""
-        return torch.einsum("npk,pc->nck", blocks, self.matrix.to(blocks))
+        n, area, k = blocks.shape
+        # Each matrix a row of its own.
+        rows = blocks.transpose(1, 2).reshape(n * k, area)
+        coupled = self._multiplied(
+            _Permuted.apply(rows, self.elements, self.elements_inverse), transposed=False
+        )
+        found = coupled.view(n, k, area).transpose(1, 2)
+        return _Permuted.apply(found, self.components_inverse, self.components)
 
     def uncouple(self, components: Tensor) -> Tensor:
         """(n, T T coupled components) -> (n, T, T)."""
-        return (components @ self.matrix.T.to(components)).view(-1, self.size, self.size)
+        products = self._multiplied(
+            _Permuted.apply(components, self.components, self.components_inverse), transposed=True
+        )
+        blocks = _Permuted.apply(products, self.elements_inverse, self.elements)
+        return blocks.view(-1, self.size, self.size)
+
+    def _multiplied(self, rows: Tensor, transposed: bool) -> Tensor:
+        """Rows (n, T T), sorted by (l1, l2), times the coefficients, or back."""
+        parts = rows.split([pairs * width for pairs, width in self._types], dim=1)
+        products = []
+        for t, ((pairs, width), part) in enumerate(zip(self._types, parts, strict=True)):
+            matrix = getattr(self, f"matrix_{t}").to(rows)
+            product = part.reshape(len(part) * pairs, width) @ (matrix.T if transposed else matrix)
+            products.append(product.view_as(part))
+        return torch.cat(products, dim=1)
 
     def expand(self, x: Sequence[Tensor], weights: Tensor, biases: Tensor, kind: Tensor) -> Tensor:
         """Features of any parity -> blocks (n, T, T) by Eq. 14, with coefficients by kind.
