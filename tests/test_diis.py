@@ -293,6 +293,22 @@ def test_from_afar_without_a_clear_state_the_way_is_pyscfs():
     assert len(energies) <= len(expected) + 1
 
 
+def test_from_afar_cycles_that_do_not_converge_lead_nowhere(monkeypatch):
+    """However much of the gradient they take: square cyclobutadiene ended on a saddle point."""
+    monkeypatch.setattr(diis, "_MAX_FITTED", 4)
+    mol = make_mol(FORMAMIDE)
+    plain, found = scf.RHF(mol), scf.RHF(mol).apply(corrected_diis)
+    for mf in (plain, found):
+        mf.init_guess = "1e"
+    expected, energies = energies_of(plain), energies_of(found)
+    first = found.deqh_cycles[0]
+    assert len(first.fitted_gradients) == 4
+    assert first.fitted_gradients[-1] < 0.3 * first.gradient
+    assert not first.accepted
+    np.testing.assert_allclose(energies[:2], expected[:2], atol=1e-10)
+    assert energies[-1] == pytest.approx(expected[-1], abs=1e-8)
+
+
 @pytest.mark.parametrize("sign", [-1.0, 3.0])
 def test_a_wrong_response_costs_two_fock_matrices(sign, monkeypatch):
     mol = make_mol(WATER)

@@ -221,9 +221,9 @@ class _Corrected:
 
     It hands on to PySCF's commutator DIIS where corrected cycles are not possible or do not help:
     in methods that they do not serve, for single cycles, after two failures for good. Where those
-    from a far start come to nothing, or to an open shell of strong spin contamination, it is not
-    clear which state the SCF leads to: then the way into its neighbourhood is PySCF's, to the last
-    digit.
+    from a far start do not converge, or come to an open shell of strong spin contamination, it is
+    not clear which state the SCF leads to: then the way into its neighbourhood is PySCF's, to the
+    last digit.
     """
 
     def __init__(self, mf: Any = None, filename: str | None = None):
@@ -321,7 +321,7 @@ class _Corrected:
         self._engine.make_room()
         gradients = refined.gradients
         accepted = gradients[-1] < min(gradient, max(_FITTED_FAILED * gradient, tolerance))
-        if far and method.contamination(refined) > _CONTAMINATED:
+        if far and (gradients[-1] >= tolerance or method.contamination(refined) > _CONTAMINATED):
             accepted = False
         if not accepted:
             method.forget()
