@@ -216,6 +216,9 @@ def test_ions(tmp_path):
     assert simulate([start], out, engine, 1, 1e-3, workers=0, progress=False) == (1, {})
     (frame,) = read_xyz(out)
     assert frame.charge == 1
+    start.info["charge"] = "3"
+    with pytest.raises(DatasetError, match="trajectory 0 there is of another molecule"):
+        simulate([start], out, engine, 2, 1e-3, workers=0, progress=False)
     # 0.93 angstrom is the minimum in this basis set.
     assert np.linalg.norm(frame.positions[0] - frame.positions[1]) < 1.19
 

@@ -57,8 +57,25 @@ def test_wigner_takes_the_polar_axis_onto_the_direction(l):
 def test_coupling_is_orthogonal(template):
     eye = torch.eye(template.size**2, dtype=torch.float64)
     matrix = BlockCoupling(template, LMAX).couple(eye[:, :, None])[..., 0]
-    identity = torch.eye(template.size**2, dtype=torch.float64)
-    torch.testing.assert_close(matrix @ matrix.T, identity, atol=1e-13, rtol=0)
+    torch.testing.assert_close(matrix @ matrix.T, eye, atol=1e-13, rtol=0)
+
+
+def test_uncoupling_is_the_way_back(template):
+    coupling = BlockCoupling(template, LMAX)
+    blocks = torch.randn(3, template.size**2, 2, dtype=torch.float64, requires_grad=True)
+    coupled = coupling.couple(blocks)
+    for k in range(2):
+        back = coupling.uncouple(coupled[..., k]).flatten(1)
+        torch.testing.assert_close(back, blocks[..., k], atol=1e-13, rtol=0)
+    # An orthogonal map's gradient goes back by the map's transpose.
+    weight = torch.randn_like(coupled)
+    (gradient,) = torch.autograd.grad((coupled * weight).sum(), blocks)
+    for k in range(2):
+        expected = coupling.uncouple(weight[..., k]).flatten(1)
+        torch.testing.assert_close(gradient[..., k], expected, atol=1e-13, rtol=0)
+    back = coupling.uncouple(coupling.couple(blocks)[..., 0])
+    (gradient,) = torch.autograd.grad(back.square().sum(), blocks)
+    torch.testing.assert_close(gradient[..., 0], 2 * blocks[..., 0], atol=1e-12, rtol=0)
 
 
 def test_coupling_needs_high_enough_degrees(template):

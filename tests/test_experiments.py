@@ -110,8 +110,8 @@ def test_rivals_have_the_same_budget(smoke):
     found = results(smoke, "rivals")["water"]
     assert found["deqhnet"] == results(smoke, "table1")["water"]["deqhnet"]
     assert {run["steps"]["mean"] for run in found.values()} == {size_of("smoke").steps}
-    for model, iterations in (("phisnet", 1.0), ("deq-phisnet", 2.0), ("so2net", 2.0)):
-        assert found[model]["iterations"]["mean"] >= iterations
+    assert found["phisnet"]["iterations"]["mean"] == 1
+    assert found["deq-phisnet"]["iterations"]["mean"] > 1
     assert found["phisnet"]["parameters"] < found["deq-phisnet"]["parameters"]
 
 

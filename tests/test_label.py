@@ -115,8 +115,10 @@ def test_ions(tmp_path):
         np.array([8, 1], np.int32), np.array([[0, 0, 0], [0, 0, 0.97]]),
         {"charge": "-1", "id": "4"},
     )  # fmt: skip
-    with pytest.raises(DatasetError, match="no place for charges: write to a label store"):
-        label([hydrogen(id="1"), ion], tmp_path / "a.db", FAST, workers=0, progress=False)
+    written, failures = label([hydrogen(id="1"), ion], tmp_path / "a.db", FAST, 0, progress=False)
+    assert written == 1
+    assert "charge -1" in failures[4]
+    assert "no place for it, a label store has" in failures[4]
     out = tmp_path / "a.store"
     assert label([ion], out, FAST, workers=0, progress=False) == (1, {})
     mol = gto.M(atom=ion.atom(), basis="def2-svp", charge=-1, verbose=0)
@@ -126,6 +128,9 @@ def test_ions(tmp_path):
         assert record.charge == record.geometry().charge == -1
     assert record.meta["energy"] == pytest.approx(mf.e_tot, abs=1e-8)
     np.testing.assert_allclose(record.hamiltonian, mf.get_fock(), atol=2e-5)
+    neutral = Geometry(ion.numbers, ion.positions, {"id": "4"})
+    with pytest.raises(DatasetError, match="another geometry with id 4"):
+        label([neutral], out, FAST, workers=0, progress=False)
     with pytest.raises(DatasetError, match="no place for the charge of id 4"):
         convert(out, tmp_path / "b.db", progress=False)
     graphs = GraphStore(tmp_path / "cache", "none", "def2-svp")

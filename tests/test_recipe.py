@@ -1,5 +1,7 @@
 """Molecules whose geometries are made on the way to their labels."""
 
+import sys
+
 import numpy as np
 import pytest
 from test_data import FAST
@@ -8,8 +10,8 @@ from pyscf_deqh import DatasetError
 from pyscf_deqh.data.__main__ import main
 from pyscf_deqh.data.formats.store import LabelStore
 from pyscf_deqh.data.make.embed import geometry_of
-from pyscf_deqh.data.make.label import label
-from pyscf_deqh.data.make.recipe import Recipe, read_recipes
+from pyscf_deqh.data.make.label import label, row_ids
+from pyscf_deqh.data.make.recipe import GeometryRecipe, read_recipes
 
 LINES = """# Water, methane and ammonium.
 O id=7 heavy=1
@@ -39,7 +41,7 @@ def test_files(tmp_path, recipes):
     assert [r.charge for r in (water, methane, ammonium)] == [0, 0, 1]
     assert methane.n_heavy == 1
     with pytest.raises(DatasetError, match="there is no heavy="):
-        _ = Recipe("O").n_heavy
+        _ = GeometryRecipe("O").n_heavy
     for text, message in (("", "holds no molecule"), ("O water", "line 1: 'water' is not key")):
         (tmp_path / "b.smi").write_text(text)
         with pytest.raises(DatasetError, match=message):
@@ -51,19 +53,19 @@ def test_files(tmp_path, recipes):
 def test_geometries(recipes):
     water, methane, ammonium = read_recipes(recipes)
     minimum = geometry_of("O", 0)[1]
-    np.testing.assert_array_equal(water.geometry().positions, minimum)
-    moving, again = methane.geometry(), methane.geometry()
+    np.testing.assert_array_equal(water.geometry(0).positions, minimum)
+    moving, again = methane.geometry(12), methane.geometry(12)
     np.testing.assert_array_equal(moving.positions, again.positions)
     assert moving.info["kind"] == "md"
     assert moving.info["temperature"] == "300"
     # Bonds of a thermal methane differ by some hundredths of an angstrom.
     bonds = np.linalg.norm(moving.positions[1:] - moving.positions[0], axis=1)
     assert 0.01 < np.ptp(bonds) < 0.4
-    other = Recipe("C", {"id": "13", "temperature": "300"}).geometry()
+    other = GeometryRecipe("C", {"temperature": "300"}).geometry(13)
     assert np.abs(other.positions - moving.positions).max() > 0.01
-    assert ammonium.geometry().charge == 1
+    assert ammonium.geometry(20).charge == 1
     with pytest.raises(ValueError, match="has the charge 1, not 0"):
-        Recipe("[NH4+]", {"charge": "0"}).geometry()
+        GeometryRecipe("[NH4+]", {"charge": "0"}).geometry(0)
 
 
 def test_labels(tmp_path, recipes, capsys):
@@ -78,16 +80,36 @@ def test_labels(tmp_path, recipes, capsys):
     assert record.charge == 1
     assert record.meta["smiles"] == "[NH4+]"
     assert record.geometry().info["kind"] == "eq"
+    for changed in ({"temperature": "300"}, {"seed": "1"}):
+        other = [GeometryRecipe("[NH4+]", {"id": "20", "charge": "1"} | changed)]
+        with pytest.raises(DatasetError, match="another geometry with id 20"):
+            label(other, out, FAST, 0, progress=False)
     again = label(read_recipes(recipes), out, FAST, 0, progress=False)
     assert again == (1, {})
-    other = [Recipe("[OH3+]", {"id": "20", "charge": "1"})]
+    other = [GeometryRecipe("[OH3+]", {"id": "20", "charge": "1"})]
     with pytest.raises(DatasetError, match="another geometry with id 20"):
         label(other, out, FAST, 0, progress=False)
     capsys.readouterr()
 
 
+def test_numbers_of_rows_without_an_id(tmp_path):
+    pair = [GeometryRecipe("C", {"qm9_id": "1"} | info) for info in ({}, {"temperature": "300"})]
+    assert row_ids(pair) == [10, 11]
+
+
+def test_a_missing_package_is_no_failure_of_molecules(tmp_path, recipes, monkeypatch):
+    monkeypatch.setitem(sys.modules, "rdkit", None)
+    with pytest.raises(ModuleNotFoundError):
+        label(read_recipes(recipes), tmp_path / "a.store", FAST, 0, progress=False)
+    assert not (tmp_path / "a.store").exists()
+
+
 def test_molecules_that_cannot_be_made_are_failures(tmp_path):
-    bad = [Recipe("C(", {"id": "1"}), Recipe("[CH3]", {"id": "2"}), Recipe("O", {"id": "3"})]
+    bad = [
+        GeometryRecipe("C(", {"id": "1"}),
+        GeometryRecipe("[CH3]", {"id": "2"}),
+        GeometryRecipe("O", {"id": "3"}),
+    ]
     written, failures = label(bad, tmp_path / "a.store", FAST, 0, progress=False)
     assert written == 1
     assert "is not a SMILES" in failures[1]

@@ -13,10 +13,6 @@ from pyscf_deqh.data.xyz import parse_comment
 LISTS = Path(__file__).parents[1] / "models" / "training-data"
 
 
-def molecule(recipe):
-    return recipe.whole_number("id") if recipe.qm9_id is None else recipe.qm9_id
-
-
 @pytest.fixture(scope="module")
 def chosen():
     return read_recipes(LISTS / "geometries.smi")
@@ -25,7 +21,7 @@ def chosen():
 def test_rows_have_ids_of_their_own_and_a_split(chosen):
     assert len({recipe.whole_number("id") for recipe in chosen}) == len(chosen)
     # Databases and stores know a row's molecule by qm9_id, or else its id.
-    splits = Counter(split_of(molecule(recipe)) for recipe in chosen)
+    splits = Counter(split_of(recipe.molecule) for recipe in chosen)
     assert set(splits) == {"train", "valid"}
     assert 0.05 < splits["valid"] / len(chosen) < 0.15
     assert all(0 <= float(recipe.info["temperature"]) <= 500 for recipe in chosen)
@@ -40,9 +36,9 @@ def test_no_molecule_is_for_test_anywhere(chosen):
     lists = [*read_recipes(LISTS / "molecules.smi"), *read_recipes(LISTS / "qm9.smi")]
     by_split = {"train": set(), "valid": set(), "test": set()}
     for recipe in lists:
-        by_split[split_of(molecule(recipe))].add(flat(recipe.smiles))
-    for path in sorted(FOLDER.glob("*_test.*")):
-        for line in path.read_text().splitlines() if path.suffix != ".gz" else ():
+        by_split[split_of(recipe.molecule)].add(flat(recipe.smiles))
+    for path in [*sorted(FOLDER.glob("*.smi")), *sorted(FOLDER.glob("*_test.xyz"))]:
+        for line in path.read_text().splitlines():
             if path.suffix == ".smi" and line.strip() and not line.startswith("#"):
                 by_split["test"].add(flat(line.split()[0]))
             elif smiles := parse_comment(line).get("smiles"):
@@ -50,5 +46,5 @@ def test_no_molecule_is_for_test_anywhere(chosen):
     for recipe in chosen:
         name = flat(recipe.smiles)
         assert name not in by_split["test"], recipe.smiles
-        if split_of(molecule(recipe)) == "train":
+        if split_of(recipe.molecule) == "train":
             assert name not in by_split["valid"], recipe.smiles

@@ -19,7 +19,8 @@ from pathlib import Path
 
 from rdkit import Chem, RDLogger
 
-from pyscf_deqh.data.make.recipe import Recipe, read_recipes
+from pyscf_deqh.data.make.embed import molecule_lines
+from pyscf_deqh.data.make.recipe import GeometryRecipe, read_recipes
 from pyscf_deqh.data.splits import split_of
 from pyscf_deqh.data.xyz import parse_comment
 
@@ -42,25 +43,15 @@ def flat(smiles: str) -> str:
 
 
 def benchmark_molecules() -> Iterator[str]:
-    for path in sorted(BENCHMARKS.glob("*_test.smi")):
-        yield from (recipe.split()[0] for recipe in lines(path))
+    for path in sorted(BENCHMARKS.glob("*.smi")):
+        yield from (line.split()[0] for _, line in molecule_lines(path))
     for path in sorted(BENCHMARKS.glob("*_test.xyz")):
         for line in path.read_text().splitlines():
             if smiles := parse_comment(line).get("smiles"):
                 yield smiles
 
 
-def lines(path: Path) -> list[str]:
-    return [x for x in path.read_text().splitlines() if x.strip() and not x.startswith("#")]
-
-
-def number_of(recipe: Recipe) -> int:
-    number = recipe.whole_number("id") if recipe.qm9_id is None else recipe.qm9_id
-    assert number is not None
-    return number
-
-
-def elements(recipe: Recipe) -> set[str]:
+def elements(recipe: GeometryRecipe) -> set[str]:
     found = {atom.GetSymbol() for atom in Chem.MolFromSmiles(recipe.smiles).GetAtoms()}
     return found | {"H"}
 
@@ -78,16 +69,16 @@ def main() -> None:
     order = ("train", "valid", "test")
     splits: dict[str, str] = dict.fromkeys(map(flat, benchmark_molecules()), "test")
     for recipe in everything:
-        name, split = names[id(recipe)], split_of(number_of(recipe))
+        name, split = names[id(recipe)], split_of(recipe.molecule)
         splits[name] = max(splits.get(name, "train"), split, key=order.index)
     taken: set[str] = set()
 
-    def chosen(recipes: list[Recipe], limit: int | None = None) -> list[Recipe]:
+    def chosen(recipes: list[GeometryRecipe], limit: int | None = None) -> list[GeometryRecipe]:
         """At random; each molecule once, where it may be."""
         rng.shuffle(recipes)
-        found: list[Recipe] = []
+        found: list[GeometryRecipe] = []
         for recipe in recipes:
-            name, split = names[id(recipe)], split_of(number_of(recipe))
+            name, split = names[id(recipe)], split_of(recipe.molecule)
             usable = split != "test" and splits[name] == split and name not in taken
             if usable and elements(recipe) <= KNOWN and len(found) != limit:
                 taken.add(name)
@@ -101,7 +92,7 @@ def main() -> None:
     qm9 = chosen([r for r in everything if r.qm9_id is not None], QM9)
     written: list[str] = []
     for recipe in [*rare, *ions, *others, *qm9]:
-        number, temperature = number_of(recipe), rng.randint(*TEMPERATURES)
+        number, temperature = recipe.molecule, rng.randint(*TEMPERATURES)
         first = FIRST_QM9 * (recipe.qm9_id is not None) + number
         minimum = rng.random() < MINIMA
         geometries = [(first, 0 if minimum else temperature)]
@@ -116,9 +107,7 @@ def main() -> None:
     (HERE / "geometries.smi").write_text(header + "\n".join(written) + "\n")
     parts = {"rare": rare, "ions": ions, "others": others, "QM9": qm9}
     for name, recipes in parts.items():
-        print(
-            f"{name}: {len(recipes)} molecules, {Counter(split_of(number_of(r)) for r in recipes)}"
-        )
+        print(f"{name}: {len(recipes)} molecules, {Counter(split_of(r.molecule) for r in recipes)}")
     print(f"{len(written)} geometries")
 
 

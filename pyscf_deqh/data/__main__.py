@@ -70,10 +70,9 @@ def _split(geometry: Described) -> str:
 
 def _molecule(geometry: Described, option: str) -> int:
     """What the options that go by molecule know one by."""
-    number = geometry.whole_number("id") if geometry.qm9_id is None else geometry.qm9_id
-    if number is None:
+    if geometry.molecule is None:
         raise DatasetError(f"{option} needs qm9_id=… or id=… in the comment lines")
-    return number
+    return geometry.molecule
 
 
 def _add_precision(parser: argparse.ArgumentParser) -> None:
@@ -235,7 +234,7 @@ def _add_plan(commands) -> None:
         help="what labels will cost: core hours and disk, from some of the molecules",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
-    parser.add_argument("geometries", type=Path, help="as for label")
+    parser.add_argument("geometries", type=Path, help="xyz/extxyz file (also .gz), folder, labels")
     _add_selection(parser)
     parser.add_argument("--sample", type=int, default=8, help="molecules to time")
     parser.add_argument("--cores", type=int, nargs="+", default=[1, 16, 64],
@@ -247,6 +246,8 @@ def _add_plan(commands) -> None:
 
 
 def _run_plan(args: argparse.Namespace) -> int:
+    if args.geometries.suffix == RECIPES:
+        raise ConfigError(f"{args.geometries}: plan times geometries; make some by embed or md")
     geometries = _select(read_geometries(args.geometries), args)
     found = plan(
         geometries,

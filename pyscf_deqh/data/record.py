@@ -199,6 +199,10 @@ class WritableLabels(LabelFile):
         """Atomic numbers (N,) and positions (N, 3) in angstrom of a row, without its matrix."""
 
     @abstractmethod
+    def meta(self, row_id: int) -> dict[str, Any]:
+        """Meta data of a row, without its matrix."""
+
+    @abstractmethod
     def add_all(self, records: Iterable[Record]) -> None:
         """Write rows, with their meta data, in one transaction.
 

@@ -40,6 +40,11 @@ class Described:
             raise DatasetError(f"{key}={value} in a comment line is no whole number") from error
 
     @property
+    def molecule(self) -> int | None:
+        """What splits know the molecule by: its index in QM9, else its ``id``."""
+        return self.whole_number("id") if self.qm9_id is None else self.qm9_id
+
+    @property
     def charge(self) -> int:
         return self.whole_number("charge") or 0
 

@@ -245,7 +245,7 @@ class BlockIntegrals(Integrals):
 
     def _halves(self, spaces: Sequence[Tensor]) -> Iterator[list[Tensor]]:
         n_functions, largest = len(self._root), max(c.shape[1] for c in spaces)
-        bytes_of_one = self._exchange.itemsize * self.nao * max(largest, 1)
+        bytes_of_one = self._exchange.itemsize * self.nao * max(largest, 1) * len(spaces)
         step = max(self._block_bytes // bytes_of_one, 1)
         for begin in range(0, n_functions, step):
             functions = slice(begin, min(begin + step, n_functions))

@@ -13,7 +13,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
@@ -61,6 +61,19 @@ class _Made:
     semilocal: list[Tensor]
     energy: float
     error: float = 0.0
+
+
+class _Near(NamedTuple):
+    """A density near those to come.
+
+    Attributes:
+        made: of it.
+        accuracy: norm of a matrix, hartree: where rounding in single precision is no smaller,
+            exchange is that of this density and of the change.
+    """
+
+    made: _Made
+    accuracy: float
 
 
 class FittedFock:
@@ -314,9 +327,19 @@ class FittedFock:
     def _overlap(self) -> Any:
         return self.engine.overlap(self.mol)
 
-    def differences(self, orbitals: Orbitals, xc: str | Functional) -> FittedDifferences:
-        """Differences from the Fock matrix of a density; arguments as of a call, and its errors."""
-        return FittedDifferences(self, orbitals, Functional.of(xc, self.engine))
+    def differences(
+        self,
+        orbitals: Orbitals,
+        xc: str | Functional,
+        earlier: FittedDifferences | None = None,
+    ) -> FittedDifferences:
+        """Differences from the Fock matrix of a density; arguments as of a call, and its errors.
+
+        Args:
+            orbitals, xc: see :meth:`__call__`.
+            earlier: those from another density, which will be compared with these.
+        """
+        return FittedDifferences(self, orbitals, Functional.of(xc, self.engine), earlier)
 
     def _tensor(self, array: np.ndarray, dtype: torch.dtype | None = None) -> Tensor:
         return self.engine.tensor(array, self.device, dtype or self.dtype)
@@ -354,7 +377,7 @@ class FittedFock:
         orbitals: Orbitals,
         functional: Functional,
         accuracy: float = 0.0,
-        origin: _Made | None = None,
+        near: _Near | None = None,
     ) -> _Made:
         for made in self._made:
             if made.orbitals is orbitals and made.functional.same_as(functional):
@@ -363,7 +386,7 @@ class FittedFock:
                 self._made.remove(made)
                 break
         spins = self._tensors(orbitals)
-        made = self._exchange_correlation(orbitals, spins, functional, accuracy, origin)
+        made = self._exchange_correlation(orbitals, spins, functional, accuracy, near)
         self._made.append(made)
         return made
 
@@ -373,7 +396,7 @@ class FittedFock:
         spins: list[Tensor],
         functional: Functional,
         accuracy: float = 0.0,
-        origin: _Made | None = None,
+        near: _Near | None = None,
     ) -> _Made:
         semilocal, energy = self._semilocal(spins, functional)
         # Electrons exchange with those of their own spin: half of a closed shell's density.
@@ -382,15 +405,15 @@ class FittedFock:
         if combined is not None:
             return _Made(orbitals, functional, combined[0], semilocal, energy, combined[1])
         exchange = None
-        if origin is not None and self._is_rounding(functional, spins, accuracy):
-            exchange = self._exchange_near(orbitals, origin, share)
+        if near is not None and self._is_rounding(functional, spins, near.accuracy):
+            exchange = self._exchange_near(orbitals, near.made, share)
         if exchange is None:
             exchange = [share * self._exchange(functional, c) for c in spins]
         return _Made(orbitals, functional, exchange, semilocal, energy)
 
     def _is_rounding(self, functional: Functional, spins: list[Tensor], accuracy: float) -> bool:
         """Whether what single precision leaves of exchange is no less than half of an accuracy."""
-        if self.dtype != torch.float32:
+        if not functional.exchange or not self.integrals.is_single:
             return False
         share = sum(map(abs, functional.exchange.values()))
         n_orbitals = sum(c.shape[1] for c in spins) / len(spins)
@@ -499,13 +522,15 @@ class FittedDifferences:
     fitting and grid hardly changes between similar densities (the defect correction of multigrid
     methods; Brandt, Math. Comput. 31, 333, 1977). Single precision serves down to gradients of
     1e-5 hartree, because the Coulomb matrix, by far the largest part, is made of the difference of
-    the densities.
+    the densities, and where there is much exact exchange, this of the change of the orbitals.
 
     Args:
         fitted: makes the matrices.
         orbitals: those of D0, (nao, k) each scaled by the root of its occupation; two such arrays,
             of either spin; or generalized ones, (2 nao, k).
         functional: of the matrices.
+        earlier: differences from another density, whose exchange is that of the origin here and of
+            the change, so that what rounding leaves is the same in both.
 
     Attributes:
         accuracy: error of exchange, norm of a matrix in hartree, that saves making it where a
@@ -517,13 +542,27 @@ class FittedDifferences:
 
     accuracy = 0.0
 
-    def __init__(self, fitted: FittedFock, orbitals: Orbitals, functional: Functional):
+    def __init__(
+        self,
+        fitted: FittedFock,
+        orbitals: Orbitals,
+        functional: Functional,
+        earlier: FittedDifferences | None = None,
+    ):
         self._fitted, self._functional = fitted, functional
-        self._origin: _Made | None = None
-        self._density, self._known = self._parts(orbitals)
+        near = None if earlier is None else earlier._near
+        self._density, self._known, self._origin = self._parts(orbitals, 0.0, near)
 
-    def _parts(self, orbitals: Orbitals, accuracy: float = 0.0) -> tuple[np.ndarray, list[Tensor]]:
-        """Density of all electrons, and what is not Coulomb's in the matrices, by spin."""
+    @property
+    def _near(self) -> _Near | None:
+        """The origin, for what will be compared with it; None for generalized orbitals."""
+        return None if self._origin is None else _Near(self._origin, self.accuracy)
+
+    def _parts(
+        self, orbitals: Orbitals, accuracy: float, near: _Near | None
+    ) -> tuple[np.ndarray, list[Tensor], _Made | None]:
+        """Density of all electrons, what is not Coulomb's in the matrices, by spin, and all that
+        was made."""
         fitted, nao = self._fitted, self._fitted.mol.nao
         halves = by_spin(orbitals)
         generalized = len(halves[0]) == 2 * nao
@@ -532,15 +571,14 @@ class FittedDifferences:
             spins = fitted._tensors(halves)
             made = fitted._exchange_correlation(halves, spins, self._functional)
         else:
-            made = fitted._make(orbitals, self._functional, accuracy, self._origin)
-            self._origin = self._origin or made
+            made = fitted._make(orbitals, self._functional, accuracy, near)
         parts = zip(made.exchange, made.semilocal, strict=True)
         known = [k.double() + v.double() for k, v in parts]
         if generalized:
             mixed = fitted._exchange(self._functional, *spins).double()
             above, below = (known[0], mixed), (mixed.T, known[1])
             known = [torch.cat([torch.cat(above, 1), torch.cat(below, 1)])]
-        return _total_density(halves), known
+        return _total_density(halves), known, None if generalized else made
 
     def _minus(
         self, density: np.ndarray, known: list[Tensor], origin: FittedDifferences
@@ -559,7 +597,8 @@ class FittedDifferences:
         Args:
             orbitals: those of D, in the form of those of D0.
         """
-        return _like(orbitals, self._minus(*self._parts(orbitals, self.accuracy), self))
+        density, known, _ = self._parts(orbitals, self.accuracy, self._near)
+        return _like(orbitals, self._minus(density, known, self))
 
     def fitted_matrix(self, hcore: np.ndarray) -> np.ndarray:
         """F(D0) itself in fitted matrices, (1 or 2, nao, nao), hartree.

@@ -22,6 +22,11 @@ class Integrals(abc.ABC):
     _exchange: torch.dtype  # of exchange matrices
 
     @property
+    def is_single(self) -> bool:
+        """Whether exchange matrices are made in single precision."""
+        return self._exchange == torch.float32
+
+    @property
     @abc.abstractmethod
     def nbytes(self) -> int:
         """Of all that is kept here."""

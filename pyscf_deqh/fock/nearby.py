@@ -49,7 +49,7 @@ class FockNearby:
             orbitals: of its density.
             fock: its full Fock matrix, (nao, nao) or (2, nao, nao), hartree.
         """
-        origin = self._fitted.differences(orbitals, self._functional)
+        origin = self._fitted.differences(orbitals, self._functional, self._origin)
         density = np.stack(by_spin(density_matrix(orbitals)))
         if self._origin is not None:
             change = np.stack(by_spin(fock - self._fock)) - origin.since(self._origin)

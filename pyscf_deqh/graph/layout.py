@@ -16,6 +16,8 @@ import numpy as np
 
 from ..errors import UnsupportedMoleculeError
 
+# Auxiliary functions of each degree of the diagonal reduction, see :mod:`.onsite`.
+AUXILIARY_COUNTS = (16, 8, 4)
 # Offsets m + l of a PySCF shell's functions; only p shells differ from m = -l … l.
 _P_ORDER = (2, 0, 1)
 

@@ -10,15 +10,14 @@ import numpy as np
 from pyscf import gto
 
 from .basis import free_atom
-from .layout import OrbitalTemplate
+from .layout import AUXILIARY_COUNTS, OrbitalTemplate
 
-# Exponents in 1/bohr^2 by angular momentum, Eq. 35-37.
-AUXILIARY_EXPONENTS: tuple[tuple[float, ...], ...] = (
-    tuple(128 * 0.5**n for n in range(16)),
-    tuple(32 * 0.25**n for n in range(8)),
-    tuple(4 * 0.25**n for n in range(4)),
+# Exponents in 1/bohr^2 by angular momentum, Eq. 35-37: the largest, and the ratio of neighbours.
+_LARGEST_AND_RATIO = ((128, 0.5), (32, 0.25), (4, 0.25))
+AUXILIARY_EXPONENTS: tuple[tuple[float, ...], ...] = tuple(
+    tuple(largest * ratio**n for n in range(count))
+    for (largest, ratio), count in zip(_LARGEST_AND_RATIO, AUXILIARY_COUNTS, strict=True)
 )
-AUXILIARY_COUNTS = tuple(len(exponents) for exponents in AUXILIARY_EXPONENTS)
 N_AUXILIARY = sum(n * (2 * l + 1) for l, n in enumerate(AUXILIARY_COUNTS))
 
 

@@ -9,11 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from ..graph.batch import GraphBatch
-from ..graph.layout import OrbitalTemplate
+from ..graph.layout import AUXILIARY_COUNTS, OrbitalTemplate
 from .products import Features
 
-# Auxiliary functions of each degree, see :mod:`pyscf_deqh.graph.onsite`.
-AUXILIARY_COUNTS = (16, 8, 4)
 # On-site features below this (hartree) count as zero: symmetry makes many vanish up to rounding,
 # and a unit vector made of rounding errors has no business in an equivariant network. Typical
 # vectors of H are 0.002-0.2.

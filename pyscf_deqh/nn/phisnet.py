@@ -22,17 +22,17 @@ from torch import Tensor, nn
 
 from ..errors import ConfigError
 from ..graph.batch import BOHR, REFERENCES, GraphBatch, opposite
-from ..graph.layout import OrbitalTemplate
+from ..graph.layout import AUXILIARY_COUNTS, OrbitalTemplate
 from .backbones import register
 from .deqh import Backbone
 from .irreps import BlockCoupling
-from .onsite import AUXILIARY_COUNTS, DiagonalReduction, OnsiteState, no_overlaps
+from .onsite import DiagonalReduction, OnsiteState, no_overlaps
 from .phisnet_layers import (
     ModularBlock,
-    NeighbourSum,
     PairMixing,
     SelfMixing,
     Swish,
+    WeightedNeighbours,
     residuals,
 )
 from .products import Features, PairFrames
@@ -75,6 +75,8 @@ class PhiSNetConfig:
             )
         if self.modules < 1:
             raise ConfigError("PhiSNet needs at least one modular block")
+        if self.lmax < 2:
+            raise ConfigError("PhiSNet: lmax of 2 or more, also for s functions alone")
 
     @property
     def cutoff_bohr(self) -> float:
@@ -145,7 +147,7 @@ class PhiSNet(Backbone):
             ModularBlock(*args, radial, config.residual_blocks) for _ in range(config.modules)
         )
         self.central, self.neighbours = (residuals(config.residual_blocks, *args) for _ in range(2))
-        self.atom_sum, self.pair_sum = (NeighbourSum(*args, radial) for _ in range(2))
+        self.atom_sum, self.pair_sum = (WeightedNeighbours(*args, radial) for _ in range(2))
         self.pair_mixing = PairMixing(*args, radial)
         self.atom_output = BlockOutput(self.coupling, config, n_elements)
         self.pair_output = BlockOutput(self.coupling, config, n_elements**2)

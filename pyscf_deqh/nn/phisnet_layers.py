@@ -123,12 +123,14 @@ class DirectedMessages(nn.Module):
         # The scalars' way is that of the paths (0, l, l), whose 3j symbols are 1 / sqrt(2l + 1).
         scalar = [self.product.paths.index((0, l, l)) for l in range(lmax + 1)]
         self.register_buffer("scalar_paths", torch.tensor(scalar), persistent=False)
-        norms = torch.tensor([math.sqrt(2 * l + 1) for l in range(lmax + 1)])[:, None]
-        self.register_buffer("scalar_norms", norms, persistent=False)
+        norms = [math.sqrt(2 * l + 1) for l in range(lmax + 1)]
+        double = torch.tensor(norms, dtype=torch.float64)[:, None]
+        self.register_buffer("scalar_norms", double, persistent=False)
 
     def forward(self, x: Features, i: Tensor, j: Tensor, radial: Tensor, frames: PairFrames):
         mixed = self.path_weights(radial) * self._with(self.harmonics, self.bias)[self.degrees]
-        scalars = self._with(self.scalar_harmonics, self.scalar_bias) * self.scalar_norms
+        scalars = self._with(self.scalar_harmonics, self.scalar_bias)
+        scalars = scalars * self.scalar_norms.to(scalars)
         weight = mixed.index_add(1, self.scalar_paths, self.scalar_weights(radial) * scalars)
         messages = self.product(frames.into(take(x, j)), weight)
         return sum_onto(frames.out_of(messages), i, len(x[0]))
@@ -180,7 +182,7 @@ class ModularBlock(nn.Module):
         return x, self.out(x)
 
 
-class NeighbourSum(nn.Module):
+class WeightedNeighbours(nn.Module):
     """Features of neighbours, weighted by the distance, of each pair."""
 
     def __init__(self, lmax: int, channels: int, radial: int):

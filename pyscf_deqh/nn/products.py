@@ -206,8 +206,10 @@ class ChannelProduct(nn.Module):
                 factor = weight[..., self.position[l1, l2, l3], None, :]
                 before = sums.get(l3)
                 sums[l3] = part * factor if before is None else before.addcmul(part, factor)
-        nothing = (x[0].new_zeros(len(x[0]), 2 * l + 1, 1) for l in range(self.degrees_out + 1))
-        return [sums.get(l3, zero) for l3, zero in enumerate(nothing)]
+        return [
+            sums[l] if l in sums else x[0].new_zeros(len(x[0]), 2 * l + 1, 1)
+            for l in range(self.degrees_out + 1)
+        ]
 
 
 def inner_products(x: Features, y: Features) -> Tensor:

@@ -17,11 +17,11 @@ from torch import Tensor, nn
 
 from ..errors import ConfigError
 from ..graph.batch import BOHR, GraphBatch, opposite
-from ..graph.layout import OrbitalTemplate
+from ..graph.layout import AUXILIARY_COUNTS, OrbitalTemplate
 from .backbones import register
 from .deqh import Backbone
 from .irreps import BlockCoupling
-from .onsite import AUXILIARY_COUNTS, DiagonalReduction, OnsiteState, no_overlaps
+from .onsite import DiagonalReduction, OnsiteState, no_overlaps
 from .products import Features, PairFrames
 from .qhnet_layers import BlockExpansion, ConvLayer, PairLayer, SelfLayer, TransBlock
 from .radial import BernsteinRadialBasis

@@ -286,6 +286,16 @@ class LabelStore(SQLiteLabels, WritableLabels):
         except (ValueError, TypeError) as error:
             raise DatasetError(f"{self.path}, id {row_id}: {error}") from error
 
+    def meta(self, row_id: int) -> dict[str, Any]:
+        rows = self._query("SELECT meta FROM records WHERE id = ?", row_id)
+        if not rows:
+            raise KeyError(f"{self.path} has no record with id {row_id}")
+        try:
+            found: dict[str, Any] = json.loads(rows[0][0])
+        except (ValueError, TypeError, RecursionError) as error:
+            raise DatasetError(f"{self.path}, id {row_id}: {error}") from error
+        return found
+
     def add_all(self, records: Iterable[Record]) -> None:
         with self._transaction() as connection:
             for record in records:

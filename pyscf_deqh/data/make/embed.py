@@ -38,22 +38,37 @@ def read_smiles(path: str | Path) -> dict[str, str]:
     Raises:
         DatasetError: the file is missing or empty, or a name stands there twice.
     """
-    try:
-        lines = Path(path).read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise DatasetError(f"cannot read {path}: {error}") from error
     molecules: dict[str, str] = {}
-    for line in lines:
-        if not line.strip() or line.startswith("#"):
-            continue
+    for _, line in molecule_lines(path):
         smiles, *rest = line.split(maxsplit=1)
         name = rest[0].strip() if rest else smiles
         if name in molecules:
             raise DatasetError(f"{path} has two molecules with the name {name}")
         molecules[name] = smiles
-    if not molecules:
-        raise DatasetError(f"{path} holds no molecule")
     return molecules
+
+
+def molecule_lines(path: str | Path) -> list[tuple[int, str]]:
+    """Lines of a file of SMILES, and their numbers; without empty ones and comments (``#``).
+
+    Raises:
+        DatasetError: the file is missing or empty.
+    """
+    try:
+        lines = Path(path).read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise DatasetError(f"cannot read {path}: {error}") from error
+    found = [(n, x) for n, x in enumerate(lines, 1) if x.strip() and not x.startswith("#")]
+    if not found:
+        raise DatasetError(f"{path} holds no molecule")
+    return found
+
+
+def check_packages() -> None:
+    """Raise ModuleNotFoundError where RDKit, ASE or tblite is not installed."""
+    import ase  # noqa: F401
+    import rdkit  # noqa: F401
+    import tblite.ase  # noqa: F401
 
 
 def embed(
@@ -84,10 +99,7 @@ def embed(
             one of the names or at another place, or cannot be written.
         ModuleNotFoundError: RDKit, ASE or tblite is not installed.
     """
-    import ase  # noqa: F401
-    import rdkit  # noqa: F401
-    import tblite.ase  # noqa: F401
-
+    check_packages()
     out = Path(out)
     if out.suffix not in (".xyz", ".extxyz"):
         raise ConfigError(f"{out}: geometries are written to a plain .xyz or .extxyz file")
@@ -205,7 +217,7 @@ def _check_bonds(molecule: Any, positions: np.ndarray) -> None:
     made = ~bonded & (relative < _CLOSEST_CONTACT) & ~np.eye(len(radii), dtype=bool)
     if broken.any() or made.any():
         pairs = np.argwhere(np.triu(broken | made)).tolist()
-        raise ValueError(f"bonds changed in the optimisation, between atoms {pairs}")
+        raise ValueError(f"bonds are not those of the SMILES any more, between atoms {pairs}")
 
 
 def _frame(info: dict[str, str], symbols: Sequence[str], positions: np.ndarray) -> str:

@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyscf
@@ -36,7 +37,8 @@ from ..formats import open_for_writing
 from ..formats.sqlite import writing
 from ..record import Record, WritableLabels
 from ..xyz import Geometry, places
-from .recipe import Recipe
+from .embed import check_packages
+from .recipe import GeometryRecipe
 
 # Orbital gradient (hartree) at which fitted Fock matrices hand over to PySCF's.
 _COARSE_GRADIENT = 1e-3
@@ -106,8 +108,10 @@ def solve(
     return np.asarray(mf.get_fock()), float(mf.e_tot)
 
 
-def _work(row_id: int, molecule: Geometry | Recipe, settings: LabelSettings, device: str) -> Record:
-    geometry = molecule.geometry() if isinstance(molecule, Recipe) else molecule
+def _work(
+    row_id: int, molecule: Geometry | GeometryRecipe, settings: LabelSettings, device: str
+) -> Record:
+    geometry = molecule.geometry(row_id) if isinstance(molecule, GeometryRecipe) else molecule
     meta = {
         "qm9_id": geometry.qm9_id,
         "smiles": geometry.info.get("smiles"),
@@ -115,12 +119,13 @@ def _work(row_id: int, molecule: Geometry | Recipe, settings: LabelSettings, dev
         "grid_level": None if settings.density_fit else settings.grid_level,
         "temperature": float(geometry.info.get("temperature", 0.0)),
         "charge": geometry.charge or None,
+        "seed": geometry.whole_number("seed"),
     }
     hamiltonian, meta["energy"] = solve(geometry, settings, device)
     return Record(row_id, geometry.numbers, geometry.positions, hamiltonian, meta)
 
 
-def row_ids(geometries: Sequence[Geometry | Recipe]) -> list[int]:
+def row_ids(geometries: Sequence[Geometry | GeometryRecipe]) -> list[int]:
     """The comment's ``id``, else ``10 * qm9_id (+ 1 if kind is md)``, else the place in the file
     that it was read from, else that among ``geometries``.
 
@@ -173,25 +178,31 @@ def _beyond_the_grid(xc: str) -> str | None:
     return "dispersion correction" if dispersion else None
 
 
-def _check_atoms(database: WritableLabels, done: dict[int, Geometry | Recipe]) -> None:
+def _check_atoms(database: WritableLabels, done: dict[int, Geometry | GeometryRecipe]) -> None:
     """Refuse to take other molecules for those that the rows hold."""
     for row_id, molecule in done.items():
-        if isinstance(molecule, Recipe):
-            same = database[row_id].meta.get("smiles") == molecule.smiles
+        meta = database.meta(row_id)
+        if isinstance(molecule, GeometryRecipe):
+            same = _made_by(molecule.info) == _made_by(meta)
         else:
             numbers, positions = database.atoms(row_id)
             same = np.array_equal(numbers, molecule.numbers) and np.allclose(
                 positions, molecule.positions, rtol=0, atol=1e-6
             )
-        if not same:
+        if not same or molecule.charge != int(meta.get("charge") or 0):
             raise DatasetError(
                 f"{database.path} holds another geometry with id {row_id}: give each an id=… of "
                 "its own in its comment line, or write to another file"
             )
 
 
+def _made_by(info: Mapping[str, Any]) -> tuple[str, float, int]:
+    """What makes a recipe's geometry: SMILES, temperature and seed."""
+    return str(info.get("smiles")), float(info.get("temperature") or 0), int(info.get("seed") or 0)
+
+
 def label(
-    geometries: Iterable[Geometry | Recipe],
+    geometries: Iterable[Geometry | GeometryRecipe],
     out: str | Path,
     settings: LabelSettings | None = None,
     workers: int | None = None,
@@ -220,21 +231,19 @@ def label(
         ConfigError: a functional that ``density_fit`` has a part of only, or a precision that the
             format does not have.
         DatasetError: other settings in ``out``, or other geometries with the same ids; repeated
-            ids; ions where ``out`` has no place for their charge; a disk that takes no more data,
-            or another process that writes the same rows (all rows written before are kept).
+            ids; a disk that takes no more data, or another process that writes the same rows (all
+            rows written before are kept).
+        ModuleNotFoundError: recipes need RDKit, ASE and tblite.
     """
     settings = settings or LabelSettings()
     if settings.density_fit and (what := _beyond_the_grid(settings.xc)):
         raise ConfigError(f"density_fit leaves out the {what} of {settings.xc}: label without it")
     geometries = list(geometries)
+    if any(isinstance(molecule, GeometryRecipe) for molecule in geometries):
+        check_packages()
     by_id = dict(zip(row_ids(geometries), geometries, strict=True))
     written = 0
     with open_for_writing(out, precision) as database, writing(database):
-        if not database.holds_ions and any(molecule.charge for molecule in geometries):
-            raise DatasetError(
-                f"{database.format}'s schema has no place for charges: write to a label store, "
-                "OUT.store"
-            )
         _check_settings(database, settings)
         done = set(database.ids())
         _check_atoms(database, {i: g for i, g in by_id.items() if i in done})
@@ -249,11 +258,14 @@ def label(
                    unit="mol", disable=not progress)  # fmt: skip
         with bar:
             for row_id, result in outcomes(_work, todo, workers, scheduler):
-                if isinstance(result, Failure):
-                    database.add_failure(row_id, by_id[row_id].qm9_id, result.reason)
-                    bar.write(f"id {row_id}: {result.reason}")
-                else:
+                reason = result.reason if isinstance(result, Failure) else None
+                if isinstance(result, Record) and result.charge and not database.holds_ions:
+                    reason = f"charge {result.charge}: {out} has no place for it, a label store has"
+                if reason is None:
                     database.add(result)
                     written += 1
+                else:
+                    database.add_failure(row_id, by_id[row_id].qm9_id, reason)
+                    bar.write(f"id {row_id}: {reason}")
                 bar.update()
         return written, database.failures()

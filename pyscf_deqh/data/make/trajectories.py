@@ -236,7 +236,8 @@ def _resume(
                 f"{path} was made with other settings ({', '.join(changed)}); "
                 "write to another file or repeat its settings"
             )
-        if number in trajectories and frame.symbols != _symbols(trajectories[number]):
+        start, charge = trajectories.get(number), int(frame.info.get("charge", 0))
+        if start and (frame.symbols != _symbols(start) or charge != start.charge):
             raise DatasetError(f"{path}: trajectory {number} there is of another molecule")
     os.truncate(path, end)
     return last
