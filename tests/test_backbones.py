@@ -17,6 +17,7 @@ SO2NET = {"natural_channels": 6, "pseudo_channels": 3, "injection_layers": 1, "f
           "invariants": 12, "radial_functions": 8}  # fmt: skip
 QHNET = {"layers": 4, "channels": 8, "bottleneck_channels": 4, "radial_functions": 8, "heads": 2,
          "head_channels": (4, 2, 1)}  # fmt: skip
+DEEPH = {"atom_features": 8, "pair_features": 32}
 PHISNET = {"channels": 6, "radial_functions": 8, "modules": 2}
 MODELS = {
     "so2net": ("so2net", SO2NET),
@@ -27,6 +28,8 @@ MODELS = {
     "qhnet-with-overlap": ("qhnet", QHNET | {"self_consistent": False}),
     "phisnet": ("phisnet", PHISNET),
     "phisnet-with-reference": ("phisnet", PHISNET | {"reference": "sad"}),
+    "deeph": ("deeph", DEEPH),
+    "deeph-with-reference": ("deeph", DEEPH | {"reference": "sad"}),
     "phisnet-self-consistent": ("phisnet", PHISNET | {"self_consistent": True}),
 }
 
@@ -58,9 +61,10 @@ def test_rotations_to_the_last_digits(model):
 
 
 def test_reflection():
-    """QHNet and PhiSNet have no parity: products of pseudovectors and vectors mix. SO2Net has."""
+    """Products of pseudovectors and vectors mix in QHNet and PhiSNet, DeepH's frames have a hand.
+    SO2Net knows parity."""
     testing.check_reflection(testing.untrained("so2net", **SO2NET), 1e-10)
-    for name, options in (("qhnet", QHNET), ("phisnet", PHISNET)):
+    for name, options in (("qhnet", QHNET), ("phisnet", PHISNET), ("deeph", DEEPH)):
         with pytest.raises(AssertionError):
             testing.check_reflection(untrained(name, options))
 

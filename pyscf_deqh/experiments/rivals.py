@@ -6,11 +6,11 @@ from .networks import compare_networks
 from .options import Options
 from .report import Report
 
-_NETWORKS = ("qhnet", "deqhnet", "phisnet", "deq-phisnet", "so2net")
+_NETWORKS = ("qhnet", "deqhnet", "phisnet", "deq-phisnet", "deeph", "so2net")
 _NOTES = (
     "PhiSNet: Unke et al., NeurIPS 2021; with H: its on-site blocks are an input, and the fixed "
-    "point is solved as DEQHNet's is. SO2Net is the network of the bundled models, here without "
-    "a reference Hamiltonian, as the others.",
+    "point is solved as DEQHNet's is. DeepH: Li et al., Nat. Comput. Sci. 2, 367, 2022. SO2Net is "
+    "the network of the bundled models, here without a reference Hamiltonian, as the others.",
 )
 
 

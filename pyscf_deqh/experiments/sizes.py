@@ -79,6 +79,7 @@ _BY_NAME = {
             "qhnet": {"layers": 4, "channels": 8, "bottleneck_channels": 4, "radial_functions": 8,
                       "heads": 2, "head_channels": (4, 2, 1)},
             "phisnet": {"channels": 8, "radial_functions": 8, "modules": 1},
+            "deeph": {"atom_features": 8, "pair_features": 32},
             "so2net": {"natural_channels": 8, "pseudo_channels": 4, "injection_layers": 1,
                        "filter_layers": 1, "invariants": 16, "radial_functions": 8},
         },
@@ -95,6 +96,7 @@ _BY_NAME = {
             "qhnet": {"layers": 4, "channels": 32, "bottleneck_channels": 16,
                       "heads": 4, "head_channels": (8, 4, 2)},
             "phisnet": {"channels": 32, "radial_functions": 32, "modules": 3},
+            "deeph": {},
             "so2net": {},
         },
         water=Recipe(10, 1e-3, 0.99, 3), md17=Recipe(5, 1e-3, 0.99, 3),
@@ -106,7 +108,7 @@ _BY_NAME = {
     # Table 4 of the paper. It gives neither the number of steps nor the decay of the average.
     "full": Size(
         name="full",
-        networks={"qhnet": {}, "phisnet": {}, "so2net": {}},
+        networks={"qhnet": {}, "phisnet": {}, "deeph": {}, "so2net": {}},
         water=Recipe(10, 5e-4, 0.99, 40), md17=Recipe(5, 1e-3, 0.99, 40),
         qh9=Recipe(32, 5e-4, 0.0, 3),
         steps=200_000, minutes=0.0, steps_per_epoch=2000, warmup_steps=1000, max_validation=500,

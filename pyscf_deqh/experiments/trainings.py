@@ -52,6 +52,7 @@ VARIANTS = {
     "deqhnet": _qhnet("DEQHNet", True, True),
     "phisnet": Variant("PhiSNet", "phisnet", {"self_consistent": False}),
     "deq-phisnet": Variant("PhiSNet with H", "phisnet", {"self_consistent": True}),
+    "deeph": Variant("DeepH", "deeph", {}),
     "so2net": Variant("SO2Net", "so2net", {"reference": "none"}),
 }
 

@@ -52,3 +52,21 @@ def wigner_d(l: int, direction: Tensor) -> Tensor:
     exchange = _axis_exchange_on(l, direction.device, direction.dtype)
     tilt = exchange @ _polar_rotation(l, torch.atan2(torch.hypot(x, y), z)) @ exchange.T
     return _polar_rotation(l, torch.atan2(y, x)) @ tilt
+
+
+def wigner_frame(l: int, direction: Tensor, side: Tensor) -> Tensor:
+    """Representation (E, 2l+1, 2l+1) of rotations that take the polar axis onto a direction and the
+    physical x axis into the half plane of that and a second vector.
+
+    Args:
+        l: degree.
+        direction, side: (E, 3) physical vectors, not parallel.
+    """
+    return wigner_d(l, direction) @ _polar_rotation(l, _azimuth(direction, side))
+
+
+def _azimuth(direction: Tensor, side: Tensor) -> Tensor:
+    """Of ``side``, in the frame that :func:`wigner_d` turns about ``direction``."""
+    # Components of vectors are (y, z, x) there.
+    y, _, x = (wigner_d(1, direction).mT @ side[:, [1, 2, 0], None])[..., 0].unbind(-1)
+    return torch.atan2(y, x)

@@ -116,7 +116,7 @@ class TrainConfig:
 
     Attributes:
         backbone: ``so2net`` or ``qhnet``, of whose sections the other is ignored, or the name of
-            another one that is registered: ``phisnet``, or another package's.
+            another one that is registered: ``phisnet``, ``deeph``, or another package's.
         options: hyperparameters of such another backbone.
     """
 
