@@ -9,7 +9,8 @@ another neighbour becomes the nearest, which is the price of frames of this kind
 
 Layers and widths are those of the published code's defaults. Molecules need more than crystals:
 where there is no second direction (linear molecules) blocks are made axially symmetric, where there
-is none at all (atoms) isotropic. Each pair of elements has an output network of its own.
+is none at all (atoms) isotropic. Each pair of elements, and each element's on-site blocks, have
+output weights of their own.
 """
 
 from __future__ import annotations
@@ -32,7 +33,6 @@ from .wigner import wigner_frame
 
 _RANGE = 3.0  # angstrom, over which messages fade: exp(-r^2 / 2 range^2)
 _HIDDEN = 128
-_LOCAL = 32  # features of a pair before its output network
 # Sine of the angle to a pair's axis below which a neighbour says nothing about the plane.
 _PARALLEL = 1e-3
 # How many directions a pair's frame has.
@@ -198,12 +198,10 @@ class LocalCoordinates(nn.Module):
         width = 2 * atom + pair + (harmonics + 1) ** 2
         self.degrees = list(range(harmonics + 1))
         self.gate, self.value = nn.Linear(width, atom), nn.Linear(width, atom)
-        self.out = nn.Sequential(
-            nn.Linear(2 * atom + pair, _HIDDEN), nn.SiLU(), nn.Linear(_HIDDEN, _LOCAL)
-        )
+        self.out = nn.Sequential(nn.Linear(2 * atom + pair, _HIDDEN), nn.SiLU())
 
     def forward(self, x: Tensor, e: Tensor, pairs: Pairs, fading: Tensor) -> Tensor:
-        """(P, 32)."""
+        """(P, 128)."""
         own = self._seen(x, e, pairs, fading, pairs.triple_pair)
         # Neighbours of the second atom are those of the first one of the pair the other way.
         n = len(e) - len(x)
@@ -253,15 +251,9 @@ class DeepH(Backbone):
         )
         self.local = LocalCoordinates(atom, last, config.harmonics)
         self.outputs, self.onsite_outputs = (
-            nn.ModuleList(
-                nn.Sequential(
-                    nn.SiLU(), nn.Linear(_LOCAL, _LOCAL), nn.SiLU(),
-                    nn.Linear(_LOCAL, template.size**2),
-                )
-                for _ in range(n)
-            )
+            nn.ModuleList(nn.Linear(_HIDDEN, template.size**2) for _ in range(n))
             for n in (kinds, len(template.numbers))
-        )  # fmt: skip
+        )
         # Components that stay where a frame has no plane, and where it has no axis either.
         masks = torch.zeros(3, template.size**2)
         masks[_WHOLE] = 1.0
