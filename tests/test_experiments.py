@@ -11,7 +11,7 @@ from pyscf import scf
 
 from pyscf_deqh.errors import ConfigError
 from pyscf_deqh.experiments import fig6, published, trainings
-from pyscf_deqh.experiments.__main__ import NAMES, main
+from pyscf_deqh.experiments.__main__ import NAMES, OTHERS, main
 from pyscf_deqh.experiments.cache import ResultCache
 from pyscf_deqh.experiments.datasets import find_datasets
 from pyscf_deqh.experiments.fig4a import is_recorded
@@ -30,6 +30,7 @@ def smoke(tmp_path_factory, quick_workers):
     """The folder of a smoke run of everything."""
     folder = tmp_path_factory.mktemp("smoke")
     assert main(["all", "--out", str(folder)]) == 0
+    assert main(["rivals", "--datasets", "water", "--out", str(folder)]) == 0
     return folder
 
 
@@ -37,7 +38,7 @@ def results(folder, name):
     return json.loads((folder / f"{name}.json").read_text())["results"]
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", (*NAMES, *OTHERS))
 def test_files(smoke, name):
     content = json.loads((smoke / f"{name}.json").read_text())
     assert content["settings"]["size"] == "smoke"

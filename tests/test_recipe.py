@@ -53,9 +53,9 @@ def test_files(tmp_path, recipes):
 def test_geometries(recipes):
     water, methane, ammonium = read_recipes(recipes)
     minimum = geometry_of("O", 0)[1]
-    np.testing.assert_array_equal(water.geometry(0).positions, minimum)
+    np.testing.assert_allclose(water.geometry(0).positions, minimum, atol=1e-8)
     moving, again = methane.geometry(12), methane.geometry(12)
-    np.testing.assert_array_equal(moving.positions, again.positions)
+    np.testing.assert_allclose(moving.positions, again.positions, atol=1e-8)
     assert moving.info["kind"] == "md"
     assert moving.info["temperature"] == "300"
     # Bonds of a thermal methane differ by some hundredths of an angstrom.

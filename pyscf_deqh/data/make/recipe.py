@@ -52,7 +52,7 @@ class GeometryRecipe(Described):
         return number
 
     def geometry(self, number: int) -> Geometry:
-        """The molecule: the same for the same recipe, on the same machine.
+        """The molecule: the same for the same recipe, but for rounding.
 
         Args:
             number: of the dynamics' random numbers, beside the seed.
