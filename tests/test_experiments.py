@@ -38,7 +38,7 @@ def results(folder, name):
     return json.loads((folder / f"{name}.json").read_text())["results"]
 
 
-@pytest.mark.parametrize("name", (*NAMES, *OTHERS))
+@pytest.mark.parametrize("name", [*NAMES, *OTHERS])
 def test_files(smoke, name):
     content = json.loads((smoke / f"{name}.json").read_text())
     assert content["settings"]["size"] == "smoke"
