@@ -10,7 +10,7 @@ from pyscf_deqh.graph.batch import BOHR, collate
 from pyscf_deqh.graph.build import build_graph
 from pyscf_deqh.nn.angular import representation
 from pyscf_deqh.nn.deeph import DeepHConfig, local_pairs
-from pyscf_deqh.nn.wigner import wigner_frame
+from pyscf_deqh.nn.wigner import wigner_frames
 from pyscf_deqh.testing import predicted, untrained
 from pyscf_deqh.train.loss import hamiltonian_loss
 
@@ -34,8 +34,7 @@ def test_frames_turn_the_polar_and_the_x_axis():
     x = torch.nn.functional.normalize(side - (side * z).sum(-1, keepdim=True) * z, dim=-1)
     axes = torch.stack([x, torch.linalg.cross(z, x), z], dim=-1)  # columns
     order = [1, 2, 0]
-    for l in range(5):
-        found = wigner_frame(l, direction, side)
+    for l, found in enumerate(wigner_frames(4, direction, side)):
         for matrix, expected in zip(found, axes[:, order][:, :, order], strict=True):
             torch.testing.assert_close(matrix, representation(l, expected), atol=1e-12, rtol=0)
 

@@ -128,11 +128,8 @@ def _run_label(args: argparse.Namespace) -> int:
     for path in args.exclude:
         with open_labels(path) as file:
             taken |= set(file.molecules() or file.ids())
-    geometries: list[Any]
-    if args.geometries.suffix == RECIPES:
-        geometries = list(read_recipes(args.geometries))
-    else:
-        geometries = list(read_geometries(args.geometries))
+    read: Any = read_recipes if args.geometries.suffix == RECIPES else read_geometries
+    geometries = read(args.geometries)
     if args.exclude:
         geometries = [g for g in geometries if _molecule(g, "--exclude") not in taken]
     geometries = _select(geometries, args)

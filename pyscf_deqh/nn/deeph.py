@@ -16,20 +16,20 @@ output weights of their own.
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass
-from typing import Any, NamedTuple
+from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from e3nn import o3
 from torch import Tensor, nn
 
 from ..errors import ConfigError
-from ..graph.batch import BOHR, REFERENCES, GraphBatch, opposite
+from ..graph.batch import BOHR, GraphBatch, opposite
 from ..graph.layout import OrbitalTemplate
 from .backbones import register
-from .deqh import Backbone
+from .deqh import Backbone, Hyperparameters, check_reference
 from .irreps import BlockCoupling
-from .wigner import wigner_frame
+from .wigner import wigner_frames
 
 _RANGE = 3.0  # angstrom, over which messages fade: exp(-r^2 / 2 range^2)
 _HIDDEN = 128
@@ -40,7 +40,7 @@ _ISOTROPIC, _AXIAL, _WHOLE = 0, 1, 2
 
 
 @dataclass(frozen=True)
-class DeepHConfig:
+class DeepHConfig(Hyperparameters):
     """Hyperparameters; the defaults are those of the published code, but for the cutoff.
 
     Attributes:
@@ -61,19 +61,9 @@ class DeepHConfig:
     gaussian_stop: float = 6.0
 
     def __post_init__(self):
-        if self.reference not in REFERENCES:
-            raise ConfigError(
-                f"reference: {self.reference!r} is not one of {', '.join(REFERENCES)}"
-            )
+        check_reference(self.reference)
         if self.pair_features <= (self.harmonics + 1) ** 2:
             raise ConfigError("pair_features: more than there are spherical harmonics")
-
-    @property
-    def cutoff_bohr(self) -> float:
-        return self.cutoff / BOHR
-
-    def to_config(self) -> dict[str, Any]:
-        return asdict(self)
 
 
 class Pairs(NamedTuple):
@@ -156,12 +146,23 @@ def _perpendicular(direction: Tensor) -> Tensor:
     return torch.linalg.cross(direction, axis)
 
 
+class GatedLinear(nn.Module):
+    """sigmoid(linear) softplus(linear): messages of CGCNN."""
+
+    def __init__(self, inputs: int, outputs: int):
+        super().__init__()
+        self.gate, self.value = nn.Linear(inputs, outputs), nn.Linear(inputs, outputs)
+
+    def forward(self, z: Tensor) -> Tensor:
+        return torch.sigmoid(self.gate(z)) * nn.functional.softplus(self.value(z))
+
+
 class MessagePassing(nn.Module):
     """Gated sums over neighbours (CGCNN), normalized over each molecule; then new pair features."""
 
     def __init__(self, atom: int, pair: int, pair_out: int):
         super().__init__()
-        self.gate, self.value = (nn.Linear(2 * atom + pair, atom) for _ in range(2))
+        self.message = GatedLinear(2 * atom + pair, atom)
         self.scale, self.shift = nn.Parameter(torch.ones(atom)), nn.Parameter(torch.zeros(atom))
         self.pair_net = nn.Sequential(
             nn.Linear(2 * atom + pair, _HIDDEN), nn.SiLU(), nn.Linear(_HIDDEN, pair_out), nn.SiLU()
@@ -171,8 +172,7 @@ class MessagePassing(nn.Module):
         self, x: Tensor, e: Tensor, pairs: Pairs, fading: Tensor, graph: GraphBatch
     ) -> tuple[Tensor, Tensor]:
         i, j = pairs.atoms
-        z = torch.cat([x[i], x[j], e], dim=-1)
-        message = torch.sigmoid(self.gate(z)) * nn.functional.softplus(self.value(z))
+        message = self.message(torch.cat([x[i], x[j], e], dim=-1))
         summed = torch.zeros_like(x).index_add(0, i, message * fading[:, None])
         x = x + _normalized(summed, graph) * self.scale + self.shift
         return x, self.pair_net(torch.cat([x[i], x[j], e], dim=-1))
@@ -197,32 +197,33 @@ class LocalCoordinates(nn.Module):
         super().__init__()
         width = 2 * atom + pair + (harmonics + 1) ** 2
         self.degrees = list(range(harmonics + 1))
-        self.gate, self.value = nn.Linear(width, atom), nn.Linear(width, atom)
+        self.message = GatedLinear(width, atom)
         self.out = nn.Sequential(nn.Linear(2 * atom + pair, _HIDDEN), nn.SiLU())
 
-    def forward(self, x: Tensor, e: Tensor, pairs: Pairs, fading: Tensor) -> Tensor:
-        """(P, 128)."""
-        own = self._seen(x, e, pairs, fading, pairs.triple_pair)
+    def forward(self, x: Tensor, e: Tensor, pairs: Pairs, fading: Tensor, turn: Tensor) -> Tensor:
+        """(P, 128), for the turns (P, 3, 3) of vectors into the molecule's frame."""
+        own = self._seen(x, e, pairs, fading, turn, pairs.triple_pair)
         # Neighbours of the second atom are those of the first one of the pair the other way.
         n = len(e) - len(x)
         other = torch.arange(len(e), device=e.device)
         other[:n] = opposite(other[:n])
-        their = self._seen(x, e, pairs, fading, other[pairs.triple_pair])
+        their = self._seen(x, e, pairs, fading, turn, other[pairs.triple_pair])
         return self.out(torch.cat([own, their, e], dim=-1))
 
-    def _seen(self, x: Tensor, e: Tensor, pairs: Pairs, fading: Tensor, pair: Tensor) -> Tensor:
+    def _seen(
+        self, x: Tensor, e: Tensor, pairs: Pairs, fading: Tensor, turn: Tensor, pair: Tensor
+    ) -> Tensor:
         """Messages (P, C) along the second pairs of all triples, in the frames of ``pair``."""
         edge = pairs.triple_edge
         i, k = pairs.atoms[:, edge]
-        z = torch.cat([x[i], x[k], e[edge], self._harmonics(pairs, pair, edge)], dim=-1)
-        message = torch.sigmoid(self.gate(z)) * nn.functional.softplus(self.value(z))
+        harmonics = self._harmonics(pairs, turn[pair], edge)
+        message = self.message(torch.cat([x[i], x[k], e[edge], harmonics], dim=-1))
         onto = x.new_zeros(len(e), message.shape[1])
         return onto.index_add(0, pair, message * fading[edge, None])
 
-    def _harmonics(self, pairs: Pairs, pair: Tensor, edge: Tensor) -> Tensor:
-        """Of the directions of edges in the frames of pairs; of none, that of degree 0 alone."""
-        turn = wigner_frame(1, pairs.direction, pairs.side)
-        local = (turn[pair].mT @ pairs.vector[edge][:, [1, 2, 0], None])[..., 0]
+    def _harmonics(self, pairs: Pairs, turn: Tensor, edge: Tensor) -> Tensor:
+        """Of the directions of edges in turned frames; of none, that of degree 0 alone."""
+        local = (turn.mT @ pairs.vector[edge][:, [1, 2, 0], None])[..., 0]
         found = o3.spherical_harmonics(self.degrees, local, normalize=True)
         exists = (pairs.distance[edge] > 0)[:, None]
         return torch.cat([found[:, :1], torch.where(exists, found[:, 1:], 0.0)], dim=-1)
@@ -281,13 +282,14 @@ class DeepH(Backbone):
     def hamiltonian(self, state: Tensor, injected: GraphBatch) -> Tensor:
         graph, pairs = injected, local_pairs(injected)
         n = graph.edge_index.shape[1]
-        blocks = self._turned(self._components(pairs, graph), pairs)
+        turns = wigner_frames(max(self.config.lmax, 1), pairs.direction, pairs.side)
+        blocks = self._turned(self._components(pairs, graph, turns[1]), turns)
         onsite, between = blocks[n:], blocks[:n]
         onsite = (onsite + onsite.mT) / 2
         between = (between + opposite(between).mT) / 2
         return graph.reference + graph.matrix(onsite, between)
 
-    def _components(self, pairs: Pairs, graph: GraphBatch) -> Tensor:
+    def _components(self, pairs: Pairs, graph: GraphBatch, turn: Tensor) -> Tensor:
         """Coupled components (P, T T) in the local frames."""
         spacing = self.centres[1] - self.centres[0]
         e = torch.exp(-0.5 * ((pairs.distance[:, None] - self.centres) / spacing) ** 2)
@@ -297,7 +299,7 @@ class DeepH(Backbone):
             changed = second(*first(x, e, pairs, fading, graph), pairs, fading, graph)
             x, e = x + changed[0], e + changed[1]
         x, e = self.layers[4](x, e, pairs, fading, graph)
-        features = self.local(x, e, pairs, fading)
+        features = self.local(x, e, pairs, fading, turn)
         n = graph.edge_index.shape[1]
         elements = graph.element[graph.edge_index]
         kinds = elements[0] * len(self.template.numbers) + elements[1]
@@ -307,9 +309,8 @@ class DeepH(Backbone):
         ]
         return torch.cat(made) * self.masks[pairs.freedom]
 
-    def _turned(self, components: Tensor, pairs: Pairs) -> Tensor:
+    def _turned(self, components: Tensor, turns: list[Tensor]) -> Tensor:
         """Blocks (P, T, T) in the molecule's frame."""
-        turns = [wigner_frame(l, pairs.direction, pairs.side) for l in range(self.config.lmax + 1)]
         parts = [
             turns[group.degree]
             @ components[:, group.start : group.stop].unflatten(

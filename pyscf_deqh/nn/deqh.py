@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import ConfigError
-from ..graph.batch import GraphBatch
+from ..graph.batch import BOHR, REFERENCES, GraphBatch
 from ..graph.layout import OrbitalTemplate
 
 SOLVERS = ("fixed_point_iter", "anderson", "broyden")
@@ -44,6 +44,26 @@ class BackboneConfig(Protocol):
 
     def to_config(self) -> dict[str, Any]:
         """All fields, as numbers, texts, lists and dictionaries of them."""
+
+
+class Hyperparameters:
+    """What dataclasses of hyperparameters have in common, of networks with a cutoff in angstrom."""
+
+    cutoff: float
+
+    @property
+    def cutoff_bohr(self) -> float:
+        return self.cutoff / BOHR
+
+    def to_config(self) -> dict[str, Any]:
+        config: Any = self  # a dataclass
+        return asdict(config)
+
+
+def check_reference(reference: str) -> None:
+    """Raise ConfigError where there is no such reference Hamiltonian."""
+    if reference not in REFERENCES:
+        raise ConfigError(f"reference: {reference!r} is not one of {', '.join(REFERENCES)}")
 
 
 class Backbone(nn.Module, abc.ABC):

@@ -123,10 +123,6 @@ class _Permuted(torch.autograd.Function):
         return _Permuted.apply(gradient, inverse, order), None, None
 
 
-def _inverse(order: Tensor) -> Tensor:
-    return torch.argsort(order)
-
-
 class BlockCoupling(nn.Module):
     """Orthogonal change of basis between template blocks (T, T) and irreducible components.
 
@@ -186,9 +182,9 @@ class BlockCoupling(nn.Module):
                         first, step = place[a, b, degree]
                         components += [first + m * step for m in range(2 * degree + 1)]
         for name, order in (("elements", elements), ("components", components)):
-            self.register_buffer(name, torch.tensor(order), persistent=False)
-            inverse = _inverse(torch.tensor(order))
-            self.register_buffer(f"{name}_inverse", inverse, persistent=False)
+            there = torch.tensor(order)
+            self.register_buffer(name, there, persistent=False)
+            self.register_buffer(f"{name}_inverse", torch.argsort(there), persistent=False)
         path_of = torch.cat(
             [
                 torch.arange(g.count).repeat(2 * g.degree + 1) + offset

@@ -4,13 +4,15 @@ diagonal reduction through which they read it."""
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from ..graph.batch import GraphBatch
 from ..graph.layout import AUXILIARY_COUNTS, OrbitalTemplate
-from .products import Features
+from .deqh import Backbone
+from .products import Features, PairFrames
 
 # On-site features below this (hartree) count as zero: symmetry makes many vanish up to rounding,
 # and a unit vector made of rounding errors has no business in an equivariant network. Typical
@@ -50,6 +52,47 @@ class OnsiteState:
     def blocks(self, state: Tensor) -> Tensor:
         """The blocks (N, T T) of a state."""
         return state.flatten(0, 1).index_select(0, self.row)
+
+
+@dataclass
+class Environment:
+    """What such a network's filter needs besides H, at least.
+
+    Attributes:
+        graph: the batch.
+        frames: of its pairs.
+        radial: (E, functions) of their distances.
+        state: how on-site blocks are the state.
+    """
+
+    graph: GraphBatch
+    frames: PairFrames
+    radial: Tensor
+    state: OnsiteState
+
+
+class OnsiteBackbone(Backbone):
+    """A backbone that sees H through its on-site blocks, or, if ``config.self_consistent`` is
+    false, not at all."""
+
+    wants_onsite_overlaps = True
+    config: Any
+    radial_basis: nn.Module
+
+    @property
+    def self_consistent(self) -> bool:
+        consistent: bool = self.config.self_consistent
+        return consistent
+
+    def environment(self, graph: GraphBatch) -> tuple[GraphBatch, PairFrames, Tensor, OnsiteState]:
+        """Fields of an :class:`Environment`."""
+        frames = PairFrames(graph.edge_vector, self.config.lmax)
+        radial = self.radial_basis(graph.edge_vector.norm(dim=-1))
+        return graph, frames, radial, OnsiteState.of(graph)
+
+    def state(self, hamiltonian: Tensor, injected: Environment) -> Tensor:
+        """See :class:`OnsiteState`."""
+        return injected.state.of_blocks(injected.graph.onsite_blocks(hamiltonian)[..., 0])
 
 
 def no_overlaps(template: OrbitalTemplate, counts: tuple[int, ...] = AUXILIARY_COUNTS) -> Tensor:

@@ -14,19 +14,18 @@ to the embeddings. Those of the overlap would say the element alone.
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
 from ..errors import ConfigError
-from ..graph.batch import BOHR, REFERENCES, GraphBatch, opposite
+from ..graph.batch import BOHR, GraphBatch, opposite
 from ..graph.layout import AUXILIARY_COUNTS, OrbitalTemplate
 from .backbones import register
-from .deqh import Backbone
+from .deqh import Hyperparameters, check_reference
 from .irreps import BlockCoupling
-from .onsite import DiagonalReduction, OnsiteState, no_overlaps
+from .onsite import DiagonalReduction, Environment, OnsiteBackbone, no_overlaps
 from .phisnet_layers import (
     ModularBlock,
     PairMixing,
@@ -35,7 +34,7 @@ from .phisnet_layers import (
     WeightedNeighbours,
     residuals,
 )
-from .products import Features, PairFrames
+from .products import Features
 from .radial import BernsteinRadialBasis
 from .steerable import SteerableLayerNorm, SteerableLinear, add, sum_onto
 
@@ -43,7 +42,7 @@ _PAIRS_AT_ONCE = 64  # of the paper's size, some 20 MB in a product
 
 
 @dataclass(frozen=True)
-class PhiSNetConfig:
+class PhiSNetConfig(Hyperparameters):
     """Hyperparameters; the defaults are those of the published code for water.
 
     Attributes:
@@ -69,21 +68,11 @@ class PhiSNetConfig:
     output_blocks: int = 2
 
     def __post_init__(self):
-        if self.reference not in REFERENCES:
-            raise ConfigError(
-                f"reference: {self.reference!r} is not one of {', '.join(REFERENCES)}"
-            )
+        check_reference(self.reference)
         if self.modules < 1:
             raise ConfigError("PhiSNet needs at least one modular block")
         if self.lmax < 2:
             raise ConfigError("PhiSNet: lmax of 2 or more, also for s functions alone")
-
-    @property
-    def cutoff_bohr(self) -> float:
-        return self.cutoff / BOHR
-
-    def to_config(self) -> dict[str, Any]:
-        return asdict(self)
 
 
 class BlockOutput(nn.Module):
@@ -105,18 +94,14 @@ class BlockOutput(nn.Module):
 
 
 @dataclass
-class Injected:
+class Injected(Environment):
     """What PhiSNet's filter needs besides H."""
 
-    graph: GraphBatch
-    frames: PairFrames
-    radial: Tensor
-    state: OnsiteState
     embedding: Tensor
 
 
 @register("phisnet", PhiSNetConfig)
-class PhiSNet(Backbone):
+class PhiSNet(OnsiteBackbone):
     """A backbone with PhiSNet's layers.
 
     Args:
@@ -126,7 +111,6 @@ class PhiSNet(Backbone):
             which a self-consistent one needs; zeros if a state dict will bring them.
     """
 
-    wants_onsite_overlaps = True
     config: PhiSNetConfig
 
     def __init__(
@@ -158,19 +142,9 @@ class PhiSNet(Backbone):
             widths = [width] * len(AUXILIARY_COUNTS)
             self.reduction_linear = SteerableLinear(AUXILIARY_COUNTS, widths, unit_weights=False)
 
-    @property
-    def self_consistent(self) -> bool:
-        return self.config.self_consistent
-
     def injection(self, graph: GraphBatch) -> Injected:
-        radial = self.radial_basis(graph.edge_vector.norm(dim=-1))
-        frames = PairFrames(graph.edge_vector, self.config.lmax)
         embedding = self.element_embedding(graph.element)[:, None]
-        return Injected(graph, frames, radial, OnsiteState.of(graph), embedding)
-
-    def state(self, hamiltonian: Tensor, injected: Injected) -> Tensor:
-        """See :class:`~pyscf_deqh.nn.onsite.OnsiteState`."""
-        return injected.state.of_blocks(injected.graph.onsite_blocks(hamiltonian)[..., 0])
+        return Injected(*self.environment(graph), embedding)
 
     def filter(self, state: Tensor, injected: Injected) -> Tensor:
         graph = injected.graph

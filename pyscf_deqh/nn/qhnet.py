@@ -9,20 +9,20 @@ injection; pair blocks, most of the work, are made once, from the solution.
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from ..errors import ConfigError
-from ..graph.batch import BOHR, GraphBatch, opposite
+from ..graph.batch import GraphBatch, opposite
 from ..graph.layout import AUXILIARY_COUNTS, OrbitalTemplate
 from .backbones import register
-from .deqh import Backbone
+from .deqh import Hyperparameters
 from .irreps import BlockCoupling
-from .onsite import DiagonalReduction, OnsiteState, no_overlaps
-from .products import Features, PairFrames
+from .onsite import DiagonalReduction, Environment, OnsiteBackbone, no_overlaps
+from .products import Features
 from .qhnet_layers import BlockExpansion, ConvLayer, PairLayer, SelfLayer, TransBlock
 from .radial import BernsteinRadialBasis
 from .steerable import SteerableLayerNorm, SteerableLinear, add
@@ -33,7 +33,7 @@ _PAIRS_AT_ONCE = 512  # of the paper's size, some 50 MB in a product
 
 
 @dataclass(frozen=True)
-class QHNetConfig:
+class QHNetConfig(Hyperparameters):
     """Hyperparameters; the defaults are DEQHNet's of Table 4 and of the published code.
 
     Attributes:
@@ -73,28 +73,20 @@ class QHNetConfig:
         """QHNet predicts the Hamiltonian itself."""
         return "none"
 
-    @property
-    def cutoff_bohr(self) -> float:
-        return self.cutoff / BOHR
-
     def to_config(self) -> dict[str, Any]:
-        return asdict(self) | {"head_channels": list(self.head_channels)}
+        return super().to_config() | {"head_channels": list(self.head_channels)}
 
 
 @dataclass
-class Injected:
+class Injected(Environment):
     """What QHNet's filter needs besides H: all that depends on the molecule alone."""
 
-    graph: GraphBatch
-    frames: PairFrames
-    radial: Tensor
-    state: OnsiteState
     static: list[Features]  # structural plus overlap stream, by layer
     weights: list[list[Tensor]]  # of the H stream's tensor products, by layer and path
 
 
 @register("qhnet", QHNetConfig)
-class QHNet(Backbone):
+class QHNet(OnsiteBackbone):
     """A backbone with QHNet's tensor products.
 
     Args:
@@ -105,7 +97,6 @@ class QHNet(Backbone):
         counts: auxiliary functions of each degree.
     """
 
-    wants_onsite_overlaps = True
     config: QHNetConfig
 
     def __init__(
@@ -154,17 +145,12 @@ class QHNet(Backbone):
         self.onsite_expansion = BlockExpansion(*args, width, width)
         self.pair_expansion = BlockExpansion(*args, 2 * width, width)
 
-    @property
-    def self_consistent(self) -> bool:
-        return self.config.self_consistent
-
     # The fixed-point problem; the published network has no scales of inputs and outputs.
 
     def injection(self, graph: GraphBatch) -> Injected:
         i, j = graph.edge_index
-        frames = PairFrames(graph.edge_vector, self.config.lmax)
-        radial = self.radial_basis(graph.edge_vector.norm(dim=-1))
-        env = Injected(graph, frames, radial, OnsiteState.of(graph), [], [])
+        env = Injected(*self.environment(graph), [], [])
+        frames, radial = env.frames, env.radial
         x = [self.element_embedding(graph.element)[:, None]]
         s = self._reduce(graph, graph.overlap) if self.config.overlap else []
         for k, convolution in enumerate(self.convolutions):
@@ -178,10 +164,6 @@ class QHNet(Backbone):
 
     def _reduce(self, graph: GraphBatch, matrix: Tensor) -> Features:
         return self.reduction(graph.onsite_blocks(matrix)[..., 0], graph.element)
-
-    def state(self, hamiltonian: Tensor, injected: Injected) -> Tensor:
-        """See :class:`~pyscf_deqh.nn.onsite.OnsiteState`."""
-        return injected.state.of_blocks(injected.graph.onsite_blocks(hamiltonian)[..., 0])
 
     def filter(self, state: Tensor, injected: Injected) -> Tensor:
         onsite = self._onsite(self._merged(state, injected), injected.graph)

@@ -15,18 +15,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass, replace
-from typing import Any
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
 
 from ..errors import ConfigError
-from ..graph.batch import BOHR, REFERENCES, GraphBatch, opposite
+from ..graph.batch import GraphBatch, opposite
 from ..graph.layout import OrbitalTemplate
 from .backbones import register
 from .density import density_matrix
-from .deqh import Backbone
+from .deqh import Backbone, Hyperparameters, check_reference
 from .irreps import (
     BlockCoupling,
     BlockEmbedding,
@@ -48,7 +47,7 @@ _PAIRS_AT_ONCE = 1024
 
 
 @dataclass(frozen=True)
-class SO2NetConfig:
+class SO2NetConfig(Hyperparameters):
     """Hyperparameters.
 
     Attributes:
@@ -72,19 +71,9 @@ class SO2NetConfig:
     invariants: int = 64
 
     def __post_init__(self):
-        if self.reference not in REFERENCES:
-            raise ConfigError(
-                f"reference: {self.reference!r} is not one of {', '.join(REFERENCES)}"
-            )
+        check_reference(self.reference)
         if self.filter_layers < 1 or self.injection_layers < 0:
             raise ConfigError("SO2Net needs at least one filter layer")
-
-    @property
-    def cutoff_bohr(self) -> float:
-        return self.cutoff / BOHR
-
-    def to_config(self) -> dict[str, Any]:
-        return asdict(self)
 
 
 class PairInvariants(nn.Module):

@@ -54,19 +54,16 @@ def wigner_d(l: int, direction: Tensor) -> Tensor:
     return _polar_rotation(l, torch.atan2(y, x)) @ tilt
 
 
-def wigner_frame(l: int, direction: Tensor, side: Tensor) -> Tensor:
-    """Representation (E, 2l+1, 2l+1) of rotations that take the polar axis onto a direction and the
-    physical x axis into the half plane of that and a second vector.
+def wigner_frames(lmax: int, direction: Tensor, side: Tensor) -> list[Tensor]:
+    """Representations (E, 2l+1, 2l+1), of each degree, of rotations that take the polar axis onto a
+    direction and the physical x axis into the half plane of that and a second vector.
 
     Args:
-        l: degree.
+        lmax: largest degree, at least 1.
         direction, side: (E, 3) physical vectors, not parallel.
     """
-    return wigner_d(l, direction) @ _polar_rotation(l, _azimuth(direction, side))
-
-
-def _azimuth(direction: Tensor, side: Tensor) -> Tensor:
-    """Of ``side``, in the frame that :func:`wigner_d` turns about ``direction``."""
-    # Components of vectors are (y, z, x) there.
-    y, _, x = (wigner_d(1, direction).mT @ side[:, [1, 2, 0], None])[..., 0].unbind(-1)
-    return torch.atan2(y, x)
+    turned = [wigner_d(l, direction) for l in range(lmax + 1)]
+    # Components of vectors are (y, z, x); the azimuth is what the turn above leaves of the side's.
+    y, _, x = (turned[1].mT @ side[:, [1, 2, 0], None])[..., 0].unbind(-1)
+    azimuth = torch.atan2(y, x)
+    return [turn @ _polar_rotation(l, azimuth) for l, turn in enumerate(turned)]
