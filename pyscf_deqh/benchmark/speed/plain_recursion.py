@@ -18,7 +18,7 @@ from e3nn import o3
 from torch import Tensor, nn
 
 from ...graph.batch import GraphBatch
-from ...nn import qhnet
+from ...nn import onsite, qhnet
 from ...nn.products import ChannelProduct, Features, Path, SphericalProduct, path_weight
 from ...nn.qhnet_layers import GraphAttention
 
@@ -163,7 +163,7 @@ def with_full_products(network: qhnet.QHNet) -> qhnet.QHNet:
 @contextmanager
 def molecule_frame() -> Iterator[None]:
     """Pairs keep the molecule's frame, and carry their spherical harmonics."""
-    with patch.object(qhnet, "PairFrames", _MoleculeFrame):
+    with patch.object(onsite, "PairFrames", _MoleculeFrame):
         yield
 
 
