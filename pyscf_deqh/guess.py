@@ -155,7 +155,9 @@ def make_guess(mf: hf.SCF, mol: Mole, options: Options, overlap: np.ndarray | No
             solution, fitted, states = lowest_state(problem, solution, fitted)
             fitted.forget()  # among them are other states
         elif _may_be_another_state(start, settings, solution) and fitted:
-            if point.model and is_far(problem, solution):
+            if solution.minimized:
+                notes = (*notes, "DIIS was lost in the density-fitted cycles: direct minimization")
+            if solution.minimized or (point.model and is_far(problem, solution)):
                 solution, fitted = not_above_minao(problem, solution, fitted)
             solution, fitted = beside_saddle_point(problem, solution, fitted)
         if solution.failure and fitted:

@@ -76,8 +76,8 @@ def deqh_guess(
         on_unsupported: what to do where there is no guess: ``'raise'`` the error, or warn and use
             ``'minao'``.
         max_cycles: limit of density-fitted cycles after the network (fitted integrals, coarse grid,
-            the SCF's own functional); they stop as soon as they have no more to give. 0: the
-            network alone is the start.
+            the SCF's own functional); they stop as soon as they have no more to give, and where
+            they are lost, direct minimization follows. 0: the network alone is the start.
         accelerate: let the SCF go on with corrected cycles in the place of DIIS, see
             :func:`~pyscf_deqh.corrected_diis`; not where the user chose a DIIS, damping or a level
             shift of his own.
@@ -198,7 +198,7 @@ def _density(mf: hf.SCF, mol: Mole, overlap: np.ndarray | None, minao: Callable[
     # Objects that only name the guess: a screening run must go on past whatever happens in it.
     options: Options | None = mf._deqh
     log, started = logger.new_logger(mf), time.perf_counter()
-    mf.deqh_report, mf.deqh_cycles = None, ()
+    mf.deqh_report, mf.deqh_cycles, mf._deqh_guessed = None, (), True
     try:
         guess = make_guess(mf, mol, options or _options(frugal=True), overlap)
     except Exception as error:
@@ -229,6 +229,7 @@ _KEPT: dict[str, Any] = {
     "_deqh_diis": None,  # diis_start_cycle before the guess switched corrected cycles on
 }
 _PASSING: dict[str, Any] = {
+    "_deqh_guessed": False,  # the SCF that comes next begins with what we have made of it
     "_deqh_defect": None,  # of the last full Fock matrix
     "_deqh_points": (),  # of a scan
     "_deqh_previous": (),  # those that the next guess starts from

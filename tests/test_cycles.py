@@ -11,6 +11,7 @@ from pyscf_deqh import (
     deqh_guess,
     init_guess_by_deqh,
 )
+from pyscf_deqh.fock import cycles
 from pyscf_deqh.starts.network import NetworkStart
 
 
@@ -138,18 +139,36 @@ def test_an_atom_with_one_electron():
     assert mf.kernel() == pytest.approx(expected, abs=1e-8)
 
 
-def test_a_guess_that_cycles_do_not_mend_is_not_used(monkeypatch):
-    """A network that returns nonsense, and cycles too few to repair it."""
+@pytest.fixture
+def nonsense(monkeypatch):
+    """A network that returns it."""
     original = NetworkStart.__call__
 
-    def nonsense(self, problem):
+    def returned(self, problem):
         point = original(self, problem)
         return replace(point, hamiltonian=-point.hamiltonian)
 
-    monkeypatch.setattr(NetworkStart, "__call__", nonsense)
+    monkeypatch.setattr(NetworkStart, "__call__", returned)
+
+
+def test_a_guess_that_cycles_do_not_mend_is_not_used(nonsense, monkeypatch):
+    monkeypatch.setattr(cycles, "_MAX_DESCENT", 0)
     mf = scf.RHF(make_mol(WATER)).apply(deqh_guess, max_cycles=1)
     minao = mf.get_init_guess(key="minao")
     np.testing.assert_allclose(mf.get_init_guess(key="deqh"), minao, atol=1e-12)
+
+
+@pytest.mark.parametrize("method", [scf.RHF, scf.UHF])
+def test_where_diis_is_lost_direct_minimization_leads_on(method, nonsense):
+    charge = 0 if method is scf.RHF else 1
+    mol = make_mol(WATER, charge=charge, spin=charge)
+    mf = method(mol).apply(deqh_guess, max_cycles=1)
+    density = mf.get_init_guess(key="deqh")
+    assert any("direct minimization" in note for note in mf.deqh_report.notes)
+    assert len(mf.deqh_report.fitted_gradients) > 2
+    plain = method(mol)
+    assert plain.energy_tot(density) < plain.kernel() + 2e-3
+    assert mf.kernel() < plain.e_tot + 1e-8
 
 
 def test_without_memory_for_exchange_the_network_stands_alone():

@@ -13,8 +13,10 @@ from packaging import version
 from pyscf import dft, lib, scf
 
 from pyscf_deqh import ConfigError, corrected_diis, deqh_guess
+from pyscf_deqh.engine import HOST
 from pyscf_deqh.fock import diis
 from pyscf_deqh.fock.auxiliary import LIGHT
+from pyscf_deqh.fock.failure import Strictly, WayBack
 from pyscf_deqh.fock.fitted import FittedFock
 from pyscf_deqh.fock.functional import Functional
 from pyscf_deqh.fock.nearby import FockNearby
@@ -272,10 +274,10 @@ def test_chosen_irreducible_representations_are_filled():
         assert builds < ends[0][1]
 
 
-def energies_of(mf):
+def energies_of(mf, dm=None):
     path = []
     mf.callback = lambda envs: path.append(envs["e_tot"])
-    mf.kernel()
+    mf.kernel(dm0=dm)
     return np.array(path)
 
 
@@ -309,6 +311,19 @@ def test_from_afar_cycles_that_do_not_converge_lead_nowhere(monkeypatch):
     assert energies[-1] == pytest.approx(expected[-1], abs=1e-8)
 
 
+@pytest.mark.parametrize("case", ["RHF", "B3LYP", "UKS", "UHF", "UKS triplet", "symmetry, UKS"])
+def test_where_cycles_do_not_converge_minimization_does(case, monkeypatch):
+    monkeypatch.setattr(diis, "_MAX_FITTED", 1)
+    monkeypatch.setattr(diis, "_FITTED_FAILED", 1e-3)
+    make, options = METHODS[case]
+    plain, _ = run(make(make_mol(WATER, **options)))
+    mf, builds = run(make(make_mol(WATER, **options)).apply(deqh_guess))
+    assert len(mf.deqh_cycles[0].fitted_gradients) > 1
+    assert mf.deqh_cycles[0].accepted
+    assert builds <= 5
+    assert mf.e_tot < plain.e_tot + 5e-9
+
+
 @pytest.mark.parametrize("sign", [-1.0, 3.0])
 def test_a_wrong_response_costs_two_fock_matrices(sign, monkeypatch):
     mol = make_mol(WATER)
@@ -327,17 +342,74 @@ def test_a_wrong_response_costs_two_fock_matrices(sign, monkeypatch):
 def test_where_cycles_fail_pyscfs_check_after_convergence_gets_room():
     """A step without DIIS leaves ten times the gradient there: it has to be lower before."""
     mf = scf.RHF(make_mol(WATER))
-    mf.check_convergence = diis._Strictly()
+    mf.check_convergence = Strictly()
     envs = {"mf": mf, "e_tot": -1.0, "last_hf_e": -1.0, "conv_tol": 1e-9, "conv_tol_grad": 3e-5}
     assert not mf.check_convergence(envs | {"norm_gorb": 4e-5})
     # But not for ever: PySCF's criterion suffices the second time.
     assert not mf.check_convergence(envs | {"norm_gorb": 2e-5})
     assert mf.check_convergence(envs | {"norm_gorb": 2e-5})
     assert mf.check_convergence is None
-    mf.check_convergence = diis._Strictly()
+    mf.check_convergence = Strictly()
     assert not mf.check_convergence(envs | {"norm_gorb": 5e-6, "last_hf_e": -1.1})
     assert mf.check_convergence(envs | {"norm_gorb": 5e-6})
     assert mf.check_convergence is None
+
+
+class Stubborn(scf.diis.CDIIS):
+    """Of the first SCF: it stays where it is."""
+
+    made = 0
+
+    def __init__(self, *args):
+        super().__init__(*args)
+        Stubborn.made += 1
+        self._stays = Stubborn.made == 1
+
+    def update(self, s, d, f, *args, **kwargs):
+        if not self._stays:
+            return super().update(s, d, f, *args, **kwargs)
+        # Orbitals of the same density, of either spin.
+        projectors = [s @ x @ s for x in (d if np.ndim(d) == 3 else [d])]
+        return -np.reshape(projectors, np.shape(f))
+
+
+@pytest.mark.parametrize("make", [scf.RHF, scf.UHF, lambda mol: dft.ROKS(mol, xc="pbe")])
+@pytest.mark.parametrize("start", ["deqh", "minao", "density"])
+def test_where_pyscfs_diis_goes_nowhere_after_them_its_own_start_is_next(
+    make, start, monkeypatch, tmp_path
+):
+    """And from there its own way, to the last digit."""
+    mol = make_mol(WATER, charge=0 if make is scf.RHF else 1, spin=0 if make is scf.RHF else 1)
+    plain = make(mol)
+    dm = scf.UHF(mol).get_init_guess(key="huckel") if start == "density" else None
+    dm = dm.sum(0) if dm is not None and make is scf.RHF else dm
+    expected = energies_of(plain, dm)
+    original = diis.refine
+
+    def wrong(build, overlap, shells, f, *args):
+        return replace(original(build, overlap, shells, f, *args), gradients=[1e9])
+
+    monkeypatch.setattr(diis, "refine", wrong)
+    monkeypatch.setattr(diis, "LOST", 1e9)
+    mf = make(mol).apply(deqh_guess if start == "deqh" else corrected_diis)
+    monkeypatch.setattr(type(HOST), "diis_class", Stubborn)
+    monkeypatch.setattr(Stubborn, "made", 0)
+    with open(tmp_path / "log", "w") as mf.stdout:
+        mf.verbose = 4
+        energies = energies_of(mf, dm)
+    assert "back to the start of the SCF" in (tmp_path / "log").read_text()
+    assert mf.converged
+    assert Stubborn.made == 2
+    np.testing.assert_allclose(energies[-len(expected) + 2 : -2], expected[2:-2], atol=1e-9)
+    assert energies[-1] == pytest.approx(expected[-1], abs=1e-9)
+
+
+def test_a_slow_diis_is_left_alone():
+    gradients = iter([1e-3 * 0.9**k for k in range(100)])
+    way_back = WayBack(lambda d, f: next(gradients), 1e-3)
+    assert not any(way_back.is_due(None, None) for _ in range(100))
+    way_back = WayBack(lambda d, f: 8e-4, 1e-3)
+    assert [way_back.is_due(None, None) for _ in range(8)] == [False] * 7 + [True]
 
 
 @pytest.mark.parametrize("own", [None, lambda envs: envs["norm_gorb"] < 1e-6])

@@ -28,6 +28,8 @@ LOST = 0.05
 # of this size, alone, where the error of the fitted Fock matrices is of this size, and where that
 # error is known from a neighbouring geometry.
 NEAR, CONVERGED, CORRECTED = 4e-3, 4e-4, 4e-5
+# Fitted matrices on the way down where the cycles are lost.
+_MAX_DESCENT = 80
 
 
 @dataclass(frozen=True)
@@ -54,6 +56,7 @@ class Solution:
             shells.
         fitted_gradients: norm of the orbital gradient (hartree) in each density-fitted cycle.
         fitted_builds: fitted Fock matrices.
+        minimized: whether DIIS was lost and direct minimization has led there.
         failure: why the Hamiltonian is no good start; None where it is one.
         notes: what was left out, one sentence each.
     """
@@ -62,6 +65,7 @@ class Solution:
     hamiltonian: np.ndarray
     fitted_gradients: tuple[float, ...] = ()
     fitted_builds: int = 0
+    minimized: bool = False
     failure: str | None = None
     notes: tuple[str, ...] = ()
 
@@ -126,7 +130,8 @@ def _density_fitted_cycles(
             builds += 1
         refined = refine(
             build, overlap, problem.shells, hamiltonian,
-            settings.max_cycles, settings.tolerance * scale,
+            settings.max_cycles, settings.tolerance * scale, descent=_MAX_DESCENT,
+            enough=LOST * scale,
         )  # fmt: skip
     return replace(
         solution,
@@ -134,6 +139,7 @@ def _density_fitted_cycles(
         hamiltonian=refined.hamiltonian,
         fitted_gradients=(*solution.fitted_gradients, *refined.gradients),
         fitted_builds=solution.fitted_builds + builds + len(refined.gradients),
+        minimized=solution.minimized or len(refined.gradients) > settings.max_cycles,
         failure=_failure(refined.gradients, LOST * scale),
     )
 

@@ -31,9 +31,11 @@ from ..process import import_torch, one_blas_thread
 from ..pyscf_api import attribute, fills_by_aufbau, numint_of, solve
 from .cost import too_cheap
 from .cycles import LOST
+from .failure import Strictly, WayBack
 from .functional import STAND_IN, Functional
 from .nearby import FockNearby
 from .orbitals import (
+    OrbitalGradient,
     Orbitals,
     by_spin,
     natural_orbitals,
@@ -50,7 +52,8 @@ if TYPE_CHECKING:
 
     from .fitted import FittedFock
 
-_MAX_FITTED = 20
+# Fitted cycles, and fitted matrices on the way down where these do not converge.
+_MAX_FITTED, _MAX_DESCENT = 20, 80
 # Part of PySCF's threshold at which a cycle of fitted ones ends, and below which there is none. Not
 # more: PySCF's cycles, that of its check among them, can leave ten times the gradient and more.
 # Closed shells with a gap (hartree) of this width are the exception: the engine says what serves.
@@ -62,9 +65,6 @@ _LEAVES, _LEAVES_AT_LEAST = 1e-2, 1e-4
 # A step that leaves more of the gradient than this has failed, and so have fitted cycles that end
 # above the other. After two failures PySCF's DIIS takes over for good.
 _FAILED, _FITTED_FAILED, _PATIENCE = 0.5, 0.3, 2
-# PySCF's check after convergence is a step without DIIS. It may triple the threshold, and where
-# corrected cycles do not contract it can leave ten times the gradient and more.
-_BEFORE_THE_CHECK, _CYCLES_BEFORE_IT = 0.3, 2
 # Spin contamination of an open shell above which a far start may have led to another state.
 _CONTAMINATED = 0.4
 # Cycles of PySCF's alone after which corrected ones from a far density are tried again.
@@ -89,28 +89,6 @@ class CorrectedCycle:
     fitted_gradients: tuple[float, ...] = ()
     seconds: float = 0.0
     accepted: bool = False
-
-
-@dataclass
-class _Strictly:
-    """PySCF's ``mf.check_convergence`` where corrected cycles have failed.
-
-    Attributes:
-        cycles: so often PySCF's own criterion has to hold, if the stricter one does not.
-    """
-
-    cycles: int = _CYCLES_BEFORE_IT
-
-    def __call__(self, envs: dict[str, Any]) -> bool:
-        """Whether the SCF with these variables has converged."""
-        change = abs(envs["e_tot"] - envs["last_hf_e"])
-        if change >= envs["conv_tol"] or envs["norm_gorb"] >= envs["conv_tol_grad"]:
-            return False
-        self.cycles -= 1
-        strictly = envs["norm_gorb"] < _BEFORE_THE_CHECK * envs["conv_tol_grad"]
-        if strictly or not self.cycles:
-            envs["mf"].check_convergence = None
-        return strictly or not self.cycles
 
 
 def corrected_diis(mf: hf.SCF) -> hf.SCF:
@@ -223,18 +201,21 @@ class _Corrected:
     in methods that they do not serve, for single cycles, after two failures for good. Where those
     from a far start do not converge, or come to an open shell of strong spin contamination, it is
     not clear which state the SCF leads to: then the way into its neighbourhood is PySCF's, to the
-    last digit.
+    last digit. Where PySCF's DIIS goes nowhere after failures, it begins anew from PySCF's start.
     """
 
     def __init__(self, mf: Any = None, filename: str | None = None):
         super().__init__(mf, filename)  # type: ignore[call-arg]  # of the engine's DIIS
         self.rollback, self.damp, self.Corth = 0, 0.0, None  # set by PySCF's kernel
         self._engine = HOST if mf is None else engine_of(mf)
+        self._filename = filename
         self._plain: Any = self._engine.diis_class(mf, filename)
         self._mf = (lambda: None) if mf is None else weakref.ref(mf)
         self._method: _Method | None = None
         self._cycles: list[CorrectedCycle] = []
         self._failures = self._waits = 0
+        self._first: list[Any] | None = None  # Fock matrix of a start that is none of ours
+        self._way_back: WayBack | None = None
         self._leaves = _LEAVES
 
     def update(
@@ -252,11 +233,11 @@ class _Corrected:
         mf = self._mf() if mf is None else mf
         before = self._cycles[-1] if self._cycles else None
         self._cycles.append(CorrectedCycle(np.nan))
-        hamiltonian = None
+        hamiltonian = anew = None
         try:
             with own_errors(), one_blas_thread:
                 if before is None:
-                    self._begin(s, mf)
+                    self._begin(s, f, mf)
                 if self._method is not None and (np.iscomplexobj(d) or np.iscomplexobj(f)):
                     self._stop("the matrices are complex")
                 if self._method is not None:
@@ -267,21 +248,27 @@ class _Corrected:
                         if not solved:
                             method.know(d, f)
                         mf._deqh_defect = method.defect()  # for the next point
+                if self._way_back is not None and self._way_back.is_due(d, f):
+                    anew = self._begin_anew(f, mf)
         except Exception as error:  # whatever it is, it may not stop PySCF's SCF
             self._stop(f"{type(error).__name__}: {error}")
             logger.debug(self, "%s", traceback.format_exc())
         mf.deqh_cycles = tuple(self._cycles)
+        if anew is not None:
+            return anew
         if before is None and hamiltonian is None and mf.diis_start_cycle == 0:
             return f  # PySCF's DIIS begins one cycle later
         d, f = self._engine.array(d), self._engine.array(f)
         extrapolated = self._plain.update(s, d, f, *handed_on, *args, **kwargs)
         return extrapolated if hamiltonian is None else hamiltonian
 
-    def _begin(self, s: np.ndarray, mf: Any) -> None:
-        if isinstance(attribute(mf, "check_convergence"), _Strictly):
+    def _begin(self, s: np.ndarray, f: Any, mf: Any) -> None:
+        if isinstance(attribute(mf, "check_convergence"), Strictly):
             mf.check_convergence = None  # of an SCF that did not converge
-        for name in ("space", "rollback", "damp", "Corth"):
-            setattr(self._plain, name, getattr(self, name))
+        self._set_up_plain()
+        if not mf._deqh_guessed:
+            self._first = [x.copy() for x in _parts(f)]
+        mf._deqh_guessed = False
         fitted, options = _handed_over(mf), mf._deqh
         frugal = options is not None and options.frugal and fitted is None
         reason = _chosen(mf) or _unsuitable(mf) or (too_cheap(mf, again=True) if frugal else None)
@@ -290,6 +277,24 @@ class _Corrected:
             self._method = _Method(mf, s, self.Corth, fitted)
         else:
             self._stop(reason)
+
+    def _set_up_plain(self) -> None:
+        for name in ("space", "rollback", "damp", "Corth"):
+            setattr(self._plain, name, getattr(self, name))
+
+    def _begin_anew(self, f: Any, mf: Any) -> Any:
+        """The Hamiltonian that PySCF's SCF would have begun with, its DIIS empty again."""
+        logger.note(self, "PySCF's DIIS has not got on either: back to the start of the SCF, %s",
+                    "minao's" if self._first is None else "without corrected cycles")  # fmt: skip
+        self._way_back = None
+        self._plain = self._engine.diis_class(mf, self._filename)
+        self._set_up_plain()
+        first = self._first
+        if first is None:
+            first = _parts(mf.get_fock(dm=mf.get_init_guess(mf.mol, key="minao")))
+        for own, part in zip(_parts(f), first, strict=True):
+            own[...] = part
+        return f
 
     def _stop(self, reason: str) -> None:
         self._method = None
@@ -310,24 +315,25 @@ class _Corrected:
             self._leaves = min(max(leaves, _LEAVES_AT_LEAST), 1.0)
             if leaves > _FAILED and gradient > goal:
                 method.forget()
-                self._fail()
+                self._fail(gradient)
                 return None
         if gradient < goal or (far and 0 < self._waits < _MAX_WAITS):
             self._waits += far
             return None
         tolerance = max(goal, self._engine.stop * self._leaves * gradient, method.rounding)
         self._engine.make_room()
-        refined = method.solve(d, f, tolerance)
+        enough = _FITTED_FAILED * gradient
+        refined = method.solve(d, f, tolerance, 0 if far else _MAX_DESCENT, enough)
         self._engine.make_room()
         gradients = refined.gradients
-        accepted = gradients[-1] < min(gradient, max(_FITTED_FAILED * gradient, tolerance))
+        accepted = gradients[-1] < min(gradient, max(enough, tolerance))
         if far and (gradients[-1] >= tolerance or method.contamination(refined) > _CONTAMINATED):
             accepted = False
         if not accepted:
             method.forget()
         self._waits = int(far and not accepted)
         if not far and not accepted:
-            self._fail()
+            self._fail(gradient)
         seconds = time.perf_counter() - started
         self._cycles[-1] = CorrectedCycle(gradient, tuple(gradients), seconds, accepted)
         logger.info(self, "corrected by %d fitted cycles: gradient %.2g -> %.2g, %.2f s%s",
@@ -335,12 +341,13 @@ class _Corrected:
                     "" if accepted else ", not used")  # fmt: skip
         return method.hamiltonian(refined, f) if accepted else None
 
-    def _fail(self) -> None:
+    def _fail(self, gradient: float) -> None:
         self._failures += 1
         mf = self._mf()
         if self._engine is HOST and mf is not None and mf.check_convergence is None:
-            mf.check_convergence = _Strictly()
-        if self._failures >= _PATIENCE:
+            mf.check_convergence = Strictly()
+        if self._failures >= _PATIENCE and self._method is not None:
+            self._way_back = WayBack(self._method.gradient, gradient)
             self._stop("they did not lower the gradient twice")
 
 
@@ -398,6 +405,7 @@ class _Method:
         if getattr(basis, "ndim", 0) != 2:
             basis = orthonormal_basis(self._overlap)
         self._basis, self._root = basis, self._overlap @ basis
+        self.gradient = OrbitalGradient(basis, self._root)
         if fitted is None:
             fitted = FittedFock(
                 mf.mol, dtype=problem.precision, memory=problem.memory, engine=problem.engine,
@@ -421,14 +429,6 @@ class _Method:
                         "that of exact exchange.", STAND_IN)  # fmt: skip
         self._model = FockNearby(fitted, functional, self._root)
 
-    def gradient(self, d: Any, f: Any) -> float:
-        """Norm of the orbital gradient, hartree: of the commutator's half."""
-        norms = []
-        for density, fock in zip(by_spin(d), by_spin(f), strict=True):
-            product = self._basis.T @ fock @ density @ self._root
-            norms.append(float(np.linalg.norm(product - product.T)))
-        return float(np.linalg.norm(norms) / np.sqrt(2))
-
     def defect(self) -> np.ndarray | None:
         """What full Fock matrices have more than fitted ones, hartree, for the next point of a
         trajectory; None where it is not known, or holds more than errors: exact exchange, or the
@@ -449,15 +449,16 @@ class _Method:
         self._model.know(orbitals, full)
         return orbitals
 
-    def solve(self, d: Any, f: Any, tolerance: float) -> Refined:
-        """The corrected cycles from a full Fock matrix."""
+    def solve(self, d: Any, f: Any, tolerance: float, descent: int, enough: float) -> Refined:
+        """The corrected cycles from a full Fock matrix, arguments as :func:`refine` has them."""
         orbitals = self.know(d, f)
         self._model.be_accurate(tolerance)
         earlier = self._model.remembered(orbitals)
         density = self._engine.array(d)
         return refine(
-            self._model, self._overlap, self._shells, f, _MAX_FITTED, tolerance, density, earlier
-        )
+            self._model, self._overlap, self._shells, f, _MAX_FITTED, tolerance, density, earlier,
+            descent, enough,
+        )  # fmt: skip
 
     @property
     def gap(self) -> float:
@@ -475,8 +476,8 @@ class _Method:
         """What PySCF goes on with in the place of its Fock matrix ``f``."""
         if self._shells.kind == Kind.RESTRICTED_OPEN:
             # PySCF tags what it gets with these two arrays, and fills the orbitals by them.
-            tagged: Any = refined.hamiltonian
-            f.focka[...], f.fockb[...] = tagged.focka, tagged.fockb
+            for own, part in zip(_parts(f)[1:], _parts(refined.hamiltonian)[1:], strict=True):
+                own[...] = part
         hamiltonian: np.ndarray = self._engine.array(refined.hamiltonian)
         return hamiltonian
 
@@ -516,6 +517,11 @@ class _OwnShells(Shells):
         if self.kind == Kind.UNRESTRICTED:
             return list(coefficients), list(occupations)
         return [self.engine.array(coefficients)], [self.engine.array(occupations)]
+
+
+def _parts(f: Any) -> list[Any]:
+    """A Fock matrix and those of either spin, which restricted open shells have as its tags."""
+    return [f, f.focka, f.fockb] if hasattr(f, "focka") else [f]
 
 
 def _orbitals_of(kind: Kind, d: Any, f: Any, basis: np.ndarray, root: np.ndarray) -> Orbitals:

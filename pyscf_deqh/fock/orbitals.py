@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -34,6 +35,26 @@ def by_spin(x: Orbitals) -> list[np.ndarray]:
     (nao, nao) or (2, nao, nao)."""
     matrix: Any = x
     return [matrix] if getattr(x, "ndim", 0) == 2 else list(x)
+
+
+@dataclass(frozen=True, eq=False)
+class OrbitalGradient:
+    """Norm of the orbital gradient, hartree: of half the commutator of F and D.
+
+    Attributes:
+        basis, root: orthonormal X and S X, (nao, n).
+    """
+
+    basis: np.ndarray
+    root: np.ndarray
+
+    def __call__(self, density: Any, fock: Any) -> float:
+        """That of a density matrix and its Fock matrix, of both spins or each of either."""
+        norms = []
+        for d, f in zip(by_spin(density), by_spin(fock), strict=True):
+            product = self.basis.T @ f @ d @ self.root
+            norms.append(float(np.linalg.norm(product - product.T)))
+        return float(np.linalg.norm(norms) / np.sqrt(2))
 
 
 def density_matrix(orbitals: Orbitals) -> np.ndarray:

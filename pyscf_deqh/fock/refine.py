@@ -8,8 +8,13 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from .descent import Point, descend
 from .orbitals import Orbitals, by_spin, density_matrix, finite
-from .shells import Shells
+from .shells import Kind, Shells
+
+# Whose orbitals of a spin are all occupied alike.
+_ALIKE = 0.1  # electrons, at least, that differ in another solution
+_MINIMIZED = (Kind.CLOSED, Kind.UNRESTRICTED, Kind.GENERALIZED)
 
 
 @dataclass
@@ -44,6 +49,8 @@ def refine(
     tolerance: float,
     density: np.ndarray | None = None,
     earlier: Sequence[Orbitals] = (),
+    descent: int = 0,
+    enough: float = 0.0,
 ) -> Refined:
     """Alternate orbitals and Fock matrices, extrapolated by DIIS (Pulay, 1982).
 
@@ -58,6 +65,10 @@ def refine(
         density: if ``hamiltonian`` is the Fock matrix of this, of the same shape: DIIS takes it in.
         earlier: orbitals whose Fock matrices cost next to nothing: DIIS takes them in as well, if
             a density is given.
+        descent: limit of further Fock matrices where DIIS does not get there: direct minimization
+            goes on from its best orbitals (:mod:`~pyscf_deqh.fock.descent`), where the occupied
+            ones of a spin are all occupied alike.
+        enough: a norm of the gradient that DIIS may end with all the same.
 
     Raises:
         NumericalError: a Fock matrix holds NaN or infinity.
@@ -77,11 +88,76 @@ def refine(
             extrapolate(orbitals)
         hamiltonian = extrapolation.update(overlap, density, fock)
     gradients: list[float] = []
+    best, least = None, np.inf
     while True:
         coefficients, occupations = shells.orbitals(hamiltonian, overlap, fock)
         orbitals = shells.filled(coefficients, occupations)
         fock, hamiltonian = extrapolate(orbitals)
         pairs = zip(by_spin(fock), coefficients, occupations, strict=True)
         gradients.append(float(np.linalg.norm([_gradient(*pair) for pair in pairs])))
+        if gradients[-1] < least:
+            best, least = (coefficients, occupations, fock), gradients[-1]
         if gradients[-1] < tolerance or len(gradients) >= max_builds:
-            return Refined(shells.tagged(hamiltonian, fock), orbitals, fock, gradients)
+            break
+    failed = gradients[-1] >= max(tolerance, enough)
+    if failed and descent and best and shells.kind in _MINIMIZED:
+        return _descended(build, overlap, shells, *best, gradients, descent, tolerance)
+    return Refined(shells.tagged(hamiltonian, fock), orbitals, fock, gradients)
+
+
+def _descended(
+    build: Callable[[Orbitals], np.ndarray],
+    overlap: np.ndarray,
+    shells: Shells,
+    coefficients: Sequence[np.ndarray],
+    occupations: Sequence[np.ndarray],
+    fock: np.ndarray,
+    gradients: list[float],
+    max_builds: int,
+    tolerance: float,
+) -> Refined:
+    """Where direct minimization from orbitals ends, which are those of ``fock``."""
+    engine = shells.engine
+    order = [np.argsort(engine.host(o == 0), kind="stable") for o in occupations]
+    filled = [o[i] for o, i in zip(occupations, order, strict=True)]
+    weights = [float(o[0]) for o in filled]
+
+    def orbitals_of(c: Sequence[np.ndarray]) -> Orbitals:
+        return shells.filled([engine.array(x) for x in c], filled)
+
+    def build_by_spin(c: Sequence[np.ndarray]) -> list[np.ndarray]:
+        return [engine.host(f) for f in by_spin(finite(build(orbitals_of(c))))]
+
+    def norm(gradient: Sequence[np.ndarray]) -> float:
+        pairs = zip(weights, gradient, strict=True)
+        return float(np.linalg.norm([w * np.linalg.norm(g) for w, g in pairs]))
+
+    spins = [engine.host(c)[:, i] for c, i in zip(coefficients, order, strict=True)]
+    start = Point(
+        spins, [int((o > 0).sum()) for o in filled], [engine.host(f) for f in by_spin(fock)]
+    )
+    end, further = descend(build_by_spin, start, norm, max_builds, tolerance)
+    hamiltonian, built = (
+        engine.array(np.reshape(np.stack(matrices), fock.shape))
+        for matrices in (end.hamiltonians(engine.host(overlap)), end.focks)
+    )
+    orbitals, gradients = orbitals_of(end.coefficients), [*gradients, *further]
+    coefficients, occupations = shells.orbitals(hamiltonian, overlap, built)
+    lower, left = shells.filled(coefficients, occupations), max_builds - len(further)
+    if not _are_alike(lower, orbitals, overlap) and left > 0:
+        # It has come to a solution whose lowest orbitals are not the occupied ones.
+        built = finite(build(lower))
+        return _descended(
+            build, overlap, shells, coefficients, occupations, built, gradients, left - 1, tolerance
+        )
+    if gradients[-1] > (least := norm(end.gradient)):
+        gradients.append(least)
+    return Refined(hamiltonian, orbitals, built, gradients)
+
+
+def _are_alike(a: Orbitals, b: Orbitals, overlap: np.ndarray) -> bool:
+    """Whether orbitals, scaled by the roots of their occupations, are those of one density."""
+    pairs = zip(by_spin(a), by_spin(b), strict=True)
+    common = [float(np.linalg.norm(x.T @ overlap @ y) ** 2) for x, y in pairs]
+    all_of_it = [float(np.linalg.norm(x.T @ overlap @ x) ** 2) for x in by_spin(b)]
+    return sum(common) > sum(all_of_it) - _ALIKE
