@@ -30,7 +30,8 @@ def smoke(tmp_path_factory, quick_workers):
     """The folder of a smoke run of everything."""
     folder = tmp_path_factory.mktemp("smoke")
     assert main(["all", "--out", str(folder)]) == 0
-    assert main(["rivals", "--datasets", "water", "--out", str(folder)]) == 0
+    for name in ("rivals", "losses"):
+        assert main([name, "--datasets", "water", "--out", str(folder)]) == 0
     return folder
 
 
@@ -114,6 +115,16 @@ def test_rivals_have_the_same_budget(smoke):
     assert found["phisnet"]["iterations"]["mean"] == 1
     assert found["deq-phisnet"]["iterations"]["mean"] > 1
     assert found["phisnet"]["parameters"] < found["deq-phisnet"]["parameters"]
+
+
+def test_losses_of_self_consistency_stand_beside_deqhnet(smoke):
+    found = results(smoke, "losses")["water"]
+    assert list(found) == ["qhnet", "qhnet-amortized", "qhnet-commutator", "deqhnet"]
+    assert found["qhnet"] == results(smoke, "table1")["water"]["qhnet"]
+    parameters = {name: run["parameters"] for name, run in found.items()}
+    assert parameters["qhnet"] == parameters["qhnet-amortized"] == parameters["qhnet-commutator"]
+    errors = [found[name]["mae"]["mean"] for name in ("qhnet", "qhnet-amortized")]
+    assert errors[0] != errors[1]
 
 
 def test_noise_is_of_first_order(smoke):

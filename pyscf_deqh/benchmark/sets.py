@@ -92,6 +92,7 @@ SUITE = {
             ("fragments", "drug fragments with S, P, Cl, Br, Si"), ("ions", "ions"),
             ("heavy", "heavy elements"), ("radicals", "radicals"),
             ("counterpoise", "counterpoise monomers (ghost atoms)"),
+            ("hard", "SCFs that do not converge from minao"),
         )),
         SuiteSet("larger", "larger molecules", FOLDER / "larger_test.xyz"),
         _other("large", "600 to 900 orbitals"),

@@ -311,6 +311,9 @@ class HamiltonianDataset(Dataset):
         split_rule: one of :data:`.splits.SPLIT_RULES`; applied to each file by itself.
         split_sizes: for ``md17``: training, validation and perhaps test rows.
 
+    Attributes:
+        xc: functional of the labels; None where the files do not tell.
+
     Raises:
         DatasetError: a file cannot be read, a row contradicts itself, the rule does not exist or
             does not fit a file, the split is empty, or labels are of another basis set or of
@@ -346,6 +349,7 @@ class HamiltonianDataset(Dataset):
                     stacklevel=2,
                 )
             rows += [(str(path), i) for i in ids if i not in failures]
+        self.xc = next(iter(methods), None)
         if not rows:
             raise DatasetError(
                 f"no molecule of split {split!r} in {', '.join(map(str, databases))}"

@@ -16,7 +16,13 @@ from ..metrics import HamiltonianErrors
 from ..nn.deqh import SolverSettings
 from ..nn.qhnet import QHNetConfig
 from ..nn.so2net import SO2NetConfig
-from ..train.config import DataConfig, OptimizerConfig, RunConfig, TrainConfig
+from ..train.config import (
+    ConsistencyConfig,
+    DataConfig,
+    OptimizerConfig,
+    RunConfig,
+    TrainConfig,
+)
 from ..train.evaluate import evaluate
 from ..train.run import export, train
 from .cache import ResultCache
@@ -34,15 +40,17 @@ class Variant:
         label: its name in tables.
         backbone: as it is registered.
         options: hyperparameters that make it what it is; sizes are the preset's.
+        consistency: loss of self-consistency that is added to the labels'.
     """
 
     label: str
     backbone: str
     options: dict[str, Any]
+    consistency: str = "none"
 
 
-def _qhnet(label: str, consistent: bool, overlap: bool) -> Variant:
-    return Variant(label, "qhnet", {"self_consistent": consistent, "overlap": overlap})
+def _qhnet(label: str, consistent: bool, overlap: bool, loss: str = "none") -> Variant:
+    return Variant(label, "qhnet", {"self_consistent": consistent, "overlap": overlap}, loss)
 
 
 VARIANTS = {
@@ -50,6 +58,8 @@ VARIANTS = {
     "qhnet+s": _qhnet("QHNet with S", False, True),
     "deqhnet-s": _qhnet("DEQHNet without S", True, False),
     "deqhnet": _qhnet("DEQHNet", True, True),
+    "qhnet-amortized": _qhnet("QHNet, amortized", False, False, "amortized"),
+    "qhnet-commutator": _qhnet("QHNet, commutator", False, False, "commutator"),
     "phisnet": Variant("PhiSNet", "phisnet", {"self_consistent": False}),
     "deq-phisnet": Variant("PhiSNet with H", "phisnet", {"self_consistent": True}),
     "deeph": Variant("DeepH", "deeph", {}),
@@ -103,6 +113,7 @@ class Training:
                 ema_decay=recipe.ema_decay,
                 rotation_weight=0.0,
             ),
+            consistency=ConsistencyConfig(loss=VARIANTS[self.variant].consistency),
             run=RunConfig(
                 folder=self.folder(options) / "run",
                 max_epochs=1_000_000,
@@ -134,6 +145,8 @@ class Training:
             del settings[name]
         for name in ("cuda_graphs", "devices", "nodes"):
             del settings["run"][name]
+        if settings["consistency"]["loss"] == "none":
+            del settings["consistency"]
         settings["data"]["databases"] = [path.name for path in self.dataset.databases]
         return settings | {"max_test": options.size.max_test}
 

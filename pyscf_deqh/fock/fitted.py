@@ -282,6 +282,13 @@ class FittedFock:
 
         return OrbitalValues(make, self._reserve)
 
+    @property
+    def nbytes(self) -> int:
+        """Of integrals and values on the grid that are kept."""
+        made = [self.__dict__.get(name) for name in ("integrals", "orbital_values")]
+        kept = [*made, *self._long_range.values()]
+        return sum(x.nbytes for x in kept if x is not None)
+
     def serves(self, functional: Functional) -> bool:
         """Whether the integrals for a functional's exact exchange fit into memory."""
         return not functional.exchange or (

@@ -65,6 +65,7 @@ class GraphBatch:
     Attributes:
         element: (N,) index of the element in the template's ``numbers``.
         molecule: (N,) molecule of each atom.
+        positions: (N, 3) in bohr.
         edge_index: (2, E) atoms (i, j) of each ordered pair within the cutoff. Pairs come in
             couples: (j, i) is at the odd place after (i, j), see :func:`opposite`.
         edge_vector: (E, 3) r_j - r_i in bohr.
@@ -78,6 +79,7 @@ class GraphBatch:
 
     element: Tensor
     molecule: Tensor
+    positions: Tensor
     edge_index: Tensor
     edge_vector: Tensor
     orbital: Tensor
@@ -330,6 +332,9 @@ def collate(
     return GraphBatch(
         element=long(joined((part.element for part in parts), np.zeros(spare_atoms, int))),
         molecule=long(joined([molecule], np.full(spare_atoms, len(graphs) - 1))),
+        positions=torch.from_numpy(
+            joined((g.positions for g in graphs), np.zeros((spare_atoms, 3)))
+        ).to(dtype),
         edge_index=long(joined(pairs, np.full((2, spare_pairs), n_atoms - 1), axis=1)),
         edge_vector=torch.from_numpy(joined((part.vectors for part in parts), beyond)).to(dtype),
         orbital=long(joined((part.orbital for part in parts), no_orbital)),

@@ -13,6 +13,8 @@ from ..nn.qhnet import QHNetConfig
 from ..nn.so2net import SO2NetConfig
 
 # No ``Any``: jsonargparse would make an object of any class that a file names in one.
+CONSISTENCY_LOSSES = ("amortized", "commutator")
+
 _Plain: TypeAlias = bool | int | float | str
 OptionValue: TypeAlias = _Plain | list[_Plain] | None
 
@@ -73,6 +75,23 @@ class OptimizerConfig:
 
 
 @dataclass
+class ConsistencyConfig:
+    """A loss of self-consistency, see :mod:`pyscf_deqh.train.consistency`.
+
+    Attributes:
+        loss: ``amortized`` or ``commutator``; ``none`` trains on labels alone.
+        weight: its factor.
+        labels: whether the loss of the labels counts too.
+        xc: functional, as PySCF has it; that of the labels if it is empty.
+    """
+
+    loss: str = "none"
+    weight: float = 1.0
+    labels: bool = True
+    xc: str = ""
+
+
+@dataclass
 class RunConfig:
     """Length, place and precision of a run.
 
@@ -129,9 +148,16 @@ class TrainConfig:
         default_factory=lambda: SolverSettings(forward_max_iterations=3, backward_max_iterations=3)
     )
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    consistency: ConsistencyConfig = field(default_factory=ConsistencyConfig)
     run: RunConfig = field(default_factory=RunConfig)
 
     def __post_init__(self) -> None:
+        if self.consistency.loss not in ("none", *CONSISTENCY_LOSSES):
+            kinds = ", ".join(("none", *CONSISTENCY_LOSSES))
+            raise ConfigError(f"consistency.loss must be one of {kinds}")
+        if self.consistency.loss == "none" and not self.consistency.labels:
+            raise ConfigError("consistency: without a loss and without labels there is nothing to "
+                              "train on")  # fmt: skip
         own = registered(self.backbone).config in (SO2NetConfig, QHNetConfig)
         if own and self.options:
             raise ConfigError(f"options: {self.backbone}'s are in the section of its name")

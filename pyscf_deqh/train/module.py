@@ -26,6 +26,7 @@ from ..metrics import HamiltonianErrors
 from ..nn.backbones import build_backbone
 from ..nn.deqh import DEQH
 from .config import TrainConfig
+from .consistency import SelfConsistency
 from .cuda_graphs import CapturedGradients, Parts
 from .evaluate import batch_errors
 from .loss import hamiltonian_loss
@@ -207,6 +208,7 @@ class HamiltonianModule(L.LightningModule):
         self._started = time.monotonic()
         self._seconds_before = 0.0
         self._captured: CapturedGradients | None = None
+        self._consistency: SelfConsistency | None = None
 
     @property
     def seconds(self) -> float:
@@ -227,6 +229,8 @@ class HamiltonianModule(L.LightningModule):
 
     def on_train_start(self) -> None:
         self._started = time.monotonic()
+        if self.config.consistency.loss != "none":
+            self._consistency = self._self_consistency()
         if self.config.run.cuda_graphs:
             self._captured = CapturedGradients(self._loss, self.parameters())
 
@@ -275,9 +279,23 @@ class HamiltonianModule(L.LightningModule):
         for group in self._groups:
             group["lr"] = rate
 
+    def _self_consistency(self) -> SelfConsistency:
+        options, data = self.config.consistency, self.config.data
+        datamodule: Any = self.trainer.datamodule  # type: ignore[attr-defined]
+        xc = options.xc or datamodule.parts["train"].xc
+        if not xc:
+            raise ConfigError("the labels' functional is not known: give it as consistency.xc")
+        numbers = self.model.backbone.template.numbers
+        return SelfConsistency(options.loss, xc, data.basis, numbers)
+
     def _loss(self, batch: GraphBatch) -> Parts:
         solution = self.model(batch)
         parts = hamiltonian_loss(solution.hamiltonian, batch, self.config.optimizer.rotation_weight)
+        if self._consistency is not None:
+            options = self.config.consistency
+            own = self._consistency(solution.hamiltonian, batch).mean()
+            labels = parts["loss"] if options.labels else 0.0
+            parts |= {"loss": labels + options.weight * own, "consistency": own.detach()}
         iterations, residual = solution.iterations.float().mean(), solution.residual.mean()
         return parts | {"iterations": iterations, "residual": residual}
 

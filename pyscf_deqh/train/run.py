@@ -223,6 +223,8 @@ def _check_cuda_graphs(config: TrainConfig) -> None:
         )
     if run.precision != "32-true":
         raise ConfigError("run.cuda_graphs: run.precision must be 32-true")
+    if config.consistency.loss != "none":
+        raise ConfigError("run.cuda_graphs: fitted Fock matrices wait for the GPU; set it to false")
     if run.devices * run.nodes > 1:
         raise ConfigError("run.cuda_graphs: on one device only; set it to false")
     if run.accelerator == "cpu" or not torch.cuda.is_available():
