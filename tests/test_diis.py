@@ -324,6 +324,19 @@ def test_where_cycles_do_not_converge_minimization_does(case, monkeypatch):
     assert mf.e_tot < plain.e_tot + 5e-9
 
 
+def test_so_it_does_in_generalized_orbitals(monkeypatch):
+    monkeypatch.setattr(diis, "_MAX_FITTED", 1)
+    monkeypatch.setattr(diis, "_FITTED_FAILED", 1e-3)
+    mol = make_mol(WATER, **CATION)
+    near = scf.GHF(mol).set(conv_tol=1e-3).run()
+    plain = scf.GHF(mol).run()
+    mf, builds = run(scf.GHF(mol).apply(corrected_diis), near.make_rdm1())
+    assert len(mf.deqh_cycles[0].fitted_gradients) > 1
+    assert mf.deqh_cycles[0].accepted
+    assert builds <= 5
+    assert mf.e_tot < plain.e_tot + 5e-9
+
+
 @pytest.mark.parametrize("sign", [-1.0, 3.0])
 def test_a_wrong_response_costs_two_fock_matrices(sign, monkeypatch):
     mol = make_mol(WATER)

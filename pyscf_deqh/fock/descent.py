@@ -181,9 +181,9 @@ def descend(
         length, reached = _line_search(point, direction, along)
         step = _times(length, direction)
         memory.learn(step, _plus(reached.gradient, -1.0, point.gradient))
-        point = reached
-        if gradients[-1] < least:
-            best, least = point, gradients[-1]
+        point, here = reached, norm(reached.gradient)
+        if here < least:
+            best, least = point, here
         if least < tolerance:
             break
     return best, gradients

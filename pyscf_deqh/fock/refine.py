@@ -119,7 +119,7 @@ def _descended(
     """Where direct minimization from orbitals ends, which are those of ``fock``."""
     engine = shells.engine
     order = [np.argsort(engine.host(o == 0), kind="stable") for o in occupations]
-    filled = [o[i] for o, i in zip(occupations, order, strict=True)]
+    filled = [engine.array(engine.host(o)[i]) for o, i in zip(occupations, order, strict=True)]
     weights = [float(o[0]) for o in filled]
 
     def orbitals_of(c: Sequence[np.ndarray]) -> Orbitals:
