@@ -191,3 +191,21 @@ def ao_transformation(before, after):
             rcond=None,
         )[0].T
     )
+
+
+def in_another_order(mol, matrix, functions):
+    """Sort the AOs atom by atom and shell by shell, inside a shell by their labels.
+
+    Args:
+        functions: labels as PySCF has them, in the other order, by ``s``, ``p``, ``d``.
+    """
+
+    def key(ao):
+        atom, _, shell, function = labels[ao]
+        momentum = shell[-1]
+        rank = functions[momentum].index(function)
+        return atom, "spd".index(momentum), int(shell[:-1]), rank
+
+    labels = mol.ao_labels(fmt=None)
+    order = sorted(range(mol.nao), key=key)
+    return matrix[np.ix_(order, order)]

@@ -10,7 +10,7 @@ from conftest import FORMAMIDE, WATER, make_mol
 from pyscf_deqh.checkpoint import load_model, models_folder
 from pyscf_deqh.data.dataset import GraphStore
 from pyscf_deqh.data.formats import open_labels
-from pyscf_deqh.data.formats.md17 import orca_order
+from pyscf_deqh.data.formats.foreign import ao_order
 from pyscf_deqh.data.formats.qh9 import QH9Database
 from pyscf_deqh.data.geometry import read_geometries
 from pyscf_deqh.data.make.convert import convert
@@ -110,7 +110,7 @@ def test_qh9_dynamic(labels):
 
 def test_arrays_of_labels(tmp_path):
     mol = make_mol(WATER)
-    back = np.argsort(orca_order(mol))
+    back = np.argsort(ao_order(mol))
     hamiltonian, overlap = (mol.intor(f"int1e_{x}")[np.ix_(back, back)] for x in ("kin", "ovlp"))
     path = tmp_path / "water.npz"
     np.savez(path, Z=mol.atom_charges(), R=[mol.atom_coords(unit="Ang")] * 3, energy=[0.0] * 3,

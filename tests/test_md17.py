@@ -5,7 +5,7 @@ import sys
 
 import numpy as np
 import pytest
-from conftest import WATER, make_mol
+from conftest import WATER, in_another_order, make_mol
 from pyscf import scf
 
 from pyscf_deqh import DatasetError
@@ -14,21 +14,11 @@ from pyscf_deqh.data.formats import open_labels
 from pyscf_deqh.data.splits import SPLITS, split_ids
 
 # ORCA's order inside a shell, in the words of PySCF's labels.
-ORCA_LABELS = {"": [""], "p": ["z", "x", "y"], "d": ["z^2", "xz", "yz", "x2-y2", "xy"]}
+ORCA_LABELS = {"s": [""], "p": ["z", "x", "y"], "d": ["z^2", "xz", "yz", "x2-y2", "xy"]}
 
 
 def in_orca_order(mol, matrix):
-    """Sort the AOs atom by atom and shell by shell by their labels."""
-
-    def key(ao):
-        atom, _, shell, function = labels[ao]
-        momentum = shell[-1]
-        rank = ORCA_LABELS.get(momentum, [""]).index(function)
-        return atom, "spd".index(momentum), int(shell[:-1]), rank
-
-    labels = mol.ao_labels(fmt=None)
-    order = sorted(range(mol.nao), key=key)
-    return matrix[np.ix_(order, order)]
+    return in_another_order(mol, matrix, ORCA_LABELS)
 
 
 def water(stretch=0.0):

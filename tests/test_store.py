@@ -20,7 +20,7 @@ from pyscf_deqh.benchmark import store as benchmark
 from pyscf_deqh.data.__main__ import main
 from pyscf_deqh.data.dataset import GraphStore, HamiltonianDataset
 from pyscf_deqh.data.formats import open_for_writing, open_labels
-from pyscf_deqh.data.formats.md17 import orca_order
+from pyscf_deqh.data.formats.foreign import ao_order
 from pyscf_deqh.data.formats.qh9 import QH9Database
 from pyscf_deqh.data.formats.store import LabelStore
 from pyscf_deqh.data.geometry import read_geometries
@@ -547,7 +547,7 @@ def test_two_files_in_one_store(tmp_path, database):
 def test_published_arrays_with_rounded_matrices(tmp_path):
     """MD17's may be off symmetry by more than QH9's; copies are exactly symmetric."""
     mol = make_mol(WATER)
-    back = np.argsort(orca_order(mol))
+    back = np.argsort(ao_order(mol))
     kinetic, overlap = (mol.intor(f"int1e_{x}")[np.ix_(back, back)] for x in ("kin", "ovlp"))
     kinetic[0, 3] += 5e-6
     np.savez(tmp_path / "a.npz", Z=mol.atom_charges(), R=[mol.atom_coords(unit="Ang")] * 2,

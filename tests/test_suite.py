@@ -109,7 +109,7 @@ def test_selections_grow():
     everything = [g.name for g in entry.geometries()]
     assert [g.name for g in entry.geometries(10)] == everything[:10]
     assert sorted(everything) == sorted(g.name for g in geometries_of("qm9"))
-    assert len(SUITE["pbe"].geometries()) == len(SUITE["pbe"].geometries(20)) == 8
+    assert len(SUITE["pbe"].geometries()) == len(SUITE["pbe"].geometries(30)) == 20
     assert len(SUITE["pbe"].geometries(2)) == 2
 
 

@@ -21,7 +21,7 @@ BUNDLED = FOLDER / "qm9_test.xyz"
 PUBLISHED = 44
 
 SEED = 0
-_TRANSFER_MOLECULES = 8
+_TRANSFER_MOLECULES = 20
 
 
 def in_random_order(geometries: Sequence[Geometry]) -> list[Geometry]:

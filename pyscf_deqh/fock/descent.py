@@ -37,6 +37,17 @@ def _plus(x: Rotation, a: float, y: Rotation) -> Rotation:
     return [p + a * q for p, q in zip(x, y, strict=True)]
 
 
+def occupied_first(
+    coefficients: Sequence[np.ndarray], occupations: Sequence[np.ndarray]
+) -> tuple[list[np.ndarray], list[np.ndarray], list[int]]:
+    """Orbitals (nao, n) and occupations (n,) by spin in this order, and the numbers of occupied
+    ones."""
+    order = [np.argsort(o == 0, kind="stable") for o in occupations]
+    columns = [c[:, i] for c, i in zip(coefficients, order, strict=True)]
+    filled = [o[i] for o, i in zip(occupations, order, strict=True)]
+    return columns, filled, [int((o > 0).sum()) for o in filled]
+
+
 def rotated(coefficients: np.ndarray, occupied: int, rotation: np.ndarray) -> np.ndarray:
     """Orbitals C exp(K), K = [[0, -X^T], [X, 0]].
 

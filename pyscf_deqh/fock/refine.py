@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from .descent import Point, descend
+from .descent import Point, descend, occupied_first
 from .orbitals import Orbitals, by_spin, density_matrix, finite
 from .shells import Kind, Shells
 
@@ -118,12 +118,13 @@ def _descended(
 ) -> Refined:
     """Where direct minimization from orbitals ends, which are those of ``fock``."""
     engine = shells.engine
-    order = [np.argsort(engine.host(o == 0), kind="stable") for o in occupations]
-    filled = [engine.array(engine.host(o)[i]) for o, i in zip(occupations, order, strict=True)]
+    columns, filled, counts = occupied_first(
+        [engine.host(c) for c in coefficients], [engine.host(o) for o in occupations]
+    )
     weights = [float(o[0]) for o in filled]
 
     def orbitals_of(c: Sequence[np.ndarray]) -> Orbitals:
-        return shells.filled([engine.array(x) for x in c], filled)
+        return shells.filled([engine.array(x) for x in c], [engine.array(o) for o in filled])
 
     def build_by_spin(c: Sequence[np.ndarray]) -> list[np.ndarray]:
         return [engine.host(f) for f in by_spin(finite(build(orbitals_of(c))))]
@@ -132,10 +133,7 @@ def _descended(
         pairs = zip(weights, gradient, strict=True)
         return float(np.linalg.norm([w * np.linalg.norm(g) for w, g in pairs]))
 
-    spins = [engine.host(c)[:, i] for c, i in zip(coefficients, order, strict=True)]
-    start = Point(
-        spins, [int((o > 0).sum()) for o in filled], [engine.host(f) for f in by_spin(fock)]
-    )
+    start = Point(columns, counts, [engine.host(f) for f in by_spin(fock)])
     end, further = descend(build_by_spin, start, norm, max_builds, tolerance)
     hamiltonian, built = (
         engine.array(np.reshape(np.stack(matrices), fock.shape))

@@ -13,7 +13,6 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
-import scipy.linalg
 from pyscf import lib
 
 from ..engine import HOST
@@ -21,6 +20,7 @@ from ..errors import DEQHError, own_errors
 from ..process import one_blas_thread
 from .cycles import Solution
 from .density import density_of
+from .descent import Point, occupied_first, rotated
 from .orbitals import (
     Orbitals,
     by_spin,
@@ -36,7 +36,8 @@ from .shells import Kind
 if TYPE_CHECKING:
     from .fitted import FittedFock
 
-_MAX_BUILDS, _CONVERGED = 60, 1e-4  # gradient in hartree per root of an electron pair
+_MAX_BUILDS, _MAX_DESCENT = 60, 80
+_CONVERGED = 1e-4  # gradient in hartree per root of an electron pair
 # Curvature of the energy in hartree, as differences of orbital energies: below this a solution is
 # no minimum. Fitting and grid are off by less than half of it.
 _UNSTABLE = -5e-4
@@ -109,8 +110,14 @@ class StateSearch:
             spins = [c / np.sqrt(2) for c in spins * 2]
         return shells.effective(self._build(spins)[0], spins, self._overlap)
 
-    def solve(self, origin: str, hamiltonian: np.ndarray) -> State | None:
-        """The solution that cycles from a Hamiltonian lead to; None where they do not converge."""
+    def solve(self, origin: str, hamiltonian: np.ndarray, descent: int = 0) -> State | None:
+        """The solution that cycles from a Hamiltonian lead to; None where they do not converge.
+
+        Args:
+            origin: of the state.
+            hamiltonian: where they begin, (nao, nao) or (2, nao, nao), hartree.
+            descent: limit of Fock matrices of a direct minimization where DIIS does not get there.
+        """
         tolerance = _CONVERGED * self._problem.gradient_scale
         energies = []
 
@@ -120,11 +127,14 @@ class StateSearch:
             return fock
 
         refined = refine(
-            build, self._overlap, self._problem.shells, hamiltonian, _MAX_BUILDS, tolerance
-        )
+            build, self._overlap, self._problem.shells, hamiltonian, _MAX_BUILDS, tolerance,
+            descent=descent,
+        )  # fmt: skip
         if refined.gradients[-1] > tolerance:
             return None
-        return State(origin, refined.hamiltonian, energies[-1])
+        minimized = len(refined.gradients) > _MAX_BUILDS  # its last matrix may be of a trial
+        energy = self._build(refined.orbitals)[1] if minimized else energies[-1]
+        return State(origin, refined.hamiltonian, energy)
 
     def descend(self, state: State) -> State | None:
         """A lower solution along an instability; None where there is none."""
@@ -149,7 +159,7 @@ class StateSearch:
             fock, energy = self._build(orbitals)
             found.append((energy, fock))
         energy, fock = min(found, key=lambda pair: pair[0])
-        lower = self.solve(f"{state.origin}, along an instability", fock)
+        lower = self.solve(f"{state.origin}, along an instability", fock, _MAX_DESCENT)
         return lower if lower is not None and lower.energy < state.energy - _SAME else None
 
     def states(self, hamiltonians: Mapping[str, np.ndarray]) -> list[State]:
@@ -160,7 +170,7 @@ class StateSearch:
         """
         found: list[State] = []
         for origin, hamiltonian in hamiltonians.items():
-            state = self.solve(origin, hamiltonian)
+            state = self.solve(origin, hamiltonian, _MAX_DESCENT)
             if state is not None and all(abs(state.energy - s.energy) > _SAME for s in found):
                 found.append(state)
         for _ in range(_MAX_DESCENTS if found else 0):
@@ -352,28 +362,27 @@ class _Rotations:
     """
 
     def __init__(self, coefficients: list[np.ndarray], occupations: list[np.ndarray]):
-        self.coefficients, self.occupations = coefficients, occupations
-        self._pairs = [np.ix_(o == 0, o > 0) for o in occupations]
-        self._sizes = [int((o == 0).sum() * (o > 0).sum()) for o in occupations]
+        self.coefficients, self.occupations, self._occupied = occupied_first(
+            coefficients, occupations
+        )
+        self._shapes = [
+            (len(o) - k, k) for o, k in zip(self.occupations, self._occupied, strict=True)
+        ]
 
     def _split(self, rotation: np.ndarray) -> list[np.ndarray]:
-        return np.split(rotation, np.cumsum(self._sizes)[:-1])
+        ends = np.cumsum([m * k for m, k in self._shapes])[:-1]
+        parts = zip(np.split(rotation, ends), self._shapes, strict=True)
+        return [part.reshape(shape) for part, shape in parts]
 
     def rotated(self, rotation: np.ndarray) -> list[np.ndarray]:
-        """Orbitals C exp(K)."""
-        turned = []
-        for c, pairs, part in zip(
-            self.coefficients, self._pairs, self._split(rotation), strict=True
-        ):
-            k = np.zeros((c.shape[1], c.shape[1]))
-            k[pairs] = part.reshape(k[pairs].shape)
-            turned.append(c @ scipy.linalg.expm(k - k.T))
-        return turned
+        """Orbitals C exp(K), the occupied ones first."""
+        parts = zip(self.coefficients, self._occupied, self._split(rotation), strict=True)
+        return [rotated(c, k, x) for c, k, x in parts]
 
     def gradient(self, fock: np.ndarray, coefficients: list[np.ndarray]) -> np.ndarray:
         """Occupied-virtual elements of a Fock matrix, hartree."""
-        blocks = zip(by_spin(fock), coefficients, self._pairs, strict=True)
-        return np.concatenate([(c.T @ f @ c)[pairs].ravel() for f, c, pairs in blocks])
+        point = Point(coefficients, self._occupied, by_spin(fock))
+        return np.concatenate([part.ravel() for part in point.gradient])
 
     def softest(
         self, hamiltonian: np.ndarray, gradient: Callable[[np.ndarray], np.ndarray]

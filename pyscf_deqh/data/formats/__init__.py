@@ -10,6 +10,7 @@ from pathlib import Path
 from ...errors import ConfigError, DatasetError
 from ..record import LabelFile, WritableLabels
 from .md17 import MD17Arrays, MD17Database
+from .nabladft import NablaDFTDatabase, is_nabladft
 from .qh9 import QH9Database
 from .qh9_dynamic import QH9DynamicDatabase
 from .sqlite import DAMAGE, columns_of, what_to_do
@@ -19,8 +20,8 @@ SUFFIXES = (".db", ".npz", SUFFIX)
 
 
 def open_labels(path: str | Path) -> LabelFile:
-    """Open labels of any known format for reading: a label store, QH9, QH9-dynamic, MD17 as ASE
-    database or npz.
+    """Open labels of any known format for reading: a label store, QH9, QH9-dynamic, nablaDFT, MD17
+    as ASE database or npz.
 
     Raises:
         DatasetError: no such file, or none of these formats; the message says what was found.
@@ -34,8 +35,8 @@ def open_labels(path: str | Path) -> LabelFile:
         columns = columns_of(path)
     except DAMAGE as error:
         advice = what_to_do(error) or (
-            "Expected a label store, a database of QH9, QH9-dynamic or MD17 (ASE), or an .npz file "
-            "of MD17"
+            "Expected a label store, a database of QH9, QH9-dynamic, nablaDFT or MD17 (ASE), or an "
+            ".npz file of MD17"
         )
         raise DatasetError(f"{path} cannot be opened: {error}. {advice}") from error
     if "records" in columns:
@@ -44,6 +45,8 @@ def open_labels(path: str | Path) -> LabelFile:
         return MD17Database(path)
     if "geo_id" in columns.get("data", ()):
         return QH9DynamicDatabase(path)
+    if is_nabladft(columns):
+        return NablaDFTDatabase(path)
     return QH9Database(path)
 
 

@@ -14,69 +14,22 @@ from __future__ import annotations
 import sqlite3
 import zipfile
 import zlib
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from pyscf import gto
 
 from ...errors import DatasetError
-from ..record import LabelFile, Record, check_arrays
+from ..record import LabelFile, Record
+from .foreign import to_record
 from .sqlite import SQLiteLabels, connect_read_only, opening, table_columns
 
 _BASIS = "def2-svp"
 _SETTINGS = {"program": "ORCA", "xc": "pbe", "basis": _BASIS}
-# PySCF's functions of a shell as positions in ORCA's. PySCF has p as x, y, z, which is
-# m = 1, -1, 0, and d as m = -2, -1, 0, 1, 2.
-_ORCA = {0: [0], 1: [1, 2, 0], 2: [4, 2, 0, 1, 3]}
-_OVERLAP_TOLERANCE = 1e-4
 # ORCA's matrices went through text with a limited number of digits.
 _ASYMMETRY = 1e-5
-
-
-def orca_order(mol: gto.Mole) -> np.ndarray:
-    """Position in ORCA's AO order of each of PySCF's AOs (nao,): H[order][:, order] is PySCF's."""
-    order: list[int] = []
-    for shell in range(mol.nbas):
-        for _ in range(mol.bas_nctr(shell)):
-            order += [len(order) + i for i in _ORCA[mol.bas_angular(shell)]]
-    return np.array(order)
-
-
-def to_record(
-    row_id: int,
-    numbers: np.ndarray,
-    positions: np.ndarray,
-    hamiltonian: np.ndarray,
-    overlap: np.ndarray,
-    meta: dict[str, Any],
-) -> Record:
-    """Check one row and bring it to PySCF's AO order.
-
-    Args:
-        row_id: number of the row.
-        numbers: (N,) atomic numbers.
-        positions: (N, 3) in angstrom.
-        hamiltonian, overlap: (nao, nao) in ORCA's order.
-        meta: passed on.
-
-    Raises:
-        ValueError: the arrays do not fit together.
-    """
-    check_arrays(numbers, positions, hamiltonian, _ASYMMETRY)
-    atoms = list(zip(numbers.tolist(), positions.tolist(), strict=True))
-    mol = gto.M(atom=atoms, basis=_BASIS, spin=int(numbers.sum()) % 2, verbose=0)
-    for name, matrix in (("hamiltonian", hamiltonian), ("overlap", overlap)):
-        if matrix.shape != (mol.nao, mol.nao):
-            raise ValueError(f"{name} of shape {matrix.shape} does not fit {mol.nao} orbitals")
-    order = orca_order(mol)
-    error = np.abs(overlap[np.ix_(order, order)] - mol.intor_symmetric("int1e_ovlp")).max()
-    if not error < _OVERLAP_TOLERANCE:
-        raise ValueError(
-            f"the stored overlap is off PySCF's by {error:.1e}: the order or the phases of the "
-            f"AOs are not ORCA's, the positions are not in angstrom, or the basis is not {_BASIS}"
-        )
-    return Record(row_id, numbers, positions, hamiltonian[np.ix_(order, order)], meta)
+_record = partial(to_record, basis=_BASIS, asymmetry=_ASYMMETRY)
 
 
 class MD17Database(SQLiteLabels):
@@ -129,7 +82,7 @@ class MD17Database(SQLiteLabels):
             meta: dict[str, Any] = {"kind": "md"}
             if "energy" in data:
                 meta["energy"] = float(np.ravel(data["energy"])[0])
-            return to_record(
+            return _record(
                 row_id,
                 np.asarray(row.numbers, np.int32),
                 np.asarray(row.positions, np.float64),
@@ -224,7 +177,7 @@ class MD17Arrays(LabelFile):
         try:
             if "energy" in row:
                 meta["energy"] = float(row["energy"].ravel()[0])
-            return to_record(
+            return _record(
                 row_id,
                 self._arrays["numbers"].astype(np.int32),
                 row["positions"].astype(np.float64),
