@@ -152,7 +152,7 @@ def nonsense(monkeypatch):
 
 
 def test_a_guess_that_cycles_do_not_mend_is_not_used(nonsense, monkeypatch):
-    monkeypatch.setattr(cycles, "_MAX_DESCENT", 0)
+    monkeypatch.setattr(cycles, "MAX_DESCENT", 0)
     mf = scf.RHF(make_mol(WATER)).apply(deqh_guess, max_cycles=1)
     minao = mf.get_init_guess(key="minao")
     np.testing.assert_allclose(mf.get_init_guess(key="deqh"), minao, atol=1e-12)

@@ -6,6 +6,7 @@ import scipy.linalg
 from conftest import FORMAMIDE, WATER, make_mol
 from pyscf import dft, gto, scf
 
+from pyscf_deqh import deqh_guess
 from pyscf_deqh.fock.descent import Point, descend, rotated
 from pyscf_deqh.fock.orbitals import by_spin
 from pyscf_deqh.fock.refine import refine
@@ -129,3 +130,19 @@ def test_it_does_not_end_with_lower_orbitals_empty():
     refined = minimized(mf, start_of(mf, "1e"))
     assert refined.gradients[-1] < CONVERGED
     assert energy_of(mf, refined) == pytest.approx(mf.kernel(), abs=1e-8)
+
+
+@pytest.mark.parametrize(
+    ("atoms", "spin"), [("Fe 0 0 0; N 0 0 1.58", 1), ("Ti 0 0 0; Cl 0 0 2.26", 1)]
+)
+def test_scfs_that_pyscf_does_not_bring_to_an_end(atoms, spin):
+    """Not in 50 cycles from minao; the energy is that of PySCF's second-order solver from there."""
+    mol = gto.M(atom=atoms, basis="def2-svp", spin=spin, verbose=0)
+    mf = dft.UKS(mol, xc="b3lyp").apply(deqh_guess, start="atoms")
+    mf.kernel()
+    assert mf.converged
+    assert mf.cycles < 12
+    again = dft.UKS(mol, xc="b3lyp").newton()
+    again.kernel(mf.mo_coeff, mf.mo_occ)
+    assert again.converged
+    assert mf.e_tot == pytest.approx(again.e_tot, abs=2e-7)

@@ -14,6 +14,7 @@ import numpy as np
 
 from ..errors import NotEnoughMemoryError, own_errors
 from ..process import one_blas_thread
+from .descent import MAX_DESCENT
 from .orbitals import Orbitals, orthonormal_basis
 from .problem import Problem
 from .refine import refine
@@ -28,8 +29,6 @@ LOST = 0.05
 # of this size, alone, where the error of the fitted Fock matrices is of this size, and where that
 # error is known from a neighbouring geometry.
 NEAR, CONVERGED, CORRECTED = 4e-3, 4e-4, 4e-5
-# Fitted matrices on the way down where the cycles are lost.
-_MAX_DESCENT = 80
 
 
 @dataclass(frozen=True)
@@ -130,7 +129,7 @@ def _density_fitted_cycles(
             builds += 1
         refined = refine(
             build, overlap, problem.shells, hamiltonian,
-            settings.max_cycles, settings.tolerance * scale, descent=_MAX_DESCENT,
+            settings.max_cycles, settings.tolerance * scale, descent=MAX_DESCENT,
             enough=LOST * scale,
         )  # fmt: skip
     return replace(

@@ -15,6 +15,9 @@ import numpy as np
 
 Rotation = list[np.ndarray]  # (n_virtual, n_occupied) of each spin
 
+# Fock matrices that a way down may take; most ways take 20 to 60.
+MAX_DESCENT = 150
+
 _HISTORY = 10
 # Least curvature of the preconditioner, hartree, and the longest step, norm of a rotation.
 _SOFTEST, _LONGEST = 0.05, 0.4

@@ -31,6 +31,7 @@ from ..process import import_torch, one_blas_thread
 from ..pyscf_api import attribute, fills_by_aufbau, numint_of, solve
 from .cost import too_cheap
 from .cycles import LOST
+from .descent import MAX_DESCENT
 from .failure import Strictly, WayBack
 from .functional import STAND_IN, Functional
 from .nearby import FockNearby
@@ -52,8 +53,7 @@ if TYPE_CHECKING:
 
     from .fitted import FittedFock
 
-# Fitted cycles, and fitted matrices on the way down where these do not converge.
-_MAX_FITTED, _MAX_DESCENT = 20, 80
+_MAX_FITTED = 20
 # Part of PySCF's threshold at which a cycle of fitted ones ends, and below which there is none. Not
 # more: PySCF's cycles, that of its check among them, can leave ten times the gradient and more.
 # Closed shells with a gap (hartree) of this width are the exception: the engine says what serves.
@@ -65,6 +65,9 @@ _LEAVES, _LEAVES_AT_LEAST = 1e-2, 1e-4
 # A step that leaves more of the gradient than this has failed, and so have fitted cycles that end
 # above the other. After two failures PySCF's DIIS takes over for good.
 _FAILED, _FITTED_FAILED, _PATIENCE = 0.5, 0.3, 2
+# A direct minimization may lead into the neighbourhood of another solution, where the gradient is
+# no smaller at first: so often that is no failure.
+_MAX_MOVES = 2
 # Spin contamination of an open shell above which a far start may have led to another state.
 _CONTAMINATED = 0.4
 # Cycles of PySCF's alone after which corrected ones from a far density are tried again.
@@ -213,7 +216,7 @@ class _Corrected:
         self._mf = (lambda: None) if mf is None else weakref.ref(mf)
         self._method: _Method | None = None
         self._cycles: list[CorrectedCycle] = []
-        self._failures = self._waits = 0
+        self._failures = self._waits = self._moves = 0
         self._first: list[Any] | None = None  # Fock matrix of a start that is none of ours
         self._way_back: WayBack | None = None
         self._leaves = _LEAVES
@@ -278,6 +281,11 @@ class _Corrected:
         else:
             self._stop(reason)
 
+    def _begin_plain(self) -> None:
+        """PySCF's DIIS, without a history."""
+        self._plain = self._engine.diis_class(self._mf(), self._filename)
+        self._set_up_plain()
+
     def _set_up_plain(self) -> None:
         for name in ("space", "rollback", "damp", "Corth"):
             setattr(self._plain, name, getattr(self, name))
@@ -287,8 +295,7 @@ class _Corrected:
         logger.note(self, "PySCF's DIIS has not got on either: back to the start of the SCF, %s",
                     "minao's" if self._first is None else "without corrected cycles")  # fmt: skip
         self._way_back = None
-        self._plain = self._engine.diis_class(mf, self._filename)
-        self._set_up_plain()
+        self._begin_plain()
         first = self._first
         if first is None:
             first = _parts(mf.get_fock(dm=mf.get_init_guess(mf.mol, key="minao")))
@@ -315,15 +322,18 @@ class _Corrected:
             self._leaves = min(max(leaves, _LEAVES_AT_LEAST), 1.0)
             if leaves > _FAILED and gradient > goal:
                 method.forget()
-                self._fail(gradient)
-                return None
+                if len(before.fitted_gradients) <= _MAX_FITTED or self._moves >= _MAX_MOVES:
+                    self._fail(gradient)
+                    return None
+                self._moves += 1
+                self._begin_plain()  # what it knows is of another place
         if gradient < goal or (far and 0 < self._waits < _MAX_WAITS):
             self._waits += far
             return None
         tolerance = max(goal, self._engine.stop * self._leaves * gradient, method.rounding)
         self._engine.make_room()
         enough = _FITTED_FAILED * gradient
-        refined = method.solve(d, f, tolerance, 0 if far else _MAX_DESCENT, enough)
+        refined = method.solve(d, f, tolerance, 0 if far else MAX_DESCENT, enough)
         self._engine.make_room()
         gradients = refined.gradients
         accepted = gradients[-1] < min(gradient, max(enough, tolerance))

@@ -20,7 +20,7 @@ from ..errors import DEQHError, own_errors
 from ..process import one_blas_thread
 from .cycles import Solution
 from .density import density_of
-from .descent import Point, occupied_first, rotated
+from .descent import MAX_DESCENT, Point, occupied_first, rotated
 from .orbitals import (
     Orbitals,
     by_spin,
@@ -36,14 +36,13 @@ from .shells import Kind
 if TYPE_CHECKING:
     from .fitted import FittedFock
 
-_MAX_BUILDS, _MAX_DESCENT = 60, 80
-_CONVERGED = 1e-4  # gradient in hartree per root of an electron pair
+_MAX_BUILDS, _CONVERGED = 60, 1e-4  # gradient in hartree per root of an electron pair
 # Curvature of the energy in hartree, as differences of orbital energies: below this a solution is
 # no minimum. Fitting and grid are off by less than half of it.
 _UNSTABLE = -5e-4
 _STEP = 5e-3  # of finite differences, norm of a rotation
 _ANGLES = (-0.8, -0.4, 0.4, 0.8)  # along an instability, norm of a rotation
-_MAX_DESCENTS = 3
+MAX_DESCENTS = 3
 # Hartree between the frontier orbitals of a spin: below this cycles may have ended on a saddle
 # point, from whose symmetry fast convergence leaves no time to fall.
 _DOUBTFUL = 0.02
@@ -159,7 +158,7 @@ class StateSearch:
             fock, energy = self._build(orbitals)
             found.append((energy, fock))
         energy, fock = min(found, key=lambda pair: pair[0])
-        lower = self.solve(f"{state.origin}, along an instability", fock, _MAX_DESCENT)
+        lower = self.solve(f"{state.origin}, along an instability", fock, MAX_DESCENT)
         return lower if lower is not None and lower.energy < state.energy - _SAME else None
 
     def states(self, hamiltonians: Mapping[str, np.ndarray]) -> list[State]:
@@ -170,10 +169,10 @@ class StateSearch:
         """
         found: list[State] = []
         for origin, hamiltonian in hamiltonians.items():
-            state = self.solve(origin, hamiltonian, _MAX_DESCENT)
+            state = self.solve(origin, hamiltonian, MAX_DESCENT)
             if state is not None and all(abs(state.energy - s.energy) > _SAME for s in found):
                 found.append(state)
-        for _ in range(_MAX_DESCENTS if found else 0):
+        for _ in range(MAX_DESCENTS if found else 0):
             lower = self.descend(min(found, key=lambda s: s.energy))
             if lower is None:
                 break
