@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from pyscf.data.nist import BOHR
 
 from ...errors import DatasetError
-from ...graph.batch import BOHR
 from ..record import Record
 from .foreign import ORCA, PHISNET, to_record
 from .sqlite import SQLiteLabels, check_columns, connect_read_only, opening, table_columns
