@@ -19,6 +19,7 @@ from .fock.diis import CorrectedCycle, corrected_diis
 from .plugin import deqh_guess, init_guess_by_deqh, register
 from .predict import predict_hamiltonian, predict_hamiltonians
 from .report import Report, Scan
+from .single_build import SingleBuild, single_build
 
 __version__ = "0.2.0.dev0"
 
@@ -33,6 +34,7 @@ __all__ = [
     "OutputError",
     "Report",
     "Scan",
+    "SingleBuild",
     "UnsupportedMoleculeError",
     "corrected_diis",
     "deqh_guess",
@@ -41,6 +43,7 @@ __all__ = [
     "load_model",
     "predict_hamiltonian",
     "predict_hamiltonians",
+    "single_build",
 ]
 
 register()

@@ -326,6 +326,7 @@ class _Corrected:
                     self._fail(gradient)
                     return None
                 self._moves += 1
+                self._leaves = _LEAVES
                 self._begin_plain()  # what it knows is of another place
         if gradient < goal or (far and 0 < self._waits < _MAX_WAITS):
             self._waits += far

@@ -1,0 +1,98 @@
+"""The energy of a molecule from one full Fock matrix and no SCF, for screening.
+
+The SCF's own F(D) is built once, at the guess's density D. Corrected cycles lead from there to a
+density D' near the solution, and the slopes at both ends to its energy,
+
+    E(D') = E(D) + tr[(F(D) + F') (D' - D)] / 2,
+
+where F' is the fitted Fock matrix of D' with the defect of F(D). What that lacks is of third order
+in D' - D, or of the change of the defect.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+from pyscf.lib import logger
+from pyscf.scf import hf
+
+from .engine import engine_of
+from .plugin import KEY, deqh_guess
+from .pyscf_api import attribute
+
+# What the energy may be off: of the correction this part, and what is of third order, at least so
+# much (hartree). Where corrected cycles have not converged, or not all of a solvent's response is
+# known, the whole correction.
+_PART, _AT_LEAST = 0.02, 1e-8
+
+
+@dataclass(frozen=True)
+class SingleBuild:
+    """What :func:`single_build` has found, in hartree.
+
+    Attributes:
+        energy: of the SCF's solution, estimated.
+        error: that the estimate may have, if the SCF has no other solution.
+        upper: energy of the guess's density, above that of the SCF's ground state.
+    """
+
+    energy: float
+    error: float
+    upper: float
+
+
+def single_build(mf: hf.SCF, **options: Any) -> SingleBuild:
+    """Estimate an SCF's energy with one full Fock matrix: ``single_build(scf.RKS(mol, xc="pbe"))``.
+
+    The SCF object gets orbitals, their energies and ``e_tot``, but is not ``converged``.
+
+    Args:
+        mf: any molecular SCF object; it is changed as by :func:`deqh_guess`.
+        options: of :func:`deqh_guess`.
+
+    Raises:
+        UnsupportedMoleculeError, NotEnoughMemoryError, NumericalError, CheckpointError,
+        ConfigError: see :func:`deqh_guess`.
+
+    Example:
+
+        >>> from pyscf import gto, scf
+        >>> from pyscf_deqh import single_build
+        >>> mol = gto.M(atom="O 0 0 .119; H 0 .763 -.477; H 0 -.763 -.477", basis="def2-svp")
+        >>> found = single_build(scf.RKS(mol, xc="b3lyp").set(verbose=0))
+        >>> print(f"{found.energy:.6f}, off by less than {found.error:.0e}")
+        -76.358288, off by less than 1e-08
+    """
+    deqh_guess(mf, **options)
+    mf._deqh = replace(mf._deqh, frugal=False)  # as it was asked for
+    mf.build()
+    host = engine_of(mf).host
+    overlap, hcore = mf.get_ovlp(), mf.get_hcore()
+    density = mf.get_init_guess(mf.mol, KEY, s1e=overlap)
+    potential = mf.get_veff(mf.mol, density)
+    upper = float(mf.energy_tot(density, hcore, potential))
+    fock = _by_spin(mf.get_fock(hcore, overlap, potential, density), host)
+    corrected = mf.get_fock(
+        hcore, overlap, potential, density, cycle=mf.diis_start_cycle, diis=mf.DIIS(mf)
+    )
+    mf.mo_energy, mf.mo_coeff = mf.eig(corrected, overlap)
+    mf.mo_occ = mf.get_occ(mf.mo_energy, mf.mo_coeff)
+    change = host(mf.make_rdm1()) - host(density)
+    slopes = fock + _by_spin(corrected, host)
+    correction = 0.5 * float(np.vdot(slopes, np.reshape(change, slopes.shape)).real)
+    size, cycles = abs(correction), mf.deqh_cycles
+    known = bool(cycles) and cycles[-1].accepted and attribute(mf, "with_solvent") is None
+    error = max((_PART + np.sqrt(size)) * size, _AT_LEAST) if known else size
+    found = SingleBuild(upper + correction, float(error), upper)
+    mf.e_tot, mf.converged = found.energy, False
+    logger.note(mf, "E of a single build = %.15g +- %.1e", found.energy, found.error)
+    return found
+
+
+def _by_spin(fock: Any, host: Any) -> np.ndarray:
+    """Fock matrices of either spin, where the density has two."""
+    if hasattr(fock, "focka"):
+        return np.stack([host(fock.focka), host(fock.fockb)])
+    return np.array(host(fock))

@@ -1,0 +1,65 @@
+"""Energies of one full Fock matrix, against PySCF's SCFs."""
+
+import pytest
+from conftest import FORMAMIDE, WATER, make_mol
+from pyscf import dft, scf
+
+from pyscf_deqh import ConfigError, single_build
+
+CATION = {"charge": 1, "spin": 1}
+METHODS = {
+    "RHF": (scf.RHF, {}),
+    "B3LYP": (lambda mol: dft.RKS(mol, xc="b3lyp"), {}),
+    "M06-2X": (lambda mol: dft.RKS(mol, xc="m06-2x"), {}),
+    "density fitting": (lambda mol: dft.RKS(mol, xc="pbe").density_fit(), {}),
+    "basis": (lambda mol: dft.RKS(mol, xc="pbe"), {"basis": "cc-pvdz"}),
+    "UHF": (scf.UHF, CATION),
+    "UKS": (lambda mol: dft.UKS(mol, xc="b3lyp"), CATION),
+    "ROHF": (scf.ROHF, CATION),
+    "ROKS": (lambda mol: dft.ROKS(mol, xc="b3lyp"), CATION),
+    "symmetry": (scf.RHF, {"symmetry": True}),
+    "GHF": (scf.GHF, CATION),
+    "broken symmetry": (scf.UHF, {}),
+    "PCM": (lambda mol: dft.RKS(mol, xc="b3lyp").PCM(), {}),
+}
+
+
+@pytest.mark.parametrize("case", METHODS)
+def test_the_energy_is_the_scfs_within_its_error(case):
+    make, options = METHODS[case]
+    mf = make(make_mol(WATER, **options))
+    builds, original = [], mf.get_veff
+    mf.get_veff = lambda *a, **k: builds.append(1) or original(*a, **k)
+    found = single_build(mf)
+    assert len(builds) == 1
+    converged = make(make_mol(WATER, **options)).run(conv_tol=1e-11)
+    assert abs(found.energy - converged.e_tot) < found.error + 1e-10
+    assert found.upper > converged.e_tot - 1e-10
+    assert mf.e_tot == found.energy
+    assert not mf.converged
+    if case not in ("GHF", "broken symmetry", "PCM"):  # whose guess is of another kind
+        assert found.error < 1e-6
+        homo = mf.mo_occ > 0
+        assert mf.mo_energy[homo].max() == pytest.approx(
+            converged.mo_energy[converged.mo_occ > 0].max(), abs=1e-3
+        )
+
+
+def test_a_larger_molecule_and_other_ways_to_start():
+    converged = dft.RKS(make_mol(FORMAMIDE), xc="b3lyp").run(conv_tol=1e-11)
+    for options in ({}, {"start": "atoms"}, {"max_cycles": 0}, {"accelerate": False}):
+        found = single_build(dft.RKS(make_mol(FORMAMIDE), xc="b3lyp"), **options)
+        assert abs(found.energy - converged.e_tot) < found.error
+
+
+def test_small_scfs_are_not_left_alone():
+    mol = make_mol([("H", (0, 0, 0)), ("H", (0, 0, 0.74))])
+    mf = scf.RHF(mol)
+    found = single_build(mf)
+    assert mf.deqh_report.fallback is None
+    assert found.energy == pytest.approx(scf.RHF(mol).kernel(), abs=1e-8)
+
+
+def test_options_are_the_guesss():
+    with pytest.raises(ConfigError, match="start must be one of"):
+        single_build(scf.RHF(make_mol(WATER)), start="somewhere")
