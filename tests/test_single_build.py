@@ -12,7 +12,6 @@ METHODS = {
     "B3LYP": (lambda mol: dft.RKS(mol, xc="b3lyp"), {}),
     "M06-2X": (lambda mol: dft.RKS(mol, xc="m06-2x"), {}),
     "density fitting": (lambda mol: dft.RKS(mol, xc="pbe").density_fit(), {}),
-    "basis": (lambda mol: dft.RKS(mol, xc="pbe"), {"basis": "cc-pvdz"}),
     "UHF": (scf.UHF, CATION),
     "UKS": (lambda mol: dft.UKS(mol, xc="b3lyp"), CATION),
     "ROHF": (scf.ROHF, CATION),
