@@ -12,9 +12,9 @@ from ..nn.deqh import BackboneConfig, SolverSettings
 from ..nn.qhnet import QHNetConfig
 from ..nn.so2net import SO2NetConfig
 
-# No ``Any``: jsonargparse would make an object of any class that a file names in one.
 CONSISTENCY_LOSSES = ("amortized", "commutator")
 
+# No ``Any``: jsonargparse would make an object of any class that a file names in one.
 _Plain: TypeAlias = bool | int | float | str
 OptionValue: TypeAlias = _Plain | list[_Plain] | None
 
