@@ -28,6 +28,8 @@ class ModelSpec:
     Attributes:
         split_rule, split_sizes: of the training, see :mod:`pyscf_deqh.data.splits`; None where it
             is not known.
+        other_bases: further basis sets of the labels, see
+            :class:`~pyscf_deqh.train.config.DataConfig`.
     """
 
     basis: str
@@ -36,6 +38,7 @@ class ModelSpec:
     solver: SolverSettings
     split_rule: str | None = None
     split_sizes: tuple[int, ...] = ()
+    other_bases: tuple[str, ...] = ()
 
     @property
     def reference(self) -> str:
@@ -95,6 +98,8 @@ def save_model(model: DEQH, spec: ModelSpec, folder: str | Path, half: bool = Fa
     }
     if spec.split_rule is not None:
         config["split"] = {"rule": spec.split_rule, "sizes": list(spec.split_sizes)}
+    if spec.other_bases:
+        config["other_bases"] = list(spec.other_bases)
     with replacing(folder / _CONFIG) as new_config, replacing(folder / _WEIGHTS) as new_weights:
         new_weights.write_bytes(weights)
         new_config.write_text(json.dumps(config, indent=2) + "\n")
@@ -189,6 +194,7 @@ def load_model(name: str | Path = DEFAULT_MODEL, device: str = "cpu") -> tuple[D
             solver=SolverSettings(**config["solver"]),
             split_rule=config.get("split", {}).get("rule"),
             split_sizes=tuple(config.get("split", {}).get("sizes", ())),
+            other_bases=tuple(config.get("other_bases", ())),
         )
         with single_precision:
             model = DEQH(build_backbone(spec.template, spec.backbone), spec.solver)

@@ -2,7 +2,8 @@
 
 They start from this guess. One row for each: energy, orbital energies, dipole moment, charges, and
 what it cost. Rows are kept as they come: the same command goes on where it stopped, with the
-molecules that the output does not hold. ``--scheduler`` runs on a cluster.
+molecules that the output does not hold. ``--scheduler`` runs on a cluster. ``--single-build`` makes
+one Fock matrix of each molecule instead of an SCF.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ from .data.make.label import row_ids
 from .errors import DatasetError, exit_status
 from .plugin import deqh_guess
 from .pyscf_api import full_builds
+from .single_build import single_build
 from .table import RowTable
 from .tasks import Failure, add_options, outcomes
 
@@ -41,6 +43,7 @@ COLUMNS = {
     "orbitals": "int32",
     "converged": "bool",
     "energy": "double",
+    "energy_error": "double",
     "spin_square": "double",
     "homo": "double",
     "lumo": "double",
@@ -56,7 +59,8 @@ COLUMNS = {
 }
 """Name and type of each column: energies in hartree, ``dipole`` (3,) in debye, Mulliken's
 ``charges`` (N,); ``geometry`` is a hash of elements and positions; ``start`` where the guess began,
-``notes`` what it did differently, ``error`` why there is no result."""
+``notes`` what it did differently, ``error`` why there is no result. With one Fock matrix instead of
+an SCF ``energy_error`` is what the energy may be off, and ``converged`` is empty."""
 
 
 def fingerprint(geometry: Geometry) -> str:
@@ -69,15 +73,25 @@ def fingerprint(geometry: Geometry) -> str:
     return hashlib.sha256(content).hexdigest()[:16]
 
 
-def one_molecule(geometry: Geometry, method: Method) -> dict[str, Any]:
+def one_molecule(geometry: Geometry, method: Method, single: bool = False) -> dict[str, Any]:
     """A row but for ``id``, ``name`` and ``geometry``.
 
     An SCF that does not converge has a row like any other, with ``converged`` false.
+
+    Args:
+        geometry: the molecule.
+        method: of its SCF.
+        single: make one Fock matrix of it, see :func:`pyscf_deqh.single_build`.
     """
     mol = method.molecule(geometry)
-    mf = deqh_guess(method.scf(mol), method.model, method.device, on_unsupported="minao")
+    mf = method.scf(mol)
+    options: dict[str, Any] = {
+        "model": method.model, "device": method.device, "on_unsupported": "minao"
+    }  # fmt: skip
     started = time.perf_counter()
-    mf.kernel()
+    found = single_build(mf, **options) if single else None
+    if not single:
+        deqh_guess(mf, **options).kernel()
     seconds = time.perf_counter() - started
     occupied = mf.mo_occ > 0
     homo = float(mf.mo_energy[occupied].max())
@@ -89,16 +103,17 @@ def one_molecule(geometry: Geometry, method: Method) -> dict[str, Any]:
         "charge": mol.charge,
         "spin": mol.spin,
         "orbitals": int(mol.nao),
-        "converged": bool(mf.converged),
+        "converged": None if single else bool(mf.converged),
         "energy": float(mf.e_tot),
+        "energy_error": found.error if found else None,
         "spin_square": float(mf.spin_square()[0]),
         "homo": homo,
         "lumo": lumo,
         "gap": None if lumo is None else lumo - homo,
         "dipole": mf.dip_moment(unit="Debye", verbose=0).tolist(),
         "charges": mf.mulliken_pop(verbose=0)[1].tolist(),
-        "cycles": int(mf.cycles),
-        "full_builds": full_builds(mf),
+        "cycles": 0 if single else int(mf.cycles),
+        "full_builds": 1 if single else full_builds(mf),
         "seconds": seconds,
         "start": "minao" if report.fallback else report.start,
         "notes": "; ".join(remarks),
@@ -116,9 +131,14 @@ def _formula(geometry: Geometry) -> str:
     return "".join(f"{symbol}{counts[symbol] if counts[symbol] > 1 else ''}" for symbol in order)
 
 
-def _settings(method: Method) -> dict[str, Any]:
+def _settings(method: Method, single: bool) -> dict[str, Any]:
     """What all rows of a file have to be made with."""
-    return {**method.details, "weights": weights_hash(method.model), "pyscf": pyscf.__version__}
+    return {
+        **method.details,
+        "weights": weights_hash(method.model),
+        "pyscf": pyscf.__version__,
+        "single_build": single,
+    }
 
 
 def screen(
@@ -129,6 +149,7 @@ def screen(
     scheduler: str | None = None,
     retry_failed: bool = False,
     progress: bool = True,
+    single: bool = False,
 ) -> dict[str, int]:
     """Write a row for each molecule that ``out`` does not hold yet.
 
@@ -139,6 +160,7 @@ def screen(
         workers, scheduler: where to compute, see :func:`pyscf_deqh.tasks.outcomes`.
         retry_failed: compute the molecules again that have no result.
         progress: show a progress bar.
+        single: make one Fock matrix of each, see :func:`pyscf_deqh.single_build`.
 
     Returns:
         How many rows this call wrote, ``written``, and how many of all rows in ``out`` have no
@@ -153,7 +175,7 @@ def screen(
     method = method or Method()
     by_id = dict(zip(row_ids(geometries), geometries, strict=True))
     prints = {row_id: fingerprint(geometry) for row_id, geometry in by_id.items()}
-    with RowTable(Path(out), COLUMNS, _settings(method)) as table:
+    with RowTable(Path(out), COLUMNS, _settings(method, single)) as table:
         present = table.column("geometry")
         for row_id in present.keys() & prints.keys():
             if present[row_id] != prints[row_id]:
@@ -163,7 +185,7 @@ def screen(
                 )
         failed = table.column("error")
         done = {i for i in present if not (retry_failed and failed[i])}
-        tasks = deque((i, (g, method)) for i, g in by_id.items() if i not in done)
+        tasks = deque((i, (g, method, single)) for i, g in by_id.items() if i not in done)
         bar = tqdm(total=len(by_id), initial=len(by_id) - len(tasks), desc="screening",
                    unit="mol", disable=not progress)  # fmt: skip
         written = 0
@@ -202,6 +224,9 @@ def _parser() -> argparse.ArgumentParser:
                         help="SCFs with PySCF's density_fit()")  # fmt: skip
     parser.add_argument("--unrestricted", action="store_true",
                         help="singlets too have orbitals of either spin")  # fmt: skip
+    parser.add_argument("--single-build", action="store_true",
+                        help="one Fock matrix instead of an SCF; says what the energy may be "
+                        "off")  # fmt: skip
     parser.add_argument("--model", default=DEFAULT_MODEL, help="bundled model or exported folder")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda …")
     parser.add_argument("--retry-failed", action="store_true",
@@ -230,6 +255,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             args.workers,
             args.scheduler,
             args.retry_failed,
+            single=args.single_build,
         )
         print(f"{args.out}: {found['written']} molecules now; of all in it "
               f"{found['not_converged']} not converged, {found['failed']} without a result "

@@ -4,6 +4,7 @@ from concurrent.futures import Future
 
 import numpy as np
 import pytest
+import torch
 from conftest import make_mol
 from pyscf import lib, scf
 from safetensors.numpy import load as load_tensors
@@ -15,6 +16,8 @@ from pyscf_deqh.data.formats.qh9 import QH9Database, Record
 from pyscf_deqh.data.geometry import Geometry, read_geometries
 from pyscf_deqh.data.make.label import LabelSettings, label
 from pyscf_deqh.data.splits import split_of
+from pyscf_deqh.graph.basis import template_of
+from pyscf_deqh.graph.batch import collate
 
 pytestmark = pytest.mark.usefixtures("quick_workers")
 
@@ -342,6 +345,30 @@ def test_labels_of_different_methods_are_refused(tmp_path):
     other = GraphStore(tmp_path, "sad", "def2-tzvp")
     with pytest.raises(DatasetError, match="has labels in def2-svp, not in def2-tzvp"):
         HamiltonianDataset(files[:1], "all", other, progress=False)
+
+
+def test_labels_in_several_basis_sets(tmp_path):
+    """Each graph has its own label's orbitals, in the slots that both basis sets share."""
+    geometries = read_geometries(write_xyz(tmp_path / "a.xyz", 1))
+    files = []
+    for basis in ("def2-svp", "6-31g*"):
+        files.append(tmp_path / f"{len(files)}.db")
+        settings = LabelSettings(xc="hf", basis=basis, conv_tol=1e-8)
+        label(geometries, files[-1], settings, workers=1, progress=False)
+    store = GraphStore(tmp_path, "none", "def2-svp", ("6-31G*",))
+    template = template_of("def2-svp", (1, 8))
+    graphs = list(HamiltonianDataset(files, "all", store, progress=False))
+    for graph, basis in zip(graphs, ("def2-svp", "6-31g*"), strict=True):
+        mol = make_mol(geometries[0].atom(), basis=basis)
+        np.testing.assert_allclose(graph.overlap, mol.intor("int1e_ovlp"), atol=1e-6)
+    batch = collate(graphs, template, 15.0, torch.float64)
+    assert (batch.orbital >= 0).sum(dim=1).tolist() == [5, 5, 2, 2]
+    square = (template.size, template.size)
+    onsite = batch.onsite_blocks(batch.overlap)[..., 0].unflatten(1, square)
+    pairs = batch.blocks(*batch.edge_index, batch.overlap)[..., 0].unflatten(1, square)
+    torch.testing.assert_close(batch.matrix(onsite, pairs), batch.overlap)
+    with pytest.raises(DatasetError, match=r"labels in 6-31g\*, not in def2-svp"):
+        HamiltonianDataset(files, "all", GraphStore(tmp_path, "none", "def2-svp"), progress=False)
 
 
 def test_damaged_archives(tmp_path):

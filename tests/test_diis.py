@@ -14,7 +14,7 @@ from pyscf import dft, lib, scf
 
 from pyscf_deqh import ConfigError, corrected_diis, deqh_guess
 from pyscf_deqh.engine import HOST
-from pyscf_deqh.fock import diis
+from pyscf_deqh.fock import corrector, diis
 from pyscf_deqh.fock.auxiliary import LIGHT
 from pyscf_deqh.fock.failure import Strictly, WayBack
 from pyscf_deqh.fock.fitted import FittedFock
@@ -227,12 +227,12 @@ def test_spins_of_restricted_open_shells_are_told_apart(spin):
     density, overlap = mf.make_rdm1(), mf.get_ovlp()
     x = orthonormal_basis(overlap)
     fock = mf.get_fock(dm=density)
-    found = diis._orbitals_of(Kind.RESTRICTED_OPEN, density.sum(0), fock, x, overlap @ x)
+    found = corrector._orbitals_of(Kind.RESTRICTED_OPEN, density.sum(0), fock, x, overlap @ x)
     for c, expected in zip(found, density, strict=True):
         np.testing.assert_allclose(c @ c.T, expected, atol=1e-9)
     density = mf.get_init_guess(key="minao")
     fock = mf.get_fock(dm=density)
-    found = diis._orbitals_of(Kind.RESTRICTED_OPEN, density.sum(0), fock, x, overlap @ x)
+    found = corrector._orbitals_of(Kind.RESTRICTED_OPEN, density.sum(0), fock, x, overlap @ x)
     np.testing.assert_allclose(found[0] @ found[0].T, density[0], atol=1e-9)
 
 
@@ -297,7 +297,7 @@ def test_from_afar_without_a_clear_state_the_way_is_pyscfs():
 
 def test_from_afar_cycles_that_do_not_converge_lead_nowhere(monkeypatch):
     """However much of the gradient they take: square cyclobutadiene ended on a saddle point."""
-    monkeypatch.setattr(diis, "_MAX_FITTED", 4)
+    monkeypatch.setattr(corrector.Corrector, "max_fitted", 4)
     mol = make_mol(FORMAMIDE)
     plain, found = scf.RHF(mol), scf.RHF(mol).apply(corrected_diis)
     for mf in (plain, found):
@@ -313,7 +313,7 @@ def test_from_afar_cycles_that_do_not_converge_lead_nowhere(monkeypatch):
 
 @pytest.mark.parametrize("case", ["B3LYP", "UHF", "UKS triplet", "symmetry, UKS"])
 def test_where_cycles_do_not_converge_minimization_does(case, monkeypatch):
-    monkeypatch.setattr(diis, "_MAX_FITTED", 1)
+    monkeypatch.setattr(corrector.Corrector, "max_fitted", 1)
     monkeypatch.setattr(diis, "_FITTED_FAILED", 1e-3)
     make, options = METHODS[case]
     plain, _ = run(make(make_mol(WATER, **options)))
@@ -325,7 +325,7 @@ def test_where_cycles_do_not_converge_minimization_does(case, monkeypatch):
 
 
 def test_so_it_does_in_generalized_orbitals(monkeypatch):
-    monkeypatch.setattr(diis, "_MAX_FITTED", 1)
+    monkeypatch.setattr(corrector.Corrector, "max_fitted", 1)
     monkeypatch.setattr(diis, "_FITTED_FAILED", 1e-3)
     mol = make_mol(WATER, **CATION)
     near = scf.GHF(mol).set(conv_tol=1e-3).run()
@@ -400,13 +400,13 @@ def test_where_pyscfs_diis_goes_nowhere_after_them_its_own_start_is_next(
     dm = scf.UHF(mol).get_init_guess(key="huckel") if start == "density" else None
     dm = dm.sum(0) if dm is not None and make is scf.RHF else dm
     expected = energies_of(plain, dm)
-    original = diis.refine
+    original = corrector.refine
 
     def wrong(build, overlap, shells, f, *args):
         return replace(original(build, overlap, shells, f, *args), gradients=[1e9])
 
-    monkeypatch.setattr(diis, "refine", wrong)
-    monkeypatch.setattr(diis, "LOST", 1e9)
+    monkeypatch.setattr(corrector, "refine", wrong)
+    monkeypatch.setattr(corrector, "LOST", 1e9)
     mf = make(mol).apply(deqh_guess if start == "deqh" else corrected_diis)
     monkeypatch.setattr(type(HOST), "diis_class", Stubborn)
     monkeypatch.setattr(Stubborn, "made", 0)
@@ -430,7 +430,7 @@ def test_a_slow_diis_is_left_alone():
 
 @pytest.mark.parametrize("own", [None, lambda envs: envs["norm_gorb"] < 1e-6])
 def test_the_users_criterion_of_convergence_stays(own, monkeypatch):
-    original = diis.refine
+    original = corrector.refine
     failed = []
 
     def wrong(build, overlap, shells, f, *args):
@@ -438,7 +438,7 @@ def test_the_users_criterion_of_convergence_stays(own, monkeypatch):
         failed.append(True)
         return replace(refined, gradients=[1.0])
 
-    monkeypatch.setattr(diis, "refine", wrong)
+    monkeypatch.setattr(corrector, "refine", wrong)
     mf = scf.RHF(make_mol(WATER)).apply(corrected_diis)
     mf.check_convergence = own
     mf.kernel()
@@ -492,7 +492,7 @@ def test_where_nothing_can_be_prepared_the_way_is_pyscfs(monkeypatch):
     def fail(*args):
         raise MemoryError("unable to allocate 1 TiB")
 
-    monkeypatch.setattr(diis._Method, "__init__", fail)
+    monkeypatch.setattr(diis.Corrector, "__init__", fail)
     np.testing.assert_allclose(energies_of(mf), expected, atol=1e-10)
     assert not any(cycle.accepted for cycle in mf.deqh_cycles)
 

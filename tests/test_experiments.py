@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -9,11 +10,13 @@ import torch
 from conftest import FORMAMIDE, WATER, make_mol, small_qhnet
 from pyscf import scf
 
+from pyscf_deqh.data.formats import open_labels
+from pyscf_deqh.data.splits import split_ids
 from pyscf_deqh.errors import ConfigError
-from pyscf_deqh.experiments import fig6, published, trainings
+from pyscf_deqh.experiments import bases, fig6, published, trainings
 from pyscf_deqh.experiments.__main__ import NAMES, OTHERS, main
 from pyscf_deqh.experiments.cache import ResultCache
-from pyscf_deqh.experiments.datasets import find_datasets
+from pyscf_deqh.experiments.datasets import Dataset, find_datasets
 from pyscf_deqh.experiments.fig4a import is_recorded
 from pyscf_deqh.experiments.fig4b import IDENTITY, MINAO, SCF
 from pyscf_deqh.experiments.iteration import count_iterations, iterates, relative_changes
@@ -21,6 +24,7 @@ from pyscf_deqh.experiments.options import Options
 from pyscf_deqh.experiments.report import spread, with_spread
 from pyscf_deqh.experiments.samples import SPLIT_SIZES
 from pyscf_deqh.experiments.sizes import size_of
+from pyscf_deqh.graph.basis import shells_of, template_of
 from pyscf_deqh.graph.batch import collate
 from pyscf_deqh.graph.build import build_graph
 
@@ -32,6 +36,7 @@ def smoke(tmp_path_factory, quick_workers):
     assert main(["all", "--out", str(folder)]) == 0
     for name in ("rivals", "losses"):
         assert main([name, "--datasets", "water", "--out", str(folder)]) == 0
+    assert main(["bases", "--out", str(folder)]) == 0
     return folder
 
 
@@ -125,6 +130,63 @@ def test_losses_of_self_consistency_stand_beside_deqhnet(smoke):
     assert parameters["qhnet"] == parameters["qhnet-amortized"] == parameters["qhnet-commutator"]
     errors = [found[name]["mae"]["mean"] for name in ("qhnet", "qhnet-amortized")]
     assert errors[0] != errors[1]
+
+
+def test_two_basis_sets(smoke):
+    found = results(smoke, "bases")
+    assert found.pop("least_without_overlap") > 1e-3
+    for trained in found.values():
+        assert list(trained) == ["def2-svp", "6-31g*", "def2-svp and 6-31g*"]
+        assert list(trained["6-31g*"]) == ["6-31g*", "steps"]
+        assert list(trained["def2-svp and 6-31g*"]) == ["def2-svp", "6-31g*", "steps"]
+
+
+def test_the_least_error_of_one_matrix_for_two_basis_sets(smoke):
+    """By hand: PySCF's orbitals of the same names, p of hydrogen and the rest."""
+    folder = smoke / "samples-bases"
+    one, other = (
+        Dataset("water", (folder / f"water{k}.db",), "md17", SPLIT_SIZES, (basis,))
+        for k, basis in (("", "def2-svp"), ("1", "6-31g*"))
+    )
+    with open_labels(one.databases[0]) as a, open_labels(other.databases[0]) as b:
+        ids = split_ids(a, "test", "md17", SPLIT_SIZES)
+        pairs = [(a[i].hamiltonian, b[i].hamiltonian) for i in ids]
+    large, small = (make_mol(WATER, basis=basis).ao_labels() for basis in ("def2-svp", "6-31g*"))
+    shared = [k for k, name in enumerate(large) if "H 2p" not in name]
+    assert [large[k] for k in shared] == small
+    total = sum(np.abs(x[np.ix_(shared, shared)] - y).sum() for x, y in pairs)
+    assert bases._least(one, other, 0) == pytest.approx(total / len(pairs) / (24**2 + 18**2))
+
+
+def test_the_overlap_says_the_element_and_the_basis_set_alone():
+    """On-site blocks of S are the same for all atoms of an element, wherever they are."""
+    blocks = {}
+    for basis in ("def2-svp", "6-31g*"):
+        template = template_of("def2-svp", (1, 6, 7, 8))
+        molecules = [make_mol(atoms, basis=basis) for atoms in (WATER, FORMAMIDE)]
+        graphs = [replace(build_graph(m, "none"), shells=shells_of(m)) for m in molecules]
+        batch = collate(graphs, template, 15.0, torch.float64)
+        found = batch.onsite_blocks(batch.overlap)[..., 0]
+        for element in range(4):
+            same = found[batch.element == element]
+            torch.testing.assert_close(same, same[:1].expand_as(same), atol=1e-12, rtol=0)
+        blocks[basis] = found[0]  # of oxygen
+    assert (blocks["def2-svp"] - blocks["6-31g*"]).abs().max() > 0.01
+
+
+def test_a_basis_set_changes_no_recipe_and_no_other_experiment(smoke):
+    size = size_of("full")
+    assert size.recipe("water-6-31gs") == size.recipe("water-both") == size.recipe("water")
+    assert size.recipe("stable-id") == size.recipe("in-house") == size.qh9
+    data = (smoke / "samples-bases", smoke / "samples" / "molecules.db")
+    options = Options(size_of("smoke"), smoke, data=data, split_sizes=SPLIT_SIZES)
+    assert list(options.found) == ["water", "water-6-31gs", "in-house"]
+    assert list(options.need()) == ["water", "in-house"]
+    assert [d.name for d in bases._pair(options)] == ["water", "water-6-31gs"]
+    only = replace(options, datasets=("water",))
+    assert list(only.found) == ["water", "water-6-31gs"]
+    with pytest.raises(ConfigError, match="--data has in-house"):
+        bases._pair(replace(options, datasets=("in-house",)))
 
 
 def test_noise_is_of_first_order(smoke):

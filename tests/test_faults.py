@@ -11,7 +11,7 @@ from pyscf import scf
 from pyscf_deqh import NotEnoughMemoryError, NumericalError, deqh_guess, init_guess_by_deqh, plugin
 from pyscf_deqh import guess as guess_module
 from pyscf_deqh.engine import Engine, host
-from pyscf_deqh.fock import cycles, diis, fitted, problem
+from pyscf_deqh.fock import corrector, cycles, fitted, problem
 from pyscf_deqh.graph import build
 from pyscf_deqh.nn.deqh import DEQH
 from pyscf_deqh.starts.network import NetworkStart
@@ -92,7 +92,7 @@ def test_errors(stage, error, monkeypatch, tmp_path, minao):
 
 
 @pytest.mark.parametrize("error", ERRORS)
-@pytest.mark.parametrize("place", [(fitted.FittedFock, "differences"), (diis, "refine")])
+@pytest.mark.parametrize("place", [(fitted.FittedFock, "differences"), (corrector, "refine")])
 def test_errors_in_corrected_cycles_leave_pyscfs_own(place, error, monkeypatch, tmp_path, minao):
     def fail(*args, **kwargs):
         raise ERRORS[error][0]

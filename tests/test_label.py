@@ -255,3 +255,36 @@ def test_elements_with_effective_core_potentials_are_refused():
     atoms = Geometry(np.array([1, 53], np.int32), np.array([[0, 0, 0], [0, 0, 1.61]]), {})
     with pytest.raises(UnsupportedMoleculeError, match="effective core potential for I"):
         solve(atoms, LabelSettings(xc="hf"))
+
+
+def test_steps_of_the_scf(tmp_path, capsys):
+    """Each Fock matrix is PySCF's of the density that the Hamiltonian's orbitals make, to what the
+    fitted integrals are off."""
+    water = Geometry(
+        np.array([8, 1, 1], np.int32), np.array([r for _, r in WATER]), {"id": "4"}
+    )  # fmt: skip
+    settings = LabelSettings(xc="hf", conv_tol=1e-8, density_fit=True)
+    out = tmp_path / "a.store"
+    assert label([water], out, settings, workers=0, progress=False, steps=3) == (1, {})
+    mf = scf.RHF(gto.M(atom=water.atom(), basis="def2-svp", verbose=0)).run()
+    with LabelStore(out) as store:
+        path, record = store.steps_of(4), store[4]
+    assert len(path) == store.steps == 3
+    distances = []
+    for step in path:
+        orbitals = mf.eig(step.hamiltonian, mf.get_ovlp())[1][:, :5]
+        expected = mf.get_fock(dm=2 * orbitals @ orbitals.T)
+        assert np.abs(step.fock - expected).mean() < 1e-3 < np.abs(expected).mean() / 100
+        distances.append(np.abs(step.hamiltonian - record.hamiltonian).max())
+    assert distances[0] > 10 * distances[2] > 0
+    with pytest.raises(ConfigError, match="no place for steps of an SCF"):
+        label([water], tmp_path / "a.db", settings, workers=0, progress=False, steps=3)
+    assert not (tmp_path / "a.db").exists()
+    xyz = tmp_path / "a.xyz"
+    xyz.write_text("2\n\nH 0 0 0\nH 0 0 0.7\n")
+    command = ["label", str(xyz), "--out", str(out), "--xc", "hf", "--conv-tol", "1e-8",
+               "--density-fit", "--workers", "0"]  # fmt: skip
+    assert main([*command, "--steps", "2"]) == 2
+    assert "holds 3 steps of each SCF, not 2" in capsys.readouterr().err
+    assert main(command) == 2
+    assert main([*command, "--steps", "3"]) == 0

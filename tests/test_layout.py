@@ -3,8 +3,8 @@ import pytest
 from conftest import FORMAMIDE, make_mol
 from pyscf import gto
 
-from pyscf_deqh import UnsupportedMoleculeError
-from pyscf_deqh.graph.basis import check_basis, template_of
+from pyscf_deqh import ConfigError, UnsupportedMoleculeError
+from pyscf_deqh.graph.basis import check_basis, check_room, template_of
 from pyscf_deqh.graph.layout import OrbitalTemplate
 
 
@@ -34,6 +34,16 @@ def test_template_of_another_basis_needs_no_code():
     template = template_of("def2-tzvp", (1, 6))
     assert template.counts == (5, 3, 2, 1)
     assert OrbitalTemplate.from_config(template.to_config()) == template
+
+
+def test_slots_of_another_basis_set(template):
+    """6-31G* has no p functions at hydrogen; def2-TZVP has more than there is room for."""
+    assert template.slots(1, (0, 0)).tolist() == template.slots(1).tolist()[:2]
+    assert template.slots(8, (0, 0, 0, 1, 1, 2)).tolist() == template.slots(8).tolist()
+    check_room(template, "6-31g*")
+    for basis in ("def2-tzvp", "cc-pvtz"):
+        with pytest.raises(ConfigError, match=f"{basis} does not fit .* more shells of angular"):
+            check_room(template, basis)
 
 
 def test_unknown_element(template):

@@ -53,14 +53,14 @@ def test_integrals_do_not_outlive_their_molecule():
 def test_rejected_cycles_leave_no_trace_in_restricted_open_shells(monkeypatch):
     mol = make_mol(WATER, charge=1, spin=1)
     plain, other = scf.ROHF(mol), scf.ROHF(mol).apply(corrected_diis)
-    solve = diis._Method.solve
+    solve = diis.Corrector.solve
 
     def without_success(*args):
         refined = solve(*args)
         refined.gradients.append(np.inf)
         return refined
 
-    monkeypatch.setattr(diis._Method, "solve", without_success)
+    monkeypatch.setattr(diis.Corrector, "solve", without_success)
     energies = []
     for mf in (plain, other):
         path = []

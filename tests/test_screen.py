@@ -57,6 +57,22 @@ def test_rows_are_pyscfs(tmp_path):
     assert (row["homo"], row["lumo"]) == pytest.approx((homo, lumo), abs=1e-4)
 
 
+def test_one_fock_matrix_instead_of_an_scf(tmp_path):
+    water = Geometry(np.array([8, 1, 1]), np.array([r for _, r in WATER]), {})
+    xyz, out = tmp_path / "a.xyz", tmp_path / "a.parquet"
+    xyz.write_text("3\n\n" + "".join(f"{s} {x} {y} {z}\n" for s, (x, y, z) in WATER))
+    command = [str(xyz), "--out", str(out), "--workers", "0"]
+    assert main([*command, "--single-build"]) == 0
+    (row,) = rows_of(out).values()
+    mf = dft.RKS(make_mol(WATER), xc="b3lyp").run(conv_tol=1e-11)
+    assert row["converged"] is None
+    assert abs(row["energy"] - mf.e_tot) < row["energy_error"] < 1e-6
+    assert (row["cycles"], row["full_builds"]) == (0, 1)
+    assert row["gap"] == pytest.approx(mf.mo_energy[5] - mf.mo_energy[4], abs=1e-4)
+    with pytest.raises(DatasetError, match="single_build: True there, False now"):
+        run([water], out, Method())
+
+
 def test_an_output_is_extended(tmp_path):
     out = tmp_path / "a.parquet"
     geometries = [hydrogen(0.7 + 0.01 * i) for i in range(5)]

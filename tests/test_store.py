@@ -27,7 +27,7 @@ from pyscf_deqh.data.geometry import read_geometries
 from pyscf_deqh.data.make import convert as convert_module
 from pyscf_deqh.data.make.convert import convert
 from pyscf_deqh.data.make.label import label
-from pyscf_deqh.data.record import Provenance, Record
+from pyscf_deqh.data.record import Provenance, Record, SCFStep
 from pyscf_deqh.data.splits import SPLITS, split_ids
 
 pytestmark = pytest.mark.usefixtures("quick_workers")
@@ -125,6 +125,36 @@ def test_matrices_that_are_not_exactly_symmetric(tmp_path):
         assert store.ids() == [1]
         with pytest.raises(KeyError, match="no record with id 3"):
             store[3]
+
+
+def test_steps_of_scfs(tmp_path):
+    """They come along to another store, not to a database, and a damaged one is found."""
+    wanted = record(1)
+    wanted.steps = tuple(
+        SCFStep(record(1, seed=k).hamiltonian, record(1, seed=k + 9).hamiltonian) for k in range(2)
+    )
+    with LabelStore(tmp_path / "a.store", writable=True, steps=2) as store:
+        store.add_all([wanted, record(2)])
+        large = record(3)
+        large.steps = (SCFStep(large.hamiltonian, record(3, FORMAMIDE).hamiltonian),)
+        with pytest.raises(DatasetError, match=r"step 0 of id 3 .* of shape"):
+            store.add(large)
+    convert(tmp_path / "a.store", tmp_path / "b.store", "float32", progress=False)
+    convert(tmp_path / "a.store", tmp_path / "b.db", progress=False)
+    for name, precision in (("a.store", "float64"), ("b.store", "float32")):
+        with open_labels(tmp_path / name) as file:
+            assert file.steps_of(2) == ()
+            for found, step in zip(file.steps_of(1), wanted.steps, strict=True):
+                np.testing.assert_array_equal(found.hamiltonian, step.hamiltonian.astype(precision))
+                np.testing.assert_array_equal(found.fock, step.fock.astype(precision))
+    with open_labels(tmp_path / "b.db") as file:
+        assert file.steps_of(1) == ()
+    connection = sqlite3.connect(tmp_path / "a.store")
+    connection.execute("UPDATE steps SET fock = zeroblob(length(fock)) WHERE step = 1")
+    connection.commit()
+    with LabelStore(tmp_path / "a.store") as store, pytest.raises(DatasetError, match="step 1"):
+        store.steps_of(1)
+    assert main(["info", str(tmp_path / "a.store"), "--check"]) == 1
 
 
 def test_provenance_is_kept_for_each_record(tmp_path):
@@ -225,7 +255,7 @@ def test_check_reads_all(path, capsys):
         "CREATE TRIGGER t AFTER INSERT ON records BEGIN DELETE FROM records; END",
         "CREATE VIEW v AS SELECT * FROM records",
         "ALTER TABLE records ADD COLUMN extra",
-        "PRAGMA user_version = 2",
+        "PRAGMA user_version = 1",
         "DROP TABLE failures",
     ],
 )
@@ -235,7 +265,7 @@ def test_other_tables_are_refused(path, change):
     connection.close()
     content = path.read_bytes()
     for writable in (False, True):
-        with pytest.raises(DatasetError, match="no label store of version 1"):
+        with pytest.raises(DatasetError, match="no label store of version 2"):
             LabelStore(path, writable)
     assert path.read_bytes() == content
     assert not Path(f"{path}.lock").exists()

@@ -173,7 +173,7 @@ class Results:
 
 
 @functools.cache
-def _warm_up(method: Method, init: str) -> None:
+def warm_up(method: Method, init: str) -> None:
     """Once in a process: its first calls load the model and the library of integrals."""
     water = method.molecule(WATER)
     # A model that does not serve the method says so for each molecule.
@@ -184,7 +184,7 @@ def _warm_up(method: Method, init: str) -> None:
 
 def _measured(geometry: Geometry, method: Method, inits: Sequence[str]) -> tuple[dict, dict]:
     """A row, and where it was measured."""
-    _warm_up(replace(method, charge=0, spin=None), inits[0])
+    warm_up(replace(method, charge=0, spin=None), inits[0])
     return benchmark_molecule(geometry, method, inits), environment()
 
 

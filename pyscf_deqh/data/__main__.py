@@ -97,6 +97,8 @@ def _add_label(commands) -> None:
                         help="files of labels whose molecules are skipped")  # fmt: skip
     add_options(parser)
     parser.add_argument("--retry-failed", action="store_true")
+    parser.add_argument("--steps", type=int, default=0, help="so many steps of each SCF are kept, "
+                        "from its beginning, in a label store")  # fmt: skip
     parser.add_argument("--device", default="cpu",
                         help="for fitted Fock matrices; all workers may share a GPU")  # fmt: skip
     _add_settings(parser)
@@ -142,6 +144,7 @@ def _run_label(args: argparse.Namespace) -> int:
         device=args.device,
         scheduler=args.scheduler,
         precision=args.precision,
+        steps=args.steps,
     )
     print(f"{args.out}: {written} molecules labelled now, {len(failures)} failed")
     return _list_failures(failures, "id ")
@@ -309,7 +312,7 @@ def _damaged(file: LabelFile) -> list[str]:
     for row_id in tqdm(file.ids(), desc="checking", unit="mol"):
         if row_id not in failures:
             try:
-                file[row_id]
+                file[row_id], file.steps_of(row_id)
             except DatasetError as error:
                 messages.append(str(error))
     return messages

@@ -26,18 +26,18 @@ from tqdm import tqdm
 
 from ..errors import DatasetError, UnsupportedMoleculeError
 from ..files import writing
-from ..graph.basis import check_all_electron
+from ..graph.basis import check_all_electron, shells_of
 from ..graph.batch import MolecularGraph
 from ..graph.build import build_graph
 from ..process import use_threads
 from .formats import open_labels
 from .formats.sqlite import what_to_do
-from .record import Record
+from .record import LabelFile, Record
 from .splits import split_ids
 
 # Change when the content of a graph or of the store changes, so that old caches are not read.
 _FORMAT = 2
-_MATRICES = [f.name for f in fields(MolecularGraph) if f.name != "n_occupied"]
+_MATRICES = [f.name for f in fields(MolecularGraph) if f.name not in ("n_occupied", "shells")]
 # Zero without a reference Hamiltonian; then they are not stored.
 _OFTEN_ZERO = ("reference", "atomic_density")
 # Molecules per task and transaction. Two tasks per worker are under way, which bounds the memory.
@@ -63,6 +63,8 @@ def _encode(graph: MolecularGraph) -> bytes:
             continue
         # Single precision: 1e-6 Eh on the largest (core) elements, half the disk and memory.
         arrays[name] = value.astype(np.float32) if value.dtype == np.float64 else value
+    if graph.shells is not None:
+        arrays["shells"] = np.ascontiguousarray(graph.shells)
     return save_tensors(arrays)
 
 
@@ -77,7 +79,9 @@ def _decode(blob: bytes) -> MolecularGraph:
         for name in _OFTEN_ZERO:
             arrays.setdefault(name, np.zeros_like(arrays["overlap"]))
         return MolecularGraph(
-            n_occupied=int(arrays["n_occupied"][0]), **{n: arrays[n] for n in _MATRICES}
+            n_occupied=int(arrays["n_occupied"][0]),
+            shells=arrays.get("shells"),
+            **{n: arrays[n] for n in _MATRICES},
         )
     except (KeyError, IndexError, TypeError, ValueError) as error:
         raise SafetensorError(f"no graph: {error!r}") from error
@@ -102,15 +106,32 @@ class GraphStore:
         folder: where the file lies; its name carries reference, basis and format.
         reference: kind of reference Hamiltonian, see :mod:`pyscf_deqh.fock.reference`.
         basis: basis set of the labels.
+        other_bases: those that labels may be in, too.
     """
 
-    def __init__(self, folder: str | Path, reference: str, basis: str):
+    def __init__(
+        self, folder: str | Path, reference: str, basis: str, other_bases: Sequence[str] = ()
+    ):
         self.reference, self.basis = reference, basis
+        self.other_bases = tuple(other_bases)
         with writing(Path(folder)):
             Path(folder).mkdir(parents=True, exist_ok=True)
         self.path = Path(folder) / f"graphs-{reference}-{basis}-v{_FORMAT}.db"
         self._connection: sqlite3.Connection | None = None
         self._pid = -1
+
+    def basis_of(self, path: str | Path, settings: dict[str, Any]) -> str:
+        """The basis set of a file of labels by its settings; ``basis`` where they do not tell.
+
+        Raises:
+            DatasetError: it is none of the store's.
+        """
+        found = settings.get("basis", self.basis)
+        for basis in (self.basis, *self.other_bases):
+            if found.lower() == basis.lower():
+                return basis
+        known = " or ".join((self.basis, *self.other_bases))
+        raise DatasetError(f"{path} has labels in {found}, not in {known}")
 
     def _connect(self) -> sqlite3.Connection:
         # A connection must not be carried into a forked data-loading worker.
@@ -239,7 +260,13 @@ class GraphStore:
 # Path, row, key, and the encoded graph unless the store has it already.
 _Made = tuple[str, int, str, bytes | None]
 _worker_store: GraphStore
-_open = lru_cache(maxsize=4)(open_labels)
+
+
+@lru_cache(maxsize=4)
+def _open(path: str) -> tuple[LabelFile, str]:
+    """A file of labels and their basis set."""
+    file = open_labels(path)
+    return file, _worker_store.basis_of(path, file.settings())
 
 
 def _start_worker(store: GraphStore) -> None:
@@ -251,22 +278,24 @@ def _start_worker(store: GraphStore) -> None:
 def _make(rows: list[tuple[str, int]]) -> list[_Made]:
     made: list[_Made] = []
     for path, row_id in rows:
-        file = _open(path)
+        file, basis = _open(path)
         record = file[row_id]
         key = _key(record)
         if key in _worker_store:
             made.append((path, row_id, key, None))
             continue
         try:
-            check_all_electron(record.numbers, _worker_store.basis)
+            check_all_electron(record.numbers, basis)
             mol = gto.M(
                 atom=record.geometry().atom(),
-                basis=_worker_store.basis,
+                basis=basis,
                 charge=record.charge,
                 spin=int(record.numbers.sum() - record.charge) % 2,
                 verbose=0,
             )
             graph = build_graph(mol, _worker_store.reference, np.array(record.hamiltonian))
+            if basis != _worker_store.basis:
+                graph.shells = shells_of(mol)
         except (UnsupportedMoleculeError, RuntimeError) as error:
             raise DatasetError(f"{path}, {file.row_name} {row_id}: {error}") from error
         made.append((path, row_id, key, _encode(graph)))
@@ -274,19 +303,17 @@ def _make(rows: list[tuple[str, int]]) -> list[_Made]:
 
 
 def _check_method(
-    path: str | Path, settings: dict[str, Any], basis: str, methods: dict[str, str]
+    path: str | Path, settings: dict[str, Any], store: GraphStore, methods: dict[str, str]
 ) -> None:
     """Refuse labels of another basis set, or of another functional than those before.
 
     Args:
         path: of the file.
         settings: how its labels were made, as far as it is known.
-        basis: that of the graphs.
+        store: of the graphs.
         methods: functionals so far and the first file of each.
     """
-    found = settings.get("basis")
-    if found is not None and found.lower() != basis.lower():
-        raise DatasetError(f"{path} has labels in {found}, not in {basis}")
+    store.basis_of(path, settings)
     xc = settings.get("xc")
     if xc is not None:
         methods.setdefault(xc.lower(), str(path))
@@ -337,7 +364,7 @@ class HamiltonianDataset(Dataset):
         methods: dict[str, str] = {}
         for path in databases:
             with open_labels(path) as file:
-                _check_method(path, file.settings(), store.basis, methods)
+                _check_method(path, file.settings(), store, methods)
                 ids = split_ids(file, split, split_rule, split_sizes)
                 failures = file.failures()
             unusable = [i for i in ids if i in failures]

@@ -30,12 +30,26 @@ class Provenance:
     written_by: str | None = None
 
 
+@dataclass(frozen=True, eq=False)
+class SCFStep:
+    """What an SCF has passed, in fitted Fock matrices.
+
+    Attributes:
+        hamiltonian: (nao, nao) hartree, whose lowest orbitals were filled.
+        fock: (nao, nao) hartree, the Fock matrix of their density.
+    """
+
+    hamiltonian: np.ndarray
+    fock: np.ndarray
+
+
 @dataclass
 class Record:
     """A labelled molecule: positions (N, 3) in angstrom, hamiltonian (nao, nao) in hartree.
 
     The matrix is in PySCF's AO order, also where the file's is another. ``provenance`` is there
-    where the file keeps it for each record.
+    where the file keeps it for each record. ``steps`` are the first ones of the SCF, for files
+    that keep them; :meth:`LabelFile.steps_of` reads them.
     """
 
     id: int
@@ -44,6 +58,7 @@ class Record:
     hamiltonian: np.ndarray
     meta: dict[str, Any] = field(default_factory=dict)
     provenance: Provenance | None = None
+    steps: tuple[SCFStep, ...] = ()
 
     @property
     def charge(self) -> int:
@@ -168,6 +183,10 @@ class LabelFile(ABC):
         """How the labels were made, as far as the file or its publication says."""
         return {}
 
+    def steps_of(self, row_id: int) -> tuple[SCFStep, ...]:
+        """First steps of a row's SCF, where the file keeps them."""
+        return ()
+
     def __len__(self) -> int:
         return len(self.ids())
 
@@ -190,9 +209,11 @@ class WritableLabels(LabelFile):
 
     Attributes:
         holds_ions: whether the format has a place for a molecule's charge.
+        steps: how many of each SCF are kept; 0 also where the format has no place for them.
     """
 
     holds_ions: bool = True
+    steps: int = 0
 
     @abstractmethod
     def atoms(self, row_id: int) -> tuple[np.ndarray, np.ndarray]:

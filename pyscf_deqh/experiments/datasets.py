@@ -17,16 +17,27 @@ from ..errors import ConfigError
 MD17 = ("water", "ethanol", "malondialdehyde", "uracil")
 QH9 = ("stable-id", "stable-ood", "dynamic-geo", "dynamic-mol")
 IN_HOUSE = "in-house"
+DEFAULT_BASIS = "def2-svp"
 
 
 @dataclass(frozen=True)
 class Dataset:
-    """One data set of Tables 1 and 2, or ``in-house``: labelled files and their split."""
+    """One data set of Tables 1 and 2, or ``in-house``: labelled files and their split.
+
+    Attributes:
+        bases: basis sets of the labels; all have room in the first one's shells.
+    """
 
     name: str
     databases: tuple[Path, ...]
     split_rule: str
     split_sizes: tuple[int, ...] = ()
+    bases: tuple[str, ...] = (DEFAULT_BASIS,)
+
+    @property
+    def molecule(self) -> str:
+        """The name without the basis set."""
+        return self.name if self.bases[0] == DEFAULT_BASIS else self.name.partition("-")[0]
 
     @property
     def xc(self) -> str:
@@ -75,8 +86,9 @@ def find_datasets(paths: Sequence[Path], split_sizes: Sequence[int]) -> dict[str
     """Data sets by name.
 
     A file with the name of an MD17 molecule in its own is that molecule's, split by the rule
-    ``md17``; QH9-dynamic and ``QH9Stable.db`` make two data sets each, one for each of their
-    splits; all other files together are ``in-house``, split by molecule.
+    ``md17``; one in another basis set than def2-SVP is a data set of its own. QH9-dynamic and
+    ``QH9Stable.db`` make two data sets each, one for each of their splits; all other files together
+    are ``in-house``, split by molecule.
 
     Args:
         paths: files, or folders of them.
@@ -90,7 +102,12 @@ def find_datasets(paths: Sequence[Path], split_sizes: Sequence[int]) -> dict[str
     for path in _files(paths):
         molecule = _md17_molecule(path)
         if molecule is not None:
-            new = {molecule: Dataset(molecule, (path,), "md17", tuple(split_sizes))}
+            with open_labels(path) as file:
+                basis = file.settings().get("basis", DEFAULT_BASIS)
+            basis = DEFAULT_BASIS if basis.lower() == DEFAULT_BASIS else basis
+            suffix = "" if basis == DEFAULT_BASIS else f"-{basis.replace('*', 's')}"
+            name = molecule + suffix
+            new = {name: Dataset(name, (path,), "md17", tuple(split_sizes), (basis,))}
         else:
             with open_labels(path) as file:
                 dynamic = isinstance(file, QH9DynamicDatabase)

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import ConfigError
-from .datasets import Dataset, find_datasets
+from .datasets import DEFAULT_BASIS, Dataset, find_datasets
 from .sizes import Size
 
 
@@ -65,15 +65,20 @@ class Options:
                 f"no data for {', '.join(sorted(missing))}; --data has "
                 f"{', '.join(found) or 'nothing'}"
             )
-        return {k: v for k, v in found.items() if not self.datasets or k in self.datasets}
+        return {k: v for k, v in found.items() if not self.datasets or v.molecule in self.datasets}
 
     def need(self, *names: str) -> dict[str, Dataset]:
-        """Those of ``names`` that there are data for, or all data sets if none are named.
+        """Those of ``names`` that there are data for, or all data sets in def2-SVP if none are
+        named.
 
         Raises:
             ConfigError: there are data for none of them.
         """
-        chosen = {k: v for k, v in self.found.items() if not names or k in names}
+        chosen = {
+            k: v
+            for k, v in self.found.items()
+            if (k in names if names else v.bases == (DEFAULT_BASIS,))
+        }
         if not chosen:
             raise ConfigError(
                 f"name labelled files of {', '.join(names) or 'any data set'} with --data "

@@ -6,10 +6,11 @@ from .networks import compare_networks
 from .options import Options
 from .report import Report
 
-_NETWORKS = ("qhnet", "deqhnet", "phisnet", "deq-phisnet", "deeph", "so2net")
+_NETWORKS = ("qhnet", "deqhnet", "phisnet", "deq-phisnet", "deeph", "schnorb", "so2net")
 _NOTES = (
     "PhiSNet: Unke et al., NeurIPS 2021; with H: its on-site blocks are an input, and the fixed "
-    "point is solved as DEQHNet's is. DeepH: Li et al., Nat. Comput. Sci. 2, 367, 2022. SO2Net is "
+    "point is solved as DEQHNet's is. DeepH: Li et al., Nat. Comput. Sci. 2, 367, 2022. SchNOrb: "
+    "Schütt et al., Nat. Commun. 10, 5024, 2019; it learns rotations from turned copies. SO2Net is "
     "the network of the bundled models, here without a reference Hamiltonian, as the others.",
 )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +10,7 @@ from pyscf import gto
 
 from ..data.geometry import Geometry
 from ..data.make.label import LabelSettings, label
+from .datasets import DEFAULT_BASIS
 
 # Of water, for the rule md17.
 SPLIT_SIZES = (6, 3, 3)
@@ -38,11 +40,22 @@ def _distorted(zmatrix: str, rng: np.random.Generator, info: dict[str, str]) -> 
 
 def make_samples(folder: Path) -> Path:
     """``water.db`` (PBE, as MD17) and ``molecules.db`` (B3LYP, as QH9) in a folder, if absent."""
+    make_water(folder)
+    rng = np.random.default_rng(1)
+    others = [_distorted(z, rng, {"qm9_id": str(i)}) for i, z in _MOLECULES.items()]
+    label(others, folder / "molecules.db", _settings("b3lyp", DEFAULT_BASIS))
+    return folder
+
+
+def make_water(folder: Path, bases: Sequence[str] = (DEFAULT_BASIS,)) -> Path:
+    """Labels of the same geometries in each basis set, in a folder, if absent."""
     rng = np.random.default_rng(0)
     water = [_distorted(_WATER, rng, {"id": str(i)}) for i in range(sum(SPLIT_SIZES))]
-    others = [_distorted(z, rng, {"qm9_id": str(i)}) for i, z in _MOLECULES.items()]
     folder.mkdir(parents=True, exist_ok=True)
-    for name, xc, geometries in (("water", "pbe", water), ("molecules", "b3lyp", others)):
-        settings = LabelSettings(xc=xc, conv_tol=1e-8, density_fit=True)
-        label(geometries, folder / f"{name}.db", settings)
+    for k, basis in enumerate(bases):
+        label(water, folder / f"water{k or ''}.db", _settings("pbe", basis))
     return folder
+
+
+def _settings(xc: str, basis: str) -> LabelSettings:
+    return LabelSettings(xc=xc, basis=basis, conv_tol=1e-8, density_fit=True)

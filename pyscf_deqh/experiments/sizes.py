@@ -63,10 +63,11 @@ class Size:
     noise_draws: int
 
     def recipe(self, dataset: str) -> Recipe:
-        """The recipe for a data set by its name."""
-        if dataset not in MD17:
+        """The recipe for a data set by its name, in whatever basis set."""
+        molecule = dataset.partition("-")[0]
+        if molecule not in MD17:
             return self.qh9
-        return self.water if dataset == "water" else self.md17
+        return self.water if molecule == "water" else self.md17
 
 
 _SMOKE = Recipe(batch_size=2, learning_rate=1e-3, ema_decay=0.0, iterations=3)
@@ -80,6 +81,7 @@ _BY_NAME = {
                       "heads": 2, "head_channels": (4, 2, 1)},
             "phisnet": {"channels": 8, "radial_functions": 8, "modules": 1},
             "deeph": {"atom_features": 8, "pair_features": 32},
+            "schnorb": {"features": 8, "factors": 8, "directions": 3},
             "so2net": {"natural_channels": 8, "pseudo_channels": 4, "injection_layers": 1,
                        "filter_layers": 1, "invariants": 16, "radial_functions": 8},
         },
@@ -97,6 +99,7 @@ _BY_NAME = {
                       "heads": 4, "head_channels": (8, 4, 2)},
             "phisnet": {"channels": 32, "radial_functions": 32, "modules": 3},
             "deeph": {},
+            "schnorb": {"features": 128, "factors": 128, "directions": 6},
             "so2net": {},
         },
         water=Recipe(10, 1e-3, 0.99, 3), md17=Recipe(5, 1e-3, 0.99, 3),
@@ -108,7 +111,7 @@ _BY_NAME = {
     # Table 4 of the paper. It gives neither the number of steps nor the decay of the average.
     "full": Size(
         name="full",
-        networks={"qhnet": {}, "phisnet": {}, "deeph": {}, "so2net": {}},
+        networks={"qhnet": {}, "phisnet": {}, "deeph": {}, "schnorb": {}, "so2net": {}},
         water=Recipe(10, 5e-4, 0.99, 40), md17=Recipe(5, 1e-3, 0.99, 40),
         qh9=Recipe(32, 5e-4, 0.0, 3),
         steps=200_000, minutes=0.0, steps_per_epoch=2000, warmup_steps=1000, max_validation=500,

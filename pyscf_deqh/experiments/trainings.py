@@ -63,6 +63,7 @@ VARIANTS = {
     "phisnet": Variant("PhiSNet", "phisnet", {"self_consistent": False}),
     "deq-phisnet": Variant("PhiSNet with H", "phisnet", {"self_consistent": True}),
     "deeph": Variant("DeepH", "deeph", {}),
+    "schnorb": Variant("SchNOrb", "schnorb", {}),
     "so2net": Variant("SO2Net", "so2net", {"reference": "none"}),
 }
 
@@ -96,6 +97,8 @@ class Training:
                 databases=list(self.dataset.databases),
                 split_rule=self.dataset.split_rule,
                 split_sizes=list(self.dataset.split_sizes),
+                basis=self.dataset.bases[0],
+                other_bases=list(self.dataset.bases[1:]),
                 cache=options.out / "cache",
                 max_validation=size.max_validation,
             ),
@@ -147,6 +150,8 @@ class Training:
             del settings["run"][name]
         if settings["consistency"]["loss"] == "none":
             del settings["consistency"]
+        if not settings["data"]["other_bases"]:
+            del settings["data"]["other_bases"]
         settings["data"]["databases"] = [path.name for path in self.dataset.databases]
         return settings | {"max_test": options.size.max_test}
 

@@ -51,6 +51,7 @@ def refine(
     earlier: Sequence[Orbitals] = (),
     descent: int = 0,
     enough: float = 0.0,
+    seen: Callable[[np.ndarray, np.ndarray], object] | None = None,
 ) -> Refined:
     """Alternate orbitals and Fock matrices, extrapolated by DIIS (Pulay, 1982).
 
@@ -69,6 +70,7 @@ def refine(
             goes on from its best orbitals (:mod:`~pyscf_deqh.fock.descent`), where the occupied
             ones of a spin are all occupied alike.
         enough: a norm of the gradient that DIIS may end with all the same.
+        seen: called with each Hamiltonian and the Fock matrix of its orbitals, both hartree.
 
     Raises:
         NumericalError: a Fock matrix holds NaN or infinity.
@@ -92,7 +94,10 @@ def refine(
     while True:
         coefficients, occupations = shells.orbitals(hamiltonian, overlap, fock)
         orbitals = shells.filled(coefficients, occupations)
+        before = hamiltonian
         fock, hamiltonian = extrapolate(orbitals)
+        if seen is not None:
+            seen(before, fock)
         pairs = zip(by_spin(fock), coefficients, occupations, strict=True)
         gradients.append(float(np.linalg.norm([_gradient(*pair) for pair in pairs])))
         if gradients[-1] < least:

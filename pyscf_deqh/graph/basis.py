@@ -10,7 +10,7 @@ import numpy as np
 from pyscf import gto
 from pyscf.data.elements import ELEMENTS
 
-from ..errors import UnsupportedMoleculeError
+from ..errors import ConfigError, UnsupportedMoleculeError
 from .layout import OrbitalTemplate
 
 if TYPE_CHECKING:
@@ -20,6 +20,19 @@ if TYPE_CHECKING:
 def template_of(basis: str, numbers: tuple[int, ...]) -> OrbitalTemplate:
     """The template of a named PySCF basis set for the given atomic numbers."""
     return OrbitalTemplate({z: tuple(shells_of_atom(free_atom(z, basis), 0)) for z in numbers})
+
+
+def check_room(template: OrbitalTemplate, basis: str) -> None:
+    """Make sure that a template has room for its elements in another basis set.
+
+    Raises:
+        ConfigError: it has not.
+    """
+    try:
+        for number, shells in template_of(basis, template.numbers).shells.items():
+            template.slots(number, shells)
+    except UnsupportedMoleculeError as error:
+        raise ConfigError(f"{basis} does not fit the model's basis set: {error}") from error
 
 
 def free_atom(number: int, basis: str) -> Mole:
@@ -72,6 +85,12 @@ def shells_of_atom(mol: Mole, atom: int) -> list[int]:
         for shell in mol.atom_shell_ids(atom)
         for _ in range(mol.bas_nctr(shell))
     ]
+
+
+def shells_of(mol: Mole) -> np.ndarray:
+    """Atom and angular momentum (K, 2) of each shell in AO order, as graphs have them."""
+    pairs = [(atom, l) for atom in range(mol.natm) for l in shells_of_atom(mol, atom)]
+    return np.array(pairs, np.int32)
 
 
 def check_basis(mol: Mole, basis: str, numbers: tuple[int, ...]) -> None:

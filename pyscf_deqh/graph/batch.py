@@ -40,6 +40,7 @@ class MolecularGraph:
             Hamiltonian, or Löwdin's without one.
         hamiltonian: (nao, nao) label, or None.
         target_orbitals, target_energies: (nao, n), (n,) eigenpairs of the label, or None.
+        shells: (K, 2) atom and angular momentum of each shell; None for the template's own.
     """
 
     numbers: np.ndarray
@@ -52,10 +53,21 @@ class MolecularGraph:
     hamiltonian: np.ndarray | None = None
     target_orbitals: np.ndarray | None = None
     target_energies: np.ndarray | None = None
+    shells: np.ndarray | None = None
 
     @property
     def nao(self) -> int:
         return len(self.overlap)
+
+    def slots(self, template: OrbitalTemplate) -> list[np.ndarray]:
+        """Template positions of each atom's orbitals, see :meth:`OrbitalTemplate.slots`."""
+        if self.shells is None:
+            return [template.slots(int(z)) for z in self.numbers]
+        atoms, degrees = self.shells.T
+        return [
+            template.slots(int(z), degrees[atoms == atom].tolist())
+            for atom, z in enumerate(self.numbers)
+        ]
 
 
 @dataclass
@@ -256,7 +268,7 @@ class _Topology:
     @classmethod
     def of(cls, graph: MolecularGraph, template: OrbitalTemplate, cutoff: float) -> _Topology:
         n_atoms = len(graph.numbers)
-        slots = [template.slots(int(z)) for z in graph.numbers]
+        slots = graph.slots(template)
         ao_atom = np.repeat(np.arange(n_atoms), [len(s) for s in slots])
         if len(ao_atom) != graph.nao:
             raise UnsupportedMoleculeError(

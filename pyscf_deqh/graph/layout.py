@@ -9,6 +9,7 @@ as (y, z, x). PySCF orders p shells (x, y, z) and all others m = -l … l, with 
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -53,11 +54,16 @@ class OrbitalTemplate:
         """Functions of one padded atom."""
         return sum(2 * l + 1 for l in self.template_shells)
 
-    def slots(self, number: int) -> np.ndarray:
+    def slots(self, number: int, shells: Iterable[int] | None = None) -> np.ndarray:
         """Template position of each AO of an element, in PySCF's order, shape (nao_atom,).
 
+        Args:
+            number: of the element.
+            shells: angular momenta in another basis set than the template's.
+
         Raises:
-            UnsupportedMoleculeError: the element is not part of the template.
+            UnsupportedMoleculeError: the element is not part of the template, or the template has
+                no room for these shells.
         """
         if number not in self.shells:
             raise UnsupportedMoleculeError(
@@ -66,7 +72,12 @@ class OrbitalTemplate:
         starts = np.cumsum([0] + [n * (2 * l + 1) for l, n in enumerate(self.counts)])
         seen = [0] * len(self.counts)
         slots: list[int] = []
-        for l in self.shells[number]:
+        for l in self.shells[number] if shells is None else shells:
+            if l >= len(seen) or seen[l] == self.counts[l]:
+                raise UnsupportedMoleculeError(
+                    f"atomic number {number} has more shells of angular momentum {l} than the "
+                    "template"
+                )
             start = starts[l] + seen[l] * (2 * l + 1)
             seen[l] += 1
             order = _P_ORDER if l == 1 else range(2 * l + 1)

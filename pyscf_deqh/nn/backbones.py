@@ -21,7 +21,7 @@ from ..graph.layout import OrbitalTemplate
 from .deqh import Backbone, BackboneConfig
 
 GROUP = "pyscf_deqh.backbones"
-_OWN = ("so2net", "qhnet", "phisnet", "deeph")  # modules of this package
+_OWN = ("so2net", "qhnet", "phisnet", "deeph", "schnorb")  # modules of this package
 
 _Network = TypeVar("_Network", bound=type[Backbone])
 

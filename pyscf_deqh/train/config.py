@@ -30,6 +30,7 @@ class DataConfig:
             ``qh9-dynamic-mol``, ``md17``.
         split_sizes: of ``md17``: training, validation and perhaps test rows; empty: published.
         basis: basis set of the labels.
+        other_bases: basis sets of further labels, with shells that the first one has, too.
         elements: atomic numbers that the model shall know.
         cache: folder of the graphs that are made from the databases.
         max_molecules: limit of the training set (learning curves); 0 for all.
@@ -42,6 +43,7 @@ class DataConfig:
     split_rule: str = "qm9-id"
     split_sizes: list[int] = field(default_factory=list)
     basis: str = "def2-svp"
+    other_bases: list[str] = field(default_factory=list)
     elements: list[int] = field(default_factory=lambda: [1, 6, 7, 8, 9])
     cache: Path = Path("data/cache")
     max_molecules: int = 0
@@ -135,7 +137,8 @@ class TrainConfig:
 
     Attributes:
         backbone: ``so2net`` or ``qhnet``, of whose sections the other is ignored, or the name of
-            another one that is registered: ``phisnet``, ``deeph``, or another package's.
+            another one that is registered: ``phisnet``, ``deeph``, ``schnorb``, or another
+            package's.
         options: hyperparameters of such another backbone.
     """
 
@@ -158,6 +161,9 @@ class TrainConfig:
         if self.consistency.loss == "none" and not self.consistency.labels:
             raise ConfigError("consistency: without a loss and without labels there is nothing to "
                               "train on")  # fmt: skip
+        if self.consistency.loss != "none" and self.data.other_bases:
+            raise ConfigError("consistency: its Fock matrices are in data.basis alone, without "
+                              "data.other_bases")  # fmt: skip
         own = registered(self.backbone).config in (SO2NetConfig, QHNetConfig)
         if own and self.options:
             raise ConfigError(f"options: {self.backbone}'s are in the section of its name")

@@ -14,25 +14,21 @@ from tqdm import tqdm
 from ..checkpoint import load_model
 from ..data.dataset import GraphStore, HamiltonianDataset
 from ..graph.batch import GraphBatch, collate
-from ..graph.layout import OrbitalTemplate
 from ..metrics import UNITS, HamiltonianErrors, hamiltonian_errors, sample_deviation
 
 
-def batch_errors(
-    batch: GraphBatch, predicted: Tensor, template: OrbitalTemplate
-) -> list[HamiltonianErrors]:
+def batch_errors(batch: GraphBatch, predicted: Tensor) -> list[HamiltonianErrors]:
     """Errors of each molecule's predicted Hamiltonian in a labelled batch."""
-    sizes = np.array([len(template.slots(z)) for z in template.numbers])
+    sizes = (batch.orbital >= 0).sum(dim=1)
     errors, labels = [], batch.labels[0]
     for b, nao in enumerate(batch.nao.tolist()):
-        elements = batch.element[batch.molecule == b].cpu().numpy()
         errors.append(
             hamiltonian_errors(
                 predicted[b, :nao, :nao].double().cpu().numpy(),
                 labels[b, :nao, :nao].cpu().numpy(),
                 batch.overlap[b, :nao, :nao].cpu().numpy(),
                 int(batch.n_occupied[b]),
-                sizes[elements],
+                sizes[batch.molecule == b].cpu().numpy(),
             )
         )
     return errors
@@ -64,7 +60,7 @@ def evaluate(
     network, spec = load_model(model, device)
     if iterations is not None:
         network.configure(replace(spec.solver, forward_max_iterations=iterations))
-    store = GraphStore(cache, spec.reference, spec.basis)
+    store = GraphStore(cache, spec.reference, spec.basis, spec.other_bases)
     if split_rule is None:
         split_rule, split_sizes = spec.split_rule or "qm9-id", split_sizes or spec.split_sizes
     dataset = HamiltonianDataset(
@@ -76,7 +72,7 @@ def evaluate(
         batch = collate([dataset[i]], spec.template, spec.backbone.cutoff_bohr).to(device)
         with torch.no_grad():
             solution = network(batch)
-        (errors,) = batch_errors(batch, solution.hamiltonian, spec.template)
+        (errors,) = batch_errors(batch, solution.hamiltonian)
         for name in names:
             values[name].append(getattr(errors, name))
         values["iterations"].append(float(solution.iterations[0]))

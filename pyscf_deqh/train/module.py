@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler, Subset
 
 from ..data.dataset import GraphStore, HamiltonianDataset
 from ..errors import ConfigError
-from ..graph.basis import template_of
+from ..graph.basis import check_room, template_of
 from ..graph.batch import GraphBatch, collate
 from ..graph.layout import OrbitalTemplate
 from ..graph.onsite import onsite_overlaps
@@ -35,6 +35,8 @@ from .loss import hamiltonian_loss
 def build_model(config: TrainConfig) -> DEQH:
     """An untrained model for the elements and basis of ``config``."""
     template = template_of(config.data.basis, tuple(config.data.elements))
+    for basis in config.data.other_bases:
+        check_room(template, basis)
     backbone = build_backbone(
         template, config.model, lambda: onsite_overlaps(config.data.basis, template)
     )
@@ -138,7 +140,7 @@ class HamiltonianData(L.LightningDataModule):
             return
         rank, ranks = self._process
         data = self.config.data
-        store = GraphStore(data.cache, self.config.model.reference, data.basis)
+        store = GraphStore(data.cache, self.config.model.reference, data.basis, data.other_bases)
         limits = {"train": data.max_molecules, "valid": data.max_validation}
         self.parts = {
             split: HamiltonianDataset(
@@ -343,7 +345,7 @@ class HamiltonianModule(L.LightningModule):
         solution = self.model(batch)
         weight = self.config.optimizer.rotation_weight
         loss = hamiltonian_loss(solution.hamiltonian, batch, weight)["loss"]
-        errors = batch_errors(batch, solution.hamiltonian, self.model.backbone.template)
+        errors = batch_errors(batch, solution.hamiltonian)
         names = [field.name for field in fields(HamiltonianErrors)]
         values: dict[str, Any] = {"loss": loss} | {
             name: float(np.mean([getattr(e, name) for e in errors])) for name in names

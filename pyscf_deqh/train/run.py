@@ -349,5 +349,6 @@ def export(run: Path, model: Path, half: bool = False) -> None:
         solver=config.solver,
         split_rule=config.data.split_rule,
         split_sizes=tuple(config.data.split_sizes),
+        other_bases=tuple(config.data.other_bases),
     )
     save_model(module.model, spec, model, half)

@@ -50,20 +50,27 @@ def open_labels(path: str | Path) -> LabelFile:
     return QH9Database(path)
 
 
-def open_for_writing(path: str | Path, precision: str | None = None) -> WritableLabels:
+def open_for_writing(
+    path: str | Path, precision: str | None = None, steps: int | None = None
+) -> WritableLabels:
     """Open a label store (``.store``) or a database of QH9 (any other suffix) for adding rows.
 
     Args:
         path: made if it is absent.
         precision: of a label store's matrices: ``float64`` (default) or ``float32``.
+        steps: that a label store has of each SCF.
 
     Raises:
         DatasetError: the file is of another format or of another precision, or has a writer.
-        ConfigError: a precision that the format does not have.
+        ConfigError: a precision, or steps, that the format does not have.
     """
     path = Path(path)
     if path.suffix == SUFFIX:
-        return LabelStore(path, writable=True, precision=precision)
+        return LabelStore(path, writable=True, precision=precision, steps=steps)
+    if steps:
+        raise ConfigError(
+            f"QH9's schema has no place for steps of an SCF: name the file {path.stem}{SUFFIX}"
+        )
     if precision not in (None, "float64"):
         raise ConfigError(f"QH9's schema has float64 alone: name the file {path.stem}{SUFFIX}")
     return QH9Database(path, writable=True)

@@ -5,11 +5,13 @@ Made for millions of molecules. Arrays are little-endian; tables:
 - ``records``: ``numbers`` (N,) uint8, ``positions`` (N, 3) float64 in angstrom, ``triangle`` the
   rows of the Hamiltonian's upper triangle in hartree, PySCF's AO order, float32 or float64;
   ``meta`` JSON, ``provenance`` and ``checksum``, the CRC-32 of all that belongs to the record.
+- ``steps``: the first ones of a molecule's SCF, where they were asked for: two triangles each, of
+  the Hamiltonian whose orbitals were filled, and of the (fitted) Fock matrix of their density.
 - ``molecules``: ``atoms`` and ``qm9_id``, which are listed without touching a matrix. A row without
   a record has no label, but keeps its place, which split rules count.
 - ``provenance``: settings of the method, source and writer, once for each combination.
 - ``failures``: molecules without a label, and why.
-- ``store``: ``precision``.
+- ``store``: ``precision``, and how many ``steps`` each record has.
 
 A Hamiltonian is symmetric: of one that is so up to rounding, the mean with its transpose is kept.
 """
@@ -23,7 +25,7 @@ import operator
 import os
 import sqlite3
 import zlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from contextlib import ExitStack
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -33,13 +35,21 @@ import numpy as np
 
 from ...errors import ConfigError, DatasetError
 from ...files import only_writer
-from ..record import Provenance, Record, WritableLabels, check_arrays, refuse_mixture, symmetric
+from ..record import (
+    Provenance,
+    Record,
+    SCFStep,
+    WritableLabels,
+    check_arrays,
+    refuse_mixture,
+    symmetric,
+)
 from .sqlite import SQLiteLabels, connect_read_only, opening
 
 SUFFIX = ".store"
 PRECISIONS = {"float32": "<f4", "float64": "<f8"}
 
-_VERSION = 1
+_VERSION = 2
 _PAGE_BYTES = 8192
 # What the least strict of the readers lets pass as rounding.
 _ASYMMETRY = 1e-5
@@ -52,6 +62,8 @@ _TABLES = (
     "CREATE TABLE molecules (id INTEGER NOT NULL PRIMARY KEY, atoms INTEGER, qm9_id INTEGER)",
     "CREATE TABLE records (id INTEGER NOT NULL PRIMARY KEY, numbers BLOB, positions BLOB, "
     "triangle BLOB, meta TEXT, provenance INTEGER, checksum INTEGER)",
+    "CREATE TABLE steps (id INTEGER NOT NULL, step INTEGER NOT NULL, hamiltonian BLOB, fock BLOB, "
+    "checksum INTEGER, PRIMARY KEY (id, step))",
     "CREATE TABLE failures (id INTEGER NOT NULL PRIMARY KEY, qm9_id INTEGER, reason TEXT)",
 )
 
@@ -116,18 +128,27 @@ class LabelStore(SQLiteLabels, WritableLabels):
         path: of the file; a writer makes it if it is absent.
         writable: whether records are to be added. There is one writer at a time.
         precision: ``float32`` or ``float64`` (default), of the matrices of a new store.
+        steps: that each record of a new store has of its SCF; none if it is None.
 
     Raises:
-        DatasetError: no label store or one of another version, or another precision than the
-            file's.
+        DatasetError: no label store or one of another version, or another precision or number of
+            steps than the file's.
         OutputError: another process writes to it, or it cannot be written.
-        ConfigError: an unknown precision.
+        ConfigError: an unknown precision, or less than no steps.
     """
 
-    def __init__(self, path: str | Path, writable: bool = False, precision: str | None = None):
+    def __init__(
+        self,
+        path: str | Path,
+        writable: bool = False,
+        precision: str | None = None,
+        steps: int | None = None,
+    ):
         self.path = Path(path)
         if precision not in (None, *PRECISIONS):
             raise ConfigError(f"precision {precision}: choose from {', '.join(PRECISIONS)}")
+        if steps is not None and steps < 0:
+            raise ConfigError(f"{steps} steps of an SCF: none or more")
         self._known: dict[int, Provenance] = {}
         self._written: Provenance | None = None
         self._lock = ExitStack() if writable else None
@@ -135,11 +156,14 @@ class LabelStore(SQLiteLabels, WritableLabels):
         if self._lock is not None:
             self._lock.enter_context(only_writer(self.path))
         try:
-            self._open(precision or "float64")
-            if precision not in (None, self.precision):
-                raise DatasetError(
-                    f"{self.path} holds {self.precision}, not {precision}: write to another file"
-                )
+            self._open(precision or "float64", steps or 0)
+            for what, wanted, found in (
+                ("", precision, self.precision), (" steps of each SCF", steps, self.steps)
+            ):  # fmt: skip
+                if wanted not in (None, found):
+                    raise DatasetError(
+                        f"{self.path} holds {found}{what}, not {wanted}: write to another file"
+                    )
         except BaseException:
             self._unlock()
             raise
@@ -149,7 +173,7 @@ class LabelStore(SQLiteLabels, WritableLabels):
         """Whether this process adds records; a fork of it only reads."""
         return self._lock is not None and self._owner == os.getpid()
 
-    def _open(self, precision: str) -> None:
+    def _open(self, precision: str, steps: int) -> None:
         with opening(self.path, "a label store's"):
             if not self._writes:
                 connection = connect_read_only(self.path)
@@ -163,16 +187,17 @@ class LabelStore(SQLiteLabels, WritableLabels):
             connection.execute("PRAGMA cell_size_check = ON")
             self._connection, self._process = connection, os.getpid()
             if self._writes and not self._query("SELECT 1 FROM sqlite_master"):
-                self._create(precision)
+                self._create(precision, steps)
         self._check_tables()
 
-    def _create(self, precision: str) -> None:
+    def _create(self, precision: str, steps: int) -> None:
         self._connection.execute("BEGIN IMMEDIATE")
         with self._connection:
             self._connection.execute(f"PRAGMA user_version = {_VERSION}")
             for table in _TABLES:
                 self._connection.execute(table)
-            self._connection.execute("INSERT INTO store VALUES ('precision', ?)", (precision,))
+            values = (("precision", precision), ("steps", str(steps)))
+            self._connection.executemany("INSERT INTO store VALUES (?, ?)", values)
 
     def _check_tables(self) -> None:
         """Refuse all but the tables of this class: views, triggers, other columns."""
@@ -183,16 +208,18 @@ class LabelStore(SQLiteLabels, WritableLabels):
                 f"{self.path} is no label store of version {_VERSION}: it was made by something "
                 f"else, or by another version of this package (its user_version is {found})"
             )
-        stored = self._query("SELECT value FROM store WHERE key = 'precision'")
-        if not stored or stored[0][0] not in PRECISIONS:
-            raise DatasetError(f"{self.path} is damaged: its precision is {stored}")
-        self.precision: str = stored[0][0]
+        stored = dict(self._query("SELECT key, value FROM store"))
+        precision, steps = stored.get("precision"), str(stored.get("steps"))
+        if precision not in PRECISIONS or not steps.isdecimal():
+            raise DatasetError(f"{self.path} is damaged: its precision and steps are {stored}")
+        self.precision: str = precision
+        self.steps = int(steps)
         self.format = f"label store, {self.precision}"
 
     def _query(self, query: str, *values: Any) -> list[tuple[Any, ...]]:
         # A connection must not be carried into another process.
         if self._process != os.getpid():
-            self._open(self.precision)
+            self._open(self.precision, self.steps)
         return super()._query(query, *values)
 
     def __getstate__(self) -> dict[str, Any]:
@@ -277,6 +304,19 @@ class LabelStore(SQLiteLabels, WritableLabels):
             self._known = self.provenances()
         return self._known[number]
 
+    def steps_of(self, row_id: int) -> tuple[SCFStep, ...]:
+        query = "SELECT step, hamiltonian, fock, checksum FROM steps WHERE id = ? ORDER BY step"
+        steps = []
+        for step, hamiltonian, fock, checksum in self._query(query, row_id):
+            try:
+                if _checksum(row_id, step, hamiltonian, fock) != checksum:
+                    raise ValueError("its checksum is another: it is damaged")
+                matrices = (_unpacked(part, self.precision) for part in (hamiltonian, fock))
+                steps.append(SCFStep(*matrices))
+            except (ValueError, TypeError) as error:
+                raise DatasetError(f"{self.path}, id {row_id}, step {step}: {error}") from error
+        return tuple(steps)
+
     def atoms(self, row_id: int) -> tuple[np.ndarray, np.ndarray]:
         rows = self._query("SELECT numbers, positions FROM records WHERE id = ?", row_id)
         if not rows:
@@ -306,6 +346,8 @@ class LabelStore(SQLiteLabels, WritableLabels):
                     raise DatasetError(f"{self.path} has a record with id {record.id}") from error
                 connection.execute("INSERT OR REPLACE INTO molecules VALUES (?, ?, ?)", molecule)
                 connection.execute("DELETE FROM failures WHERE id = ?", (record.id,))
+                for step in self._rows_of_steps(record):
+                    connection.execute("INSERT INTO steps VALUES (?, ?, ?, ?, ?)", step)
 
     def add_failure(
         self, row_id: int, qm9_id: int | None, reason: str, atoms: int | None = None
@@ -340,12 +382,11 @@ class LabelStore(SQLiteLabels, WritableLabels):
         qm9_id = meta.pop("qm9_id", None)
         try:
             check_arrays(record.numbers, record.positions, record.hamiltonian, _ASYMMETRY)
-            matrix = symmetric(record.hamiltonian)
             molecule = len(record.numbers), None if qm9_id is None else operator.index(qm9_id)
             content = (
                 np.asarray(record.numbers, np.uint8).tobytes(),
                 np.asarray(record.positions, "<f8").tobytes(),
-                matrix[_upper(len(matrix))].astype(PRECISIONS[self.precision]).tobytes(),
+                self._packed(record.hamiltonian),
                 json.dumps(meta, default=_plain),
                 number,
             )
@@ -353,6 +394,31 @@ class LabelStore(SQLiteLabels, WritableLabels):
             raise DatasetError(f"cannot write id {record.id} to {self.path}: {error}") from error
         checksum = _checksum(record.id, *molecule, *content)
         return (record.id, *molecule), (record.id, *content, checksum)
+
+    def _packed(self, matrix: np.ndarray) -> bytes:
+        """The upper triangle of a matrix that is symmetric up to rounding."""
+        triangle = symmetric(matrix)[_upper(len(matrix))]
+        return triangle.astype(PRECISIONS[self.precision]).tobytes()
+
+    def _rows_of_steps(self, record: Record) -> Iterator[tuple[Any, ...]]:
+        """Rows of the steps of a record's SCF.
+
+        Raises:
+            DatasetError: they are not of its molecule.
+        """
+        for number, step in enumerate(record.steps[: self.steps]):
+            try:
+                for matrix in (step.hamiltonian, step.fock):
+                    check_arrays(record.numbers, record.positions, matrix, _ASYMMETRY)
+                    if matrix.shape != record.hamiltonian.shape:
+                        raise ValueError(f"a matrix of shape {matrix.shape}")
+            except ValueError as error:
+                raise DatasetError(
+                    f"cannot write step {number} of id {record.id} to {self.path}: {error}"
+                ) from error
+            packed = self._packed(step.hamiltonian), self._packed(step.fock)
+            content = (record.id, number, *packed)
+            yield *content, _checksum(*content)
 
     def _own(self) -> Provenance:
         """That of records that do not say: of the settings that were written last."""

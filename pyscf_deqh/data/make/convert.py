@@ -10,7 +10,7 @@ from tqdm import tqdm
 from ...errors import DatasetError
 from ..formats import open_for_writing, open_labels
 from ..formats.sqlite import writing
-from ..formats.store import LabelStore
+from ..formats.store import SUFFIX, LabelStore
 from ..record import LabelFile, Record, WritableLabels, refuse_mixture, symmetric
 
 # Records of a transaction, all in memory at once.
@@ -44,7 +44,7 @@ def convert(
         raise DatasetError(f"{out} is the file to convert: name another")
     with (
         open_labels(source) as labels,
-        open_for_writing(out, precision) as target,
+        _target(labels, Path(out), precision) as target,
         writing(target),
     ):
         _write_settings(labels, target)
@@ -53,10 +53,17 @@ def convert(
         with tqdm(total=len(todo), desc="converting", unit="mol", disable=not progress) as bar:
             for start in range(0, len(todo), _CHUNK):
                 chunk = todo[start : start + _CHUNK]
-                target.add_all(_copy(labels[row_id]) for row_id in chunk)
+                target.add_all(_copy(labels, target, row_id) for row_id in chunk)
                 written += len(chunk)
                 bar.update(len(chunk))
         return written
+
+
+def _target(labels: LabelFile, out: Path, precision: str | None) -> WritableLabels:
+    """The file to write; a new label store has the steps of SCFs that the source has."""
+    new_store = out.suffix == SUFFIX and not out.exists()
+    steps = labels.steps if isinstance(labels, LabelStore) and new_store else None
+    return open_for_writing(out, precision, steps)
 
 
 def _write_settings(labels: LabelFile, target: WritableLabels) -> None:
@@ -69,8 +76,11 @@ def _write_settings(labels: LabelFile, target: WritableLabels) -> None:
         target.write_settings(settings, f"{labels.path.name} ({labels.format})")
 
 
-def _copy(record: Record) -> Record:
+def _copy(labels: LabelFile, target: WritableLabels, row_id: int) -> Record:
+    record = labels[row_id]
     record.hamiltonian = symmetric(record.hamiltonian)
+    if target.steps:
+        record.steps = labels.steps_of(row_id)
     return record
 
 

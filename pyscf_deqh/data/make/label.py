@@ -12,7 +12,7 @@ from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyscf
@@ -35,7 +35,7 @@ from ...graph.basis import check_all_electron
 from ...tasks import Failure, outcomes
 from ..formats import open_for_writing
 from ..formats.sqlite import writing
-from ..record import Record, WritableLabels
+from ..record import Record, SCFStep, WritableLabels
 from ..xyz import Geometry, places
 from .embed import check_packages
 from .recipe import GeometryRecipe
@@ -61,13 +61,27 @@ class LabelSettings:
     density_fit: bool = False
 
 
+class Solved(NamedTuple):
+    """What a label is made of.
+
+    Attributes:
+        hamiltonian: converged Fock matrix (nao, nao), hartree.
+        energy: total, hartree.
+        steps: the first ones of the SCF, in fitted Fock matrices.
+    """
+
+    hamiltonian: np.ndarray
+    energy: float
+    steps: tuple[SCFStep, ...] = ()
+
+
 def solve(
-    geometry: Geometry, settings: LabelSettings, device: str = "cpu"
-) -> tuple[np.ndarray, float]:
-    """Converged AO Fock matrix (nao, nao) and total energy, both in hartree.
+    geometry: Geometry, settings: LabelSettings, device: str = "cpu", steps: int = 0
+) -> Solved:
+    """Converged AO Fock matrix and total energy.
 
     Fitted Fock matrices are converged first; PySCF's own, unless ``settings.density_fit``, from
-    there. ``device`` takes the fitted part.
+    there. ``device`` takes the fitted part, of which so many ``steps`` are kept.
 
     Raises:
         DatasetError: the molecule is an open shell by its comment.
@@ -92,12 +106,18 @@ def solve(
         energies.append(energy)
         return fock
 
+    first: list[SCFStep] = []
+
+    def keep(hamiltonian: np.ndarray, fock: np.ndarray) -> None:
+        if len(first) < steps:
+            first.append(SCFStep(hamiltonian, fock))
+
     shells = Shells.closed(mol.nelectron)
-    refined = refine(build, system.overlap, shells, start, settings.max_cycle, tolerance)
+    refined = refine(build, system.overlap, shells, start, settings.max_cycle, tolerance, seen=keep)
     if settings.density_fit:
         if refined.gradients[-1] >= tolerance:
             raise RuntimeError(f"SCF not converged in {settings.max_cycle} cycles")
-        return refined.fock, energies[-1] + float(mol.energy_nuc())
+        return Solved(refined.fock, energies[-1] + float(mol.energy_nuc()), tuple(first))
     mf = scf.RHF(mol) if settings.xc.lower() == "hf" else dft.RKS(mol, xc=settings.xc)
     if hasattr(mf, "grids"):
         mf.grids.level = settings.grid_level
@@ -105,11 +125,15 @@ def solve(
     mf.kernel(dm0=density_matrix(refined.orbitals))
     if not mf.converged:
         raise RuntimeError(f"SCF not converged in {settings.max_cycle} cycles")
-    return np.asarray(mf.get_fock()), float(mf.e_tot)
+    return Solved(np.asarray(mf.get_fock()), float(mf.e_tot), tuple(first))
 
 
 def _work(
-    row_id: int, molecule: Geometry | GeometryRecipe, settings: LabelSettings, device: str
+    row_id: int,
+    molecule: Geometry | GeometryRecipe,
+    settings: LabelSettings,
+    device: str,
+    steps: int,
 ) -> Record:
     geometry = molecule.geometry(row_id) if isinstance(molecule, GeometryRecipe) else molecule
     meta = {
@@ -121,8 +145,11 @@ def _work(
         "charge": geometry.charge or None,
         "seed": geometry.whole_number("seed"),
     }
-    hamiltonian, meta["energy"] = solve(geometry, settings, device)
-    return Record(row_id, geometry.numbers, geometry.positions, hamiltonian, meta)
+    solved = solve(geometry, settings, device, steps)
+    meta["energy"] = solved.energy
+    return Record(
+        row_id, geometry.numbers, geometry.positions, solved.hamiltonian, meta, steps=solved.steps
+    )
 
 
 def row_ids(geometries: Sequence[Geometry | GeometryRecipe]) -> list[int]:
@@ -211,6 +238,7 @@ def label(
     device: str = "cpu",
     scheduler: str | None = None,
     precision: str | None = None,
+    steps: int = 0,
 ) -> tuple[int, dict[int, str]]:
     """Label all geometries that ``out`` does not hold yet.
 
@@ -223,13 +251,14 @@ def label(
         progress: show a progress bar.
         device: where all workers compute fitted Fock matrices, ``cpu`` or ``cuda``.
         precision: of a new label store: ``float64`` (default) or ``float32``.
+        steps: of each SCF, at its beginning, that are kept beside its end.
 
     Returns:
         The number of rows written by this call, and the reasons of all failures in ``out`` by id.
 
     Raises:
-        ConfigError: a functional that ``density_fit`` has a part of only, or a precision that the
-            format does not have.
+        ConfigError: a functional that ``density_fit`` has a part of only, or a precision or steps
+            that the format does not have.
         DatasetError: other settings in ``out``, or other geometries with the same ids; repeated
             ids; a disk that takes no more data, or another process that writes the same rows (all
             rows written before are kept).
@@ -243,14 +272,14 @@ def label(
         check_packages()
     by_id = dict(zip(row_ids(geometries), geometries, strict=True))
     written = 0
-    with open_for_writing(out, precision) as database, writing(database):
+    with open_for_writing(out, precision, steps) as database, writing(database):
         _check_settings(database, settings)
         done = set(database.ids())
         _check_atoms(database, {i: g for i, g in by_id.items() if i in done})
         if not retry_failed:
             done |= set(database.failures())
         todo = deque(
-            (row_id, (row_id, geometry, settings, device))
+            (row_id, (row_id, geometry, settings, device, steps))
             for row_id, geometry in by_id.items()
             if row_id not in done
         )
