@@ -34,6 +34,8 @@ class ScaledBlocksConfig:
 class ScaledBlocks(Backbone):
     """H_AB <- R_AB + a S_AB + b R_AB + c (H_AB - R_AB) for each pair of atoms A and B."""
 
+    state_is_hamiltonian = True
+
     def __init__(self, template, config):
         super().__init__(template, config)
         self.element = nn.Embedding(len(template.numbers), config.width)

@@ -21,7 +21,7 @@ from .fock.problem import Problem
 from .fock.shells import breaks_spin_symmetry
 from .fock.states import beside_saddle_point, is_far, lowest_state, not_above_minao
 from .process import import_torch, one_blas_thread
-from .pyscf_api import fills_by_aufbau
+from .pyscf_api import Cavity, fills_by_aufbau
 from .report import Report, Seconds
 from .starts.previous import PreviousStart
 
@@ -248,7 +248,10 @@ def _cycles(
     """Density-fitted cycles in the start's basis set, then in the SCF's; and what builds fitted
     Fock matrices in the SCF's."""
     solution, fitted = Solution(own, point.hamiltonian), point.fitted
+    solvent = _cavity(problem)
     if settings:
+        if own is problem:
+            fitted.put_into(solvent)
         if point.defect is not None:
             settings = replace(settings, tolerance=min(settings.tolerance, CORRECTED))
         solution = run_cycles(solution, own, fitted, settings, point.defect)
@@ -258,7 +261,16 @@ def _cycles(
     if settings is None or solution.failure:
         return solution, None
     fitted = fitted.like(problem.mol, fitted.device, problem.precision, problem.own_fit)
+    fitted.put_into(solvent)
     return run_cycles(solution, problem, fitted, settings), fitted
+
+
+def _cavity(problem: Problem) -> Cavity | None:
+    """Of the SCF's solvent; None without one, or of kinds whose Fock matrices hold it alone."""
+    if problem.mol is not problem.mf.mol:
+        return None
+    found = problem.engine.solvent_of(problem.mf, build=True)
+    return found if isinstance(found, Cavity) else None
 
 
 def _may_be_another_state(start: Start, settings: CycleSettings | None, solution: Solution) -> bool:

@@ -80,29 +80,40 @@ class Cavity:
         charges: Gaussian ones on the surface, of unit charge, as a molecule of one function each.
         k, r: (charges, charges), of the model; see Lange and Herbert, J. Chem. Phys. 133, 244111
             (2010).
+        nuclei: (charges,) potential of the nuclei on the surface.
     """
 
     charges: Mole
     k: np.ndarray
     r: np.ndarray
+    nuclei: np.ndarray
 
 
-def cavity_of(mf: hf.SCF) -> Cavity | None:
-    """That of PySCF's PCM and SMD, after their first Fock matrix; None without one, or where the
-    solvent does not respond. ddCOSMO and ddPCM have none of this kind."""
+def cavity_of(mf: hf.SCF, build: bool = False) -> Cavity | None:
+    """That of PySCF's PCM and SMD; None without one, or where the solvent does not respond. ddCOSMO
+    and ddPCM have none of this kind.
+
+    Args:
+        mf: SCF object.
+        build: make it, as the first Fock matrix would; else None before that.
+    """
     solvent = attribute(mf, "with_solvent")
     if solvent is None:
         return None
     from pyscf.solvent import pcm
 
-    if not isinstance(solvent, pcm.PCM) or solvent.frozen or not solvent._intermediates:
+    if not isinstance(solvent, pcm.PCM) or solvent.frozen:
+        return None
+    if build and not solvent._intermediates:
+        solvent.build()
+    if not solvent._intermediates:
         return None
     surface, matrices = solvent.surface, solvent._intermediates
     if not 0 <= matrices["f_epsilon"] <= 1:  # of a dielectric; SMD without a solvent has another
         return None
     exponents = surface["charge_exp"] ** 2
     charges = gto.fakemol_for_charges(surface["grid_coords"], expnt=exponents)
-    return Cavity(charges, matrices["K"], matrices["R"])
+    return Cavity(charges, matrices["K"], matrices["R"], solvent.v_grids_n)
 
 
 def solve(

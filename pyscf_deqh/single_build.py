@@ -20,11 +20,10 @@ from pyscf.scf import hf
 
 from .engine import engine_of
 from .plugin import KEY, deqh_guess
-from .pyscf_api import attribute
 
 # What the energy may be off: of the correction this part, and what is of third order, at least so
-# much (hartree). Where corrected cycles have not converged, or not all of a solvent's response is
-# known, the whole correction.
+# much (hartree). Where corrected cycles have not converged, or have not all of the response (of a
+# solvent, of exact exchange that does not fit into memory), the whole correction.
 _PART, _AT_LEAST = 0.02, 1e-8
 
 
@@ -74,8 +73,9 @@ def single_build(mf: hf.SCF, **options: Any) -> SingleBuild:
     potential = mf.get_veff(mf.mol, density)
     upper = float(mf.energy_tot(density, hcore, potential))
     fock = _by_spin(mf.get_fock(hcore, overlap, potential, density), host)
+    diis = mf.DIIS(mf)
     corrected = mf.get_fock(
-        hcore, overlap, potential, density, cycle=mf.diis_start_cycle, diis=mf.DIIS(mf)
+        hcore, overlap, potential, density, cycle=mf.diis_start_cycle, diis=diis
     )
     mf.mo_energy, mf.mo_coeff = mf.eig(corrected, overlap)
     mf.mo_occ = mf.get_occ(mf.mo_energy, mf.mo_coeff)
@@ -83,7 +83,7 @@ def single_build(mf: hf.SCF, **options: Any) -> SingleBuild:
     slopes = fock + _by_spin(corrected, host)
     correction = 0.5 * float(np.vdot(slopes, np.reshape(change, slopes.shape)).real)
     size, cycles = abs(correction), mf.deqh_cycles
-    known = bool(cycles) and cycles[-1].accepted and attribute(mf, "with_solvent") is None
+    known = bool(cycles) and cycles[-1].accepted and getattr(diis, "response_is_exact", False)
     error = max((_PART + np.sqrt(size)) * size, _AT_LEAST) if known else size
     found = SingleBuild(upper + correction, float(error), upper)
     mf.e_tot, mf.converged = found.energy, False

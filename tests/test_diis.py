@@ -94,7 +94,7 @@ def in_solvent(name, mol):
 
 
 # Fock matrices from the network. PySCF's SMD without a named solvent has no dielectric constant.
-SOLVENTS = {"C-PCM": 5, "IEF-PCM": 5, "SMD in water": 5, "ddCOSMO": 6, "SMD": None}
+SOLVENTS = {"C-PCM": 4, "IEF-PCM": 4, "SMD in water": 4, "ddCOSMO": 6, "SMD": None}
 
 
 @pytest.mark.parametrize("name", SOLVENTS)
@@ -107,14 +107,23 @@ def test_solvents(name):
 
 
 @pytest.mark.parametrize("name", ["C-PCM", "IEF-PCM", "SMD in water"])
-def test_the_response_of_a_solvent_is_pyscfs(name):
+def test_the_response_of_a_solvent_is_pyscfs(name, monkeypatch):
     mol, _, _, spins = some_densities(5, 5, 2)
     mf = in_solvent(name, mol)
     first, second = (np.sqrt(2) * s[0] for s in spins)
     potentials = [mf.with_solvent.kernel(c @ c.T)[1] for c in (first, second)]
     expected = potentials[1] - potentials[0]
     assert np.linalg.norm(expected) > 0.01
-    # The tails of the density, where the surface is, need large auxiliary basis sets.
+    fitted = FittedFock(mol, dtype=torch.float64)
+    without = fitted.differences(first, "hf")(second)
+    kept = fitted.nbytes
+    fitted.put_into(cavity_of(mf))
+    found = fitted.differences(first, "hf")(second) - without
+    assert np.linalg.norm(found - expected) < 1e-5 * np.linalg.norm(expected)
+    assert fitted.nbytes > kept
+    # Without room for it: the tails of the density, where the surface is, need large auxiliary
+    # basis sets.
+    monkeypatch.setattr("pyscf_deqh.fock.fitted.response_bytes", lambda *args: 1e12)
     for auxbasis, error in ((LIGHT, 0.12), ("def2-universal-jkfit", 0.04), ("cc-pvqz-ri", 0.01)):
         fitted = FittedFock(mol, dtype=torch.float64, auxbasis=auxbasis)
         without = fitted.differences(first, "hf")(second)
@@ -123,10 +132,52 @@ def test_the_response_of_a_solvent_is_pyscfs(name):
         assert np.linalg.norm(found - expected) < error * np.linalg.norm(expected)
 
 
+@pytest.mark.parametrize("room", [True, False])
+@pytest.mark.parametrize("name", ["C-PCM", "SMD in water"])
+def test_fitted_matrices_in_a_solvent_are_pyscfs(name, room, monkeypatch):
+    """Nuclei and all: Fock matrix, and differences of the energy."""
+    if not room:
+        monkeypatch.setattr("pyscf_deqh.fock.fitted.response_bytes", lambda *args: 1e12)
+    mol, _, _, spins = some_densities(5, 5, 2)
+    mf, vacuum = in_solvent(name, mol), scf.RHF(mol)
+    first, second = (np.sqrt(2) * s[0] for s in spins)
+    fitted = FittedFock(mol, dtype=torch.float64)
+    hcore = mf.get_hcore()
+    energies, expected_energies = [], []
+    for orbitals in (first, second):
+        fitted.put_into(None)
+        without = fitted(hcore, orbitals, "hf")
+        fitted.put_into(cavity_of(mf, build=True))
+        found = fitted(hcore, orbitals, "hf")
+        density = orbitals @ orbitals.T
+        expected = mf.get_fock(dm=density) - vacuum.get_fock(dm=density)
+        error = 1e-4 if room else 0.1
+        assert np.linalg.norm(found[0] - without[0] - expected) < error * np.linalg.norm(expected)
+        energies.append(found[1] - without[1])
+        expected_energies.append(mf.energy_tot(density) - vacuum.energy_tot(density))
+    difference = np.subtract(*expected_energies)
+    assert np.subtract(*energies) == pytest.approx(difference, rel=1e-3 if room else 0.3)
+
+
+def test_the_cycles_of_a_guess_are_in_the_solvent():
+    """Where they end is a solution in it; a smaller gradient is left than by those in vacuum."""
+    for basis in ("def2-svp", "cc-pvdz"):
+        mf = in_solvent("C-PCM", make_mol(WATER, basis=basis)).apply(deqh_guess)
+        density = mf.get_init_guess(mf.mol, "deqh")
+        orbitals = scf.RHF(mf.mol).apply(deqh_guess)
+        vacuum = orbitals.get_init_guess(mf.mol, "deqh")
+        gradients = []
+        for dm in (density, vacuum):
+            fock, s = mf.get_fock(dm=dm), mf.get_ovlp()
+            gradients.append(np.linalg.norm(fock @ dm @ s - s @ dm @ fock))
+        assert gradients[0] < 0.5 * gradients[1]
+
+
 def test_solvents_without_a_response():
     mol = make_mol(WATER)
     assert cavity_of(scf.RHF(mol)) is None
     assert cavity_of(in_solvent("C-PCM", mol)) is None  # not built yet
+    assert cavity_of(in_solvent("C-PCM", mol), build=True) is not None
     assert cavity_of(in_solvent("ddCOSMO", mol).run(max_cycle=0)) is None
     mf = in_solvent("C-PCM", mol).run(max_cycle=0)
     assert cavity_of(mf) is not None

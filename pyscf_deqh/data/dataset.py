@@ -37,7 +37,8 @@ from .splits import split_ids
 
 # Change when the content of a graph or of the store changes, so that old caches are not read.
 _FORMAT = 2
-_MATRICES = [f.name for f in fields(MolecularGraph) if f.name not in ("n_occupied", "shells")]
+_OPTIONAL = ("shells", "steps")
+_MATRICES = [f.name for f in fields(MolecularGraph) if f.name not in ("n_occupied", *_OPTIONAL)]
 # Zero without a reference Hamiltonian; then they are not stored.
 _OFTEN_ZERO = ("reference", "atomic_density")
 # Molecules per task and transaction. Two tasks per worker are under way, which bounds the memory.
@@ -57,14 +58,13 @@ CREATE TABLE IF NOT EXISTS rows
 
 def _encode(graph: MolecularGraph) -> bytes:
     arrays = {"n_occupied": np.array([graph.n_occupied])}
-    for name in _MATRICES:
+    there = [name for name in _OPTIONAL if getattr(graph, name) is not None]
+    for name in (*_MATRICES, *there):
         value = np.ascontiguousarray(getattr(graph, name))
         if name in _OFTEN_ZERO and not value.any():
             continue
         # Single precision: 1e-6 Eh on the largest (core) elements, half the disk and memory.
         arrays[name] = value.astype(np.float32) if value.dtype == np.float64 else value
-    if graph.shells is not None:
-        arrays["shells"] = np.ascontiguousarray(graph.shells)
     return save_tensors(arrays)
 
 
@@ -78,11 +78,9 @@ def _decode(blob: bytes) -> MolecularGraph:
         arrays = load_tensors(blob)
         for name in _OFTEN_ZERO:
             arrays.setdefault(name, np.zeros_like(arrays["overlap"]))
-        return MolecularGraph(
-            n_occupied=int(arrays["n_occupied"][0]),
-            shells=arrays.get("shells"),
-            **{n: arrays[n] for n in _MATRICES},
-        )
+        found: dict[str, Any] = {name: arrays[name] for name in _MATRICES}
+        found |= {name: arrays.get(name) for name in _OPTIONAL}
+        return MolecularGraph(n_occupied=int(arrays["n_occupied"][0]), **found)
     except (KeyError, IndexError, TypeError, ValueError) as error:
         raise SafetensorError(f"no graph: {error!r}") from error
 
@@ -107,16 +105,23 @@ class GraphStore:
         reference: kind of reference Hamiltonian, see :mod:`pyscf_deqh.fock.reference`.
         basis: basis set of the labels.
         other_bases: those that labels may be in, too.
+        steps: of the labels' SCFs that each graph has.
     """
 
     def __init__(
-        self, folder: str | Path, reference: str, basis: str, other_bases: Sequence[str] = ()
+        self,
+        folder: str | Path,
+        reference: str,
+        basis: str,
+        other_bases: Sequence[str] = (),
+        steps: int = 0,
     ):
-        self.reference, self.basis = reference, basis
+        self.reference, self.basis, self.steps = reference, basis, steps
         self.other_bases = tuple(other_bases)
         with writing(Path(folder)):
             Path(folder).mkdir(parents=True, exist_ok=True)
-        self.path = Path(folder) / f"graphs-{reference}-{basis}-v{_FORMAT}.db"
+        kind = f"{reference}-{basis}" + (f"-{steps}steps" if steps else "")
+        self.path = Path(folder) / f"graphs-{kind}-v{_FORMAT}.db"
         self._connection: sqlite3.Connection | None = None
         self._pid = -1
 
@@ -296,6 +301,8 @@ def _make(rows: list[tuple[str, int]]) -> list[_Made]:
             graph = build_graph(mol, _worker_store.reference, np.array(record.hamiltonian))
             if basis != _worker_store.basis:
                 graph.shells = shells_of(mol)
+            if n := _worker_store.steps:
+                graph.steps = np.array([(s.hamiltonian, s.fock) for s in file.steps_of(row_id)[:n]])
         except (UnsupportedMoleculeError, RuntimeError) as error:
             raise DatasetError(f"{path}, {file.row_name} {row_id}: {error}") from error
         made.append((path, row_id, key, _encode(graph)))
@@ -365,6 +372,11 @@ class HamiltonianDataset(Dataset):
         for path in databases:
             with open_labels(path) as file:
                 _check_method(path, file.settings(), store, methods)
+                if file.steps < store.steps:
+                    raise DatasetError(
+                        f"{path} has {file.steps} steps of each SCF, not {store.steps}: 'python -m "
+                        f"pyscf_deqh.data label … --steps {store.steps}' keeps them"
+                    )
                 ids = split_ids(file, split, split_rule, split_sizes)
                 failures = file.failures()
             unusable = [i for i in ids if i in failures]

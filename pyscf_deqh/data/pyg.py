@@ -46,8 +46,9 @@ def from_data(data: Data) -> MolecularGraph:
     """The molecule of :func:`to_data`."""
     values = {name: value for name, value in data.to_dict().items() if torch.is_tensor(value)}
     arrays = {name: value.numpy(force=True) for name, value in values.items()}
-    if "shells" in arrays:
-        arrays["shells"] = arrays["shells"].reshape(-1, 2)
+    shapes = {"shells": (-1, 2), "steps": (-1, 2, int(data.nao), int(data.nao))}
+    for name in shapes.keys() & arrays.keys():
+        arrays[name] = arrays[name].reshape(shapes[name])
     known = {f.name for f in fields(MolecularGraph)}
     return MolecularGraph(
         numbers=arrays["z"],

@@ -140,11 +140,13 @@ class LabelFile(ABC):
         path: where it lies.
         format: name of the format, for messages.
         row_name: what the format calls the number of a row, for messages.
+        steps: how many of each SCF are kept.
     """
 
     path: Path
     format: str
     row_name: str = "id"
+    steps: int = 0
 
     @abstractmethod
     def ids(self) -> list[int]:
@@ -209,11 +211,9 @@ class WritableLabels(LabelFile):
 
     Attributes:
         holds_ions: whether the format has a place for a molecule's charge.
-        steps: how many of each SCF are kept; 0 also where the format has no place for them.
     """
 
     holds_ions: bool = True
-    steps: int = 0
 
     @abstractmethod
     def atoms(self, row_id: int) -> tuple[np.ndarray, np.ndarray]:

@@ -102,16 +102,102 @@ def _bisect(positions: np.ndarray, sizes: np.ndarray, atoms: np.ndarray) -> list
     return _bisect(positions, sizes, atoms[:half]) + _bisect(positions, sizes, atoms[half:])
 
 
-class BlockIntegrals(Integrals):
+class OrbitalBlocks:
+    """Integrals of pairs of near orbitals with functions, in a block for each group of orbitals.
+
+    Args:
+        mol: the molecule.
+        functions: a molecule of them.
+        groups: the molecule's orbitals.
+        device, dtype: of the integrals and of their products.
+        omega: range-separation parameter in 1/bohr: integrals of erf(omega r) / r, the long range.
+        engine: makes them.
+        width: of what is kept of each pair; as many as there are functions if it is None.
+    """
+
+    def __init__(
+        self,
+        mol: Mole,
+        functions: Mole,
+        groups: OrbitalGroups,
+        device: torch.device | str,
+        dtype: torch.dtype,
+        omega: float = 0.0,
+        engine: Engine = HOST,
+        width: int | None = None,
+    ):
+        self._block_bytes = engine.block_bytes
+        self._order = torch.from_numpy(groups.orbitals).to(device)
+        self._rows = [slice(*groups.first[a : a + 2]) for a in range(len(groups.near))]
+        # Of each group the orbitals that are near: up to its own, and beyond.
+        members = [groups.members(chosen) for chosen in np.tril(groups.near)]
+        self._columns = [torch.from_numpy(m).to(device) for m in members]
+        self._beyond = [
+            torch.from_numpy(groups.members(chosen)).to(device)
+            for chosen in np.triu(groups.near, 1)
+        ]
+        # (orbitals of the group, of those that are near, functions)
+        self._blocks: list[Tensor] = []
+        molecule = groups.sorted(mol)
+        for a, rows in enumerate(self._rows):
+            n_rows = rows.stop - rows.start
+            limit = engine.block_bytes // (8 * functions.nao * n_rows)
+            shape = n_rows, len(members[a]), width or functions.nao
+            block, column = torch.empty(shape, dtype=dtype, device=device), 0
+            for run in groups.runs(groups.near[a, : a + 1], limit):
+                bra, ket = groups.shells_of(a, a + 1), groups.shells_of(*run)
+                raw = engine.three_index(molecule, functions, bra, ket, omega)
+                part = self._of_raw(torch.from_numpy(raw).to(device, dtype))
+                block[:, column : column + len(part)] = part.transpose(0, 1)
+                column += len(part)
+            self._blocks.append(block)
+
+    def _of_raw(self, integrals: Tensor) -> Tensor:
+        """(n, m, functions) of integrals (functions, n, m)."""
+        return integrals.permute(1, 2, 0)
+
+    def _triples(self) -> Iterator[tuple[slice, Tensor, Tensor]]:
+        """Of each group its orbitals, those up to them that are near, and the integrals."""
+        return zip(self._rows, self._columns, self._blocks, strict=True)
+
+    @property
+    def nbytes(self) -> int:
+        return sum(block.nbytes for block in self._blocks)
+
+    def with_density(self, density: Tensor) -> Tensor:
+        """Integrals (functions,) with a symmetric density matrix (nao, nao)."""
+        density = density.to(self._blocks[0])[self._order[:, None], self._order]
+        found = density.new_zeros(self._blocks[0].shape[-1])
+        for rows, columns, block in self._triples():
+            weighted = 2 * density[rows, columns]
+            weighted[:, rows.start - rows.stop :] /= 2  # the group's own pairs are there twice
+            found += (weighted[:, None] @ block).sum((0, 1))  # a batch, which makes use of threads
+        return found
+
+    def matrix(self, weights: Tensor | np.ndarray) -> Tensor:
+        """Matrix (nao, nao) of integrals with all functions, of weights (functions,)."""
+        weights = torch.as_tensor(weights).to(self._blocks[0])
+        made = weights.new_zeros(len(self._order), len(self._order))
+        for rows, columns, block in self._triples():
+            potential = weights.expand(len(block), 1, -1) @ block.transpose(1, 2)
+            made[rows, columns] = potential[:, 0]
+        lower = made.tril()
+        return self._unsorted(lower + lower.tril(-1).T)
+
+    def _unsorted(self, matrix: Tensor) -> Tensor:
+        """A matrix of orbitals in PySCF's order."""
+        unsorted = torch.empty_like(matrix)
+        unsorted[self._order[:, None], self._order] = matrix
+        return unsorted
+
+
+class BlockIntegrals(OrbitalBlocks, Integrals):
     """Orbital products fitted in the Coulomb metric: (mn|rs) = sum_P B_P,mn B_P,rs.
 
     Args:
         mol: the molecule.
         auxiliary: its auxiliary basis set, as a molecule.
-        groups: the molecule's orbitals.
-        device, dtype: of the integrals and of their products.
-        omega: range-separation parameter in 1/bohr: fits erf(omega r) / r, the long range.
-        engine: makes them.
+        groups, device, dtype, omega, engine: as of :class:`OrbitalBlocks`.
         exchange: dtype of exchange matrices; the same if it is None.
     """
 
@@ -127,39 +213,15 @@ class BlockIntegrals(Integrals):
         exchange: torch.dtype | None = None,
     ):
         self.nao, self._exchange = mol.nao, exchange or dtype
-        self._auxiliary, self._block_bytes = auxiliary, engine.block_bytes
-        self._order = torch.from_numpy(groups.orbitals).to(device)
-        self._rows = [slice(*groups.first[a : a + 2]) for a in range(len(groups.near))]
+        self._auxiliary = auxiliary
         self._root = torch.from_numpy(engine.inverse_root(auxiliary, omega)).to(device, dtype)
         self._triangular = bool((self._root.tril() == self._root).all())
         self._solvent: Tensor | None = None
-        # Of each group the orbitals that are near: up to its own, and beyond.
-        members = [groups.members(chosen) for chosen in np.tril(groups.near)]
-        self._columns = [torch.from_numpy(m).to(device) for m in members]
-        self._beyond = [
-            torch.from_numpy(groups.members(chosen)).to(device)
-            for chosen in np.triu(groups.near, 1)
-        ]
-        # (orbitals of the group, of those that are near, functions)
-        self._blocks: list[Tensor] = []
         self._twice: tuple[list[Tensor], list[Tensor]] | None = None
-        molecule = groups.sorted(mol)
-        for a, rows in enumerate(self._rows):
-            n_rows = rows.stop - rows.start
-            shape = n_rows, len(members[a]), len(self._root)
-            block = torch.empty(shape, dtype=dtype, device=device)
-            limit = engine.block_bytes // (8 * auxiliary.nao * n_rows)
-            column = 0
-            for run in groups.runs(groups.near[a, : a + 1], limit):
-                bra, ket = groups.shells_of(a, a + 1), groups.shells_of(*run)
-                raw = engine.three_index(molecule, auxiliary, bra, ket, omega)
-                fitted = self._fit(torch.from_numpy(raw).to(device, dtype))
-                block[:, column : column + len(fitted)] = fitted.transpose(0, 1)
-                column += len(fitted)
-            self._blocks.append(block)
+        width = len(self._root)
+        super().__init__(mol, auxiliary, groups, device, dtype, omega, engine, width)
 
-    def _fit(self, integrals: Tensor) -> Tensor:
-        """(n, m, functions) of integrals (auxiliary functions, n, m)."""
+    def _of_raw(self, integrals: Tensor) -> Tensor:
         shape, raw = integrals.shape[1:], integrals.flatten(1)
         n = len(self._root)
         if not self._triangular:
@@ -195,53 +257,43 @@ class BlockIntegrals(Integrals):
                         there[:, its] = block[:, ours].transpose(0, 1)
             self._twice = lower, higher
 
-    def _triples(self) -> Iterator[tuple[slice, Tensor, Tensor]]:
-        """Of each group its orbitals, those up to them that are near, and the integrals."""
-        return zip(self._rows, self._columns, self._blocks, strict=True)
-
-    def put_into(self, cavity: Cavity) -> None:
-        """Let Coulomb matrices hold the response of a polarizable continuum as well.
+    def put_into(self, cavity: Cavity | None) -> Tensor | None:
+        """Let Coulomb matrices hold the response of a polarizable continuum as well, by and large.
 
         The potential on its surface is that of the fitted density, and so is the way back: a matrix
-        between fitting functions, which costs nothing in a Fock matrix.
+        between fitting functions, which costs nothing in a Fock matrix. It is a tenth off, because
+        fitted densities have no tails; :class:`~pyscf_deqh.fock.cavity.CavityResponse` is exact.
 
         Args:
-            cavity: of the continuum.
+            cavity: of the continuum; None for no more of it.
+
+        Returns:
+            Matrix (nao, nao), hartree, of the charges that the nuclei induce.
         """
+        self._solvent = None
+        if cavity is None:
+            return None
         potentials = gto.intor_cross("int2c2e", self._auxiliary, cavity.charges)
         fitted = self._root.double().cpu().numpy() @ potentials
-        response = fitted @ np.linalg.solve(cavity.k, cavity.r @ fitted.T)
-        symmetric = (response + response.T) / 2
+        both = np.column_stack([fitted.T, cavity.nuclei])
+        response = fitted @ np.linalg.solve(cavity.k, cavity.r @ both)
+        transposed = fitted @ (cavity.r.T @ np.linalg.solve(cavity.k.T, cavity.nuclei))
+        symmetric = (response[:, :-1] + response[:, :-1].T) / 2
         self._solvent = torch.from_numpy(symmetric).to(self._root)
+        return -self.matrix((response[:, -1] + transposed) / 2)
 
     def coulomb(self, density: Tensor) -> Tensor:
         """Coulomb matrix (nao, nao) of a symmetric density matrix (nao, nao)."""
-        density = density.to(self._root)[self._order[:, None], self._order]
-        fitted = density.new_zeros(len(self._root))
-        for rows, columns, block in self._triples():
-            weighted = 2 * density[rows, columns]
-            weighted[:, rows.start - rows.stop :] /= 2  # the group's own pairs are there twice
-            fitted += (weighted[:, None] @ block).sum((0, 1))  # a batch, which makes use of threads
+        fitted = self.with_density(density)
         if self._solvent is not None:
             fitted = fitted + self._solvent @ fitted
-        coulomb = torch.zeros_like(density)
-        for rows, columns, block in self._triples():
-            potential = fitted.expand(len(block), 1, -1) @ block.transpose(1, 2)
-            coulomb[rows, columns] = potential[:, 0]
-        lower = coulomb.tril()
-        return self._unsorted(lower + lower.tril(-1).T)
+        return self.matrix(fitted)
 
     def exchange(self, orbitals: Tensor, others: Tensor | None = None) -> Tensor:
         """See :meth:`Integrals.exchange`."""
         orbitals = orbitals[self._order]
         others = None if others is None else others[self._order]
         return self._unsorted(super().exchange(orbitals, others))
-
-    def _unsorted(self, matrix: Tensor) -> Tensor:
-        """A matrix of orbitals in PySCF's order."""
-        unsorted = torch.empty_like(matrix)
-        unsorted[self._order[:, None], self._order] = matrix
-        return unsorted
 
     def _halves(self, spaces: Sequence[Tensor]) -> Iterator[list[Tensor]]:
         n_functions, largest = len(self._root), max(c.shape[1] for c in spaces)

@@ -49,6 +49,7 @@ class Corrector:
         lost: above this it is far from its solution.
         rounding: fitted matrices cannot tell such a gradient from none.
         max_fitted: limit of fitted matrices by DIIS.
+        response_is_exact: whether fitted matrices hold all of the response, up to their fits.
     """
 
     max_fitted: ClassVar[int] = 20
@@ -80,8 +81,11 @@ class Corrector:
             spinors = 3.0 if kind == Kind.GENERALIZED else 1.0
             self.rounding = spinors * _ROUNDING * problem.gradient_scale
         self._core_hamiltonian = problem.core_hamiltonian
-        self._in_vacuum = attribute(mf, "with_solvent") is None
-        fitted.put_into(problem.engine.solvent_of(mf))
+        solvent = attribute(mf, "with_solvent")
+        self._in_vacuum = solvent is None
+        cavity = problem.engine.solvent_of(mf)
+        fitted.put_into(cavity)
+        held = solvent is None or solvent.frozen or cavity is not None
         functional = problem.functional
         self._of_another_kind = not fitted.serves(functional)
         if self._of_another_kind:
@@ -89,6 +93,7 @@ class Corrector:
             logger.note(mf, "Corrected cycles with the response of %s: there is no memory for "
                         "that of exact exchange.", STAND_IN)  # fmt: skip
         self._model = FockNearby(fitted, functional, self._root)
+        self.response_is_exact = held and fitted.response_is_exact and not self._of_another_kind
 
     def defect(self) -> np.ndarray | None:
         """What full Fock matrices have more than fitted ones, hartree, for the next point of a

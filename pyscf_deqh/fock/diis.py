@@ -202,6 +202,11 @@ class _Corrected:
         self._way_back: WayBack | None = None
         self._leaves = _LEAVES
 
+    @property
+    def response_is_exact(self) -> bool:
+        """Whether the last cycle's fitted matrices held all that the SCF's do, up to their fits."""
+        return self._method is not None and self._method.response_is_exact
+
     def update(
         self, s: np.ndarray, d: Any, f: Any, mf: Any = None, *args: Any, **kwargs: Any
     ) -> Any:

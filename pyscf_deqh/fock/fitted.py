@@ -24,6 +24,7 @@ from ..errors import NotEnoughMemoryError
 from ..pyscf_api import Cavity
 from .auxiliary import auxiliary_molecule
 from .blocks import BlockIntegrals, OrbitalGroups
+from .cavity import CavityResponse, response_bytes
 from .functional import Functional
 from .grid import GRID
 from .integrals import Integrals, PackedIntegrals, PairIntegrals, n_orbital_pairs
@@ -120,17 +121,23 @@ class FittedFock:
             self._limit = self._left = min(self._limit, on_device)
         self._long_range: dict[float, Integrals] = {}
         self._made: deque[_Made] = deque(maxlen=_REMEMBERED)
-        self._cavity: Cavity | None = None
+        self._solvent: Cavity | Callable[[np.ndarray], np.ndarray] | None = None
+        self._surface: CavityResponse | None = None
+        self._of_nuclei: Tensor | None = None
         self._response: Callable[[np.ndarray], np.ndarray] | None = None
 
     def like(
         self, mol: Mole, device: torch.device | str, dtype: torch.dtype, own: Any = None
     ) -> FittedFock:
-        """The same for another molecule, device or precision."""
+        """The same for another molecule, device or precision; in the same solvent, if it is the
+        same molecule."""
         coulomb = max(dtype, self.coulomb_dtype, key=lambda known: known.itemsize)
-        return FittedFock(
+        other = FittedFock(
             mol, device, dtype, self.auxbasis, self.grid, self._memory, self.engine, coulomb, own
         )
+        if mol is self.mol:
+            other.put_into(self._solvent)
+        return other
 
     @cached_property
     def _auxiliary(self) -> Mole:
@@ -231,24 +238,40 @@ class FittedFock:
         """
         if not self._keeps_integrals:
             raise self._too_large("fitted integrals")
-        integrals = self._fit()
-        if self._cavity is not None and isinstance(integrals, BlockIntegrals):
-            integrals.put_into(self._cavity)
-        return integrals
+        return self._fit()
 
     def put_into(self, solvent: Cavity | Callable[[np.ndarray], np.ndarray] | None) -> None:
-        """Let Fock matrices hold the response of a solvent, where the integrals are kept.
-
-        Differences of them do: its potential of a neutral solute, nuclei and all, is no part.
+        """Let Fock matrices hold a solvent, where the integrals are kept.
 
         Args:
-            solvent: from the engine: its cavity, or its potential of a density.
+            solvent: from the engine: its cavity, or its potential of a density, without that of the
+                nuclei, so that differences alone are right.
         """
-        self._cavity = solvent if isinstance(solvent, Cavity) else None
-        self._response = None if isinstance(solvent, Cavity) else solvent
+        known, self._solvent = self._solvent, solvent
+        if isinstance(known, Cavity) and isinstance(solvent, Cavity) and known.k is solvent.k:
+            return
+        self._surface = self._response = self._of_nuclei = None
         made = self.__dict__.get("integrals")
-        if self._cavity is not None and isinstance(made, BlockIntegrals):
-            made.put_into(self._cavity)
+        if isinstance(made, BlockIntegrals):
+            made.put_into(None)
+        if not isinstance(solvent, Cavity):
+            self._response = solvent
+            return
+        if not self._keeps_integrals:
+            return
+        n_bytes = response_bytes(solvent, self._groups)
+        if self._integral_bytes + n_bytes <= self._limit and self._make_room(n_bytes):
+            self._surface = CavityResponse(
+                self.mol, solvent, self._groups, self.device, self.engine
+            )
+            self._of_nuclei = self._surface.of_nuclei
+        elif isinstance(self.integrals, BlockIntegrals):
+            self._of_nuclei = self.integrals.put_into(solvent)
+
+    @property
+    def response_is_exact(self) -> bool:
+        """Whether that of the solvent is no fit, or there is none."""
+        return self._solvent is None or self._surface is not None
 
     def _long_range_integrals(self, omega: float) -> Integrals:
         if omega not in self._long_range:
@@ -286,7 +309,7 @@ class FittedFock:
     def nbytes(self) -> int:
         """Of integrals and values on the grid that are kept."""
         made = [self.__dict__.get(name) for name in ("integrals", "orbital_values")]
-        kept = [*made, *self._long_range.values()]
+        kept = [*made, self._surface, *self._long_range.values()]
         return sum(x.nbytes for x in kept if x is not None)
 
     def serves(self, functional: Functional) -> bool:
@@ -305,6 +328,7 @@ class FittedFock:
         for name in ("integrals", "_without_tensor", "orbital_values"):
             self.__dict__.pop(name, None)
         self._long_range.clear()
+        self._surface = self._of_nuclei = None
         self.forget()
 
     def __call__(
@@ -323,6 +347,8 @@ class FittedFock:
         """
         made = self._make(orbitals, Functional.of(xc, self.engine))
         coulomb = self._coulomb(_total_density(by_spin(orbitals)))
+        if self._of_nuclei is not None:
+            hcore = hcore + self._array(self._of_nuclei.double())
         energy, focks = made.energy, []
         for c, k, v in zip(by_spin(orbitals), made.exchange, made.semilocal, strict=True):
             potential = self._array(k + coulomb)
@@ -494,6 +520,8 @@ class FittedFock:
             coulomb = self.integrals.coulomb(self._tensor(density, dtype))
         except NotEnoughMemoryError:
             return self._tensor(self._without_tensor(density), dtype)
+        if self._surface is not None:
+            coulomb = coulomb + self._surface(self._tensor(density, dtype)).to(dtype)
         if self._response is not None:
             coulomb = coulomb + self._tensor(self._response(density), dtype)
         return coulomb

@@ -41,6 +41,8 @@ class MolecularGraph:
         hamiltonian: (nao, nao) label, or None.
         target_orbitals, target_energies: (nao, n), (n,) eigenpairs of the label, or None.
         shells: (K, 2) atom and angular momentum of each shell; None for the template's own.
+        steps: (K, 2, nao, nao) Hamiltonians of the label's SCF, hartree, and the Fock matrices of
+            their densities; or None.
     """
 
     numbers: np.ndarray
@@ -54,6 +56,7 @@ class MolecularGraph:
     target_orbitals: np.ndarray | None = None
     target_energies: np.ndarray | None = None
     shells: np.ndarray | None = None
+    steps: np.ndarray | None = None
 
     @property
     def nao(self) -> int:
@@ -87,6 +90,7 @@ class GraphBatch:
         overlap, reference, atomic_density, basis_vectors: (B, n, n), zero padded.
         max_occupied: largest of ``n_occupied``, or more.
         hamiltonian, target_orbitals, target_energies: labels, (B, n, n), (B, n, n), (B, n).
+        steps: of the labels' SCFs, (B, K, 2, n, n).
     """
 
     element: Tensor
@@ -106,6 +110,7 @@ class GraphBatch:
     hamiltonian: Tensor | None = None
     target_orbitals: Tensor | None = None
     target_energies: Tensor | None = None
+    steps: Tensor | None = None
 
     @property
     def n_molecules(self) -> int:
@@ -340,7 +345,7 @@ def collate(
     pairs = [part.pairs + first for part, first in zip(parts, first_atom, strict=False)]
     no_orbital = np.full((spare_atoms, template.size), -1)
     molecule = np.repeat(np.arange(len(graphs)), [part.n_atoms for part in parts])
-    labelled = all(g.hamiltonian is not None for g in graphs)
+    labelled, steps = all(g.hamiltonian is not None for g in graphs), graphs[0].steps
     return GraphBatch(
         element=long(joined((part.element for part in parts), np.zeros(spare_atoms, int))),
         molecule=long(joined([molecule], np.full(spare_atoms, len(graphs) - 1))),
@@ -361,4 +366,5 @@ def collate(
         hamiltonian=padded("hamiltonian", n, n) if labelled else None,
         target_orbitals=padded("target_orbitals", n, n) if labelled else None,
         target_energies=padded("target_energies", n) if labelled else None,
+        steps=padded("steps", *steps.shape[:2], n, n) if steps is not None else None,
     )

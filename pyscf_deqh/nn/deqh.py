@@ -77,11 +77,14 @@ class Backbone(nn.Module, abc.ABC):
         wants_onsite_overlaps: whether it is made of a template, a configuration, and the on-site
             overlaps of :func:`pyscf_deqh.graph.onsite.onsite_overlaps`, which are left out if a
             state dict follows; else of the first two.
+        state_is_hamiltonian: whether a state is a whole Hamiltonian, up to what does not depend on
+            it, so that :meth:`hamiltonian` is no application of f.
         can_be_captured: whether a training step can be a CUDA graph: given a reference, none of its
             operations waits for the GPU or depends on what is in a tensor.
     """
 
     wants_onsite_overlaps: ClassVar[bool] = False
+    state_is_hamiltonian: ClassVar[bool] = False
     can_be_captured: ClassVar[bool] = False
 
     def __init__(self, template: OrbitalTemplate, config: BackboneConfig):
@@ -229,6 +232,14 @@ class DEQH(nn.Module):
             info["nstep"].to(torch.long),
             info["rel_lowest"],
         )
+
+    def applied_once(self, graph: GraphBatch, hamiltonian: Tensor) -> Tensor:
+        """f(H) of Hamiltonians (B, n, n), in hartree."""
+        injected = self.backbone.injection(graph)
+        state = self.backbone.state(hamiltonian, injected)
+        if self.backbone.state_is_hamiltonian:
+            state = self.backbone.filter(state, injected)
+        return self.backbone.hamiltonian(state, injected)
 
     def _applied(self, state: Tensor, injected: Any, times: int) -> Solution:
         """f applied so many times; only the last application is differentiated."""

@@ -192,6 +192,7 @@ class SO2Net(Backbone):
     """A backbone for any elements and basis set."""
 
     can_be_captured = True
+    state_is_hamiltonian = True
     config: SO2NetConfig
 
     def __init__(self, template: OrbitalTemplate, config: SO2NetConfig | None = None):

@@ -13,6 +13,7 @@ from ..nn.qhnet import QHNetConfig
 from ..nn.so2net import SO2NetConfig
 
 CONSISTENCY_LOSSES = ("amortized", "commutator")
+STEP_TARGETS = ("fock", "next", "solution")
 
 # No ``Any``: jsonargparse would make an object of any class that a file names in one.
 _Plain: TypeAlias = bool | int | float | str
@@ -94,6 +95,24 @@ class ConsistencyConfig:
 
 
 @dataclass
+class StepsConfig:
+    """Steps of the labels' SCFs as further examples for f, where label stores keep them: one of
+    each molecule is drawn in each training step.
+
+    Attributes:
+        target: what f of a step's Hamiltonian shall be: ``fock``, the Fock matrix of its density,
+            so that f is the SCF's own map; ``next``, the Hamiltonian that the SCF went on with
+            (DIIS); ``solution``, the label. ``none`` trains on the labels alone.
+        weight: of their loss, Eq. 45, beside the labels'.
+        n: steps of each SCF, from its beginning.
+    """
+
+    target: str = "none"
+    weight: float = 1.0
+    n: int = 4
+
+
+@dataclass
 class RunConfig:
     """Length, place and precision of a run.
 
@@ -152,12 +171,17 @@ class TrainConfig:
     )
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     consistency: ConsistencyConfig = field(default_factory=ConsistencyConfig)
+    steps: StepsConfig = field(default_factory=StepsConfig)
     run: RunConfig = field(default_factory=RunConfig)
 
     def __post_init__(self) -> None:
         if self.consistency.loss not in ("none", *CONSISTENCY_LOSSES):
             kinds = ", ".join(("none", *CONSISTENCY_LOSSES))
             raise ConfigError(f"consistency.loss must be one of {kinds}")
+        if self.steps.target not in ("none", *STEP_TARGETS):
+            raise ConfigError(f"steps.target must be one of {', '.join(('none', *STEP_TARGETS))}")
+        if self.steps.target != "none" and self.steps.n < 1 + (self.steps.target == "next"):
+            raise ConfigError("steps.n: one or more, and two or more where the target is the next")
         if self.consistency.loss == "none" and not self.consistency.labels:
             raise ConfigError("consistency: without a loss and without labels there is nothing to "
                               "train on")  # fmt: skip

@@ -29,7 +29,7 @@ from .config import TrainConfig
 from .consistency import SelfConsistency
 from .cuda_graphs import CapturedGradients, Parts
 from .evaluate import batch_errors
-from .loss import hamiltonian_loss
+from .loss import MILLI, element_loss, hamiltonian_loss
 
 
 def build_model(config: TrainConfig) -> DEQH:
@@ -140,7 +140,11 @@ class HamiltonianData(L.LightningDataModule):
             return
         rank, ranks = self._process
         data = self.config.data
-        store = GraphStore(data.cache, self.config.model.reference, data.basis, data.other_bases)
+        steps = self.config.steps
+        store = GraphStore(
+            data.cache, self.config.model.reference, data.basis, data.other_bases,
+            0 if steps.target == "none" else steps.n,
+        )  # fmt: skip
         limits = {"train": data.max_molecules, "valid": data.max_validation}
         self.parts = {
             split: HamiltonianDataset(
@@ -298,8 +302,25 @@ class HamiltonianModule(L.LightningModule):
             own = self._consistency(solution.hamiltonian, batch).mean()
             labels = parts["loss"] if options.labels else 0.0
             parts |= {"loss": labels + options.weight * own, "consistency": own.detach()}
+        if self.config.steps.target != "none":
+            of_steps = self._loss_of_steps(batch)
+            weighted = parts["loss"] + self.config.steps.weight * of_steps
+            parts |= {"loss": weighted, "steps": of_steps.detach()}
         iterations, residual = solution.iterations.float().mean(), solution.residual.mean()
         return parts | {"iterations": iterations, "residual": residual}
+
+    def _loss_of_steps(self, batch: GraphBatch) -> Tensor:
+        """Eq. 45 of f at one step of each molecule's SCF, milli-hartree."""
+        steps, target = batch.steps, self.config.steps.target
+        assert steps is not None
+        n = steps.shape[1] - (target == "next")
+        drawn = torch.randint(n, (batch.n_molecules,)).to(steps.device)
+        rows = torch.arange(batch.n_molecules, device=steps.device)
+        hamiltonian, fock = steps[rows, drawn].unbind(1)
+        wanted = {"fock": lambda: fock, "next": lambda: steps[rows, drawn + 1, 0],
+                  "solution": lambda: batch.labels[0]}[target]()  # fmt: skip
+        found = self.model.applied_once(batch, hamiltonian)
+        return MILLI * element_loss(found - wanted, batch.nao).mean()
 
     def _over_processes(self, parts: Parts, n_molecules: int) -> tuple[Parts, Tensor]:
         """Means over the molecules of all processes, from those of this one.

@@ -225,6 +225,8 @@ def _check_cuda_graphs(config: TrainConfig) -> None:
         raise ConfigError("run.cuda_graphs: run.precision must be 32-true")
     if config.consistency.loss != "none":
         raise ConfigError("run.cuda_graphs: fitted Fock matrices wait for the GPU; set it to false")
+    if config.steps.target != "none":
+        raise ConfigError("run.cuda_graphs: steps of SCFs are drawn at random; set it to false")
     if run.devices * run.nodes > 1:
         raise ConfigError("run.cuda_graphs: on one device only; set it to false")
     if run.accelerator == "cpu" or not torch.cuda.is_available():
@@ -291,7 +293,10 @@ def train(
     for name in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.WARNING)
     L.seed_everything(run.seed, verbose=False)
-    module = HamiltonianModule(build_model(config), config)
+    model = build_model(config)
+    if config.steps.target != "none" and not model.backbone.self_consistent:
+        raise ConfigError(f"steps.target: {config.backbone} is a predictor, to which H is no input")
+    module = HamiltonianModule(model, config)
     if init is not None:
         _initialize(module, init)
     resumed = last.exists()

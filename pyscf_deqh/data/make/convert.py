@@ -62,8 +62,7 @@ def convert(
 def _target(labels: LabelFile, out: Path, precision: str | None) -> WritableLabels:
     """The file to write; a new label store has the steps of SCFs that the source has."""
     new_store = out.suffix == SUFFIX and not out.exists()
-    steps = labels.steps if isinstance(labels, LabelStore) and new_store else None
-    return open_for_writing(out, precision, steps)
+    return open_for_writing(out, precision, labels.steps if new_store else None)
 
 
 def _write_settings(labels: LabelFile, target: WritableLabels) -> None:

@@ -1,0 +1,132 @@
+"""Steps of SCFs as examples for f."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from conftest import metrics, small_model, small_qhnet
+from test_data import hydrogen
+
+from pyscf_deqh.data.dataset import GraphStore, HamiltonianDataset
+from pyscf_deqh.data.formats.store import LabelStore
+from pyscf_deqh.data.make.label import LabelSettings, label
+from pyscf_deqh.errors import ConfigError, DatasetError
+from pyscf_deqh.graph.batch import collate
+from pyscf_deqh.train.config import (
+    DataConfig,
+    OptimizerConfig,
+    RunConfig,
+    StepsConfig,
+    TrainConfig,
+)
+from pyscf_deqh.train.module import HamiltonianModule
+from pyscf_deqh.train.run import train
+
+pytestmark = pytest.mark.usefixtures("quick_workers")
+
+
+@pytest.fixture(scope="module")
+def labels(tmp_path_factory):
+    """Two steps each of training and validation molecules."""
+    path = tmp_path_factory.mktemp("labels") / "a.store"
+    geometries = [hydrogen(0.7 + 0.02 * i, qm9_id=str(i)) for i in range(4)]
+    settings = LabelSettings(xc="pbe", conv_tol=1e-8, density_fit=True)
+    assert label(geometries, path, settings, workers=0, progress=False, steps=2) == (4, {})
+    return path
+
+
+def dataset(labels, folder, steps=2):
+    store = GraphStore(folder, "sad", "def2-svp", steps=steps)
+    return HamiltonianDataset([labels], "all", store, progress=False)
+
+
+def test_graphs_have_them(labels, tmp_path):
+    graphs = list(dataset(labels, tmp_path))
+    with LabelStore(labels) as store:
+        for graph, row_id in zip(graphs, store.ids(), strict=True):
+            wanted = [(s.hamiltonian, s.fock) for s in store.steps_of(row_id)]
+            np.testing.assert_allclose(graph.steps, wanted, atol=1e-6)
+            # The first Hamiltonian is the reference.
+            np.testing.assert_allclose(graph.steps[0, 0], graph.reference, atol=1e-5)
+    assert dataset(labels, tmp_path, 0)[0].steps is None
+    with pytest.raises(DatasetError, match="has 2 steps of each SCF, not 3"):
+        dataset(labels, tmp_path, 3)
+
+
+@pytest.mark.parametrize("target", ["fock", "next", "solution"])
+def test_the_loss_is_eq_45_of_one_application(labels, tmp_path, template, target):
+    model = small_model(template, "sad")
+    graphs = list(dataset(labels, tmp_path))[:2]
+    batch = collate(graphs, template, model.backbone.cutoff, torch.float64)
+    config = TrainConfig(steps=StepsConfig(target=target, n=2))
+    module = HamiltonianModule(model, config)
+    torch.manual_seed(3)
+    n = 1 if target == "next" else 2
+    drawn = torch.randint(n, (2,)).tolist()
+    torch.manual_seed(3)
+    with torch.no_grad():
+        found = module._loss_of_steps(batch).item()
+        expected = 0.0
+        for graph, k in zip(graphs, drawn, strict=True):
+            one = collate([graph], template, model.backbone.cutoff, torch.float64)
+            f = model.applied_once(one, one.steps[:, k, 0])[0].numpy()
+            wanted = {"fock": graph.steps[k, 1], "next": graph.steps[-1, 0],
+                      "solution": graph.hamiltonian}[target]  # fmt: skip
+            error = f - wanted
+            expected += 1e3 * (np.sqrt(np.mean(error**2)) + np.mean(np.abs(error))) / 2
+    assert found == pytest.approx(expected, rel=1e-6)
+
+
+@pytest.mark.parametrize("make", [small_model, small_qhnet])
+def test_f_of_a_fixed_point_is_the_fixed_point(labels, tmp_path, template, make):
+    model = make(template)
+    with torch.no_grad():
+        if make is small_qhnet:
+            for parameter in model.backbone.hamiltonian_blocks.parameters():
+                parameter.mul_(0.3)  # a weak H stream, so that f contracts
+    graphs = list(dataset(labels, tmp_path))[:1]
+    batch = collate(graphs, template, model.backbone.cutoff, torch.float64)
+    model.configure(
+        replace(
+            model.settings, forward_max_iterations=60, forward_tolerance=1e-11, start="identity"
+        )
+    )
+    with torch.no_grad():
+        solved = model.eval()(batch).hamiltonian
+        found = model.applied_once(batch, solved)
+        other = model.applied_once(batch, model.initial_hamiltonian(batch))
+    torch.testing.assert_close(found, solved, atol=1e-7, rtol=0)
+    assert (other - solved).abs().max() > 1e-4
+
+
+def config_of(labels, folder, **changes):
+    options = {
+        "data": DataConfig(databases=[labels], cache=folder / "cache", workers=1),
+        "optimizer": OptimizerConfig(warmup_steps=1),
+        "steps": StepsConfig(target="fock", n=2),
+        "run": RunConfig(folder=folder / "run", max_epochs=12, batch_size=2, accelerator="cpu"),
+    }
+    return TrainConfig(**(options | changes))
+
+
+def test_a_training_has_their_loss(labels, tmp_path):
+    config = config_of(labels, tmp_path)
+    train(config)
+    rows = metrics(config)
+    losses = [float(row["train/steps"]) for row in rows if row.get("train/steps")]
+    assert losses
+    assert all(loss > 0 for loss in losses)
+    for row in rows:
+        if row.get("train/loss"):
+            assert float(row["train/loss"]) > float(row["train/steps"])
+
+
+def test_where_they_cannot_be(labels, tmp_path):
+    with pytest.raises(ConfigError, match=r"steps.target must be one of none, fock"):
+        TrainConfig(steps=StepsConfig(target="density"))
+    with pytest.raises(ConfigError, match="two or more where the target is the next"):
+        TrainConfig(steps=StepsConfig(target="next", n=1))
+    predictor = config_of(labels, tmp_path, backbone="phisnet")
+    with pytest.raises(ConfigError, match="phisnet is a predictor"):
+        train(predictor)
