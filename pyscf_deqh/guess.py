@@ -21,7 +21,7 @@ from .fock.problem import Problem
 from .fock.shells import breaks_spin_symmetry
 from .fock.states import beside_saddle_point, is_far, lowest_state, not_above_minao
 from .process import import_torch, one_blas_thread
-from .pyscf_api import Cavity, fills_by_aufbau
+from .pyscf_api import fills_by_aufbau
 from .report import Report, Seconds
 from .starts.previous import PreviousStart
 
@@ -152,6 +152,7 @@ def make_guess(mf: hf.SCF, mol: Mole, options: Options, overlap: np.ndarray | No
         states: tuple[float, ...] = ()
         if options.lowest:
             fitted = fitted or point.fitted.like(mol, point.fitted.device, problem.precision)
+            fitted.put_into(problem.cavity)
             solution, fitted, states = lowest_state(problem, solution, fitted)
             fitted.forget()  # among them are other states
         elif _may_be_another_state(start, settings, solution) and fitted:
@@ -168,8 +169,7 @@ def make_guess(mf: hf.SCF, mol: Mole, options: Options, overlap: np.ndarray | No
                 density = mf.get_init_guess(mol, key="minao")
             else:
                 density = density_of(solution, problem)
-        scf_follows = overlap is not None or problem.engine.fixed
-        if accelerated and scf_follows and fitted and complete:
+        if accelerated and problem.scf_follows and fitted and complete:
             hand_over(mf, fitted)
         problem.engine.give_back()
     clock.lap("density")
@@ -248,10 +248,9 @@ def _cycles(
     """Density-fitted cycles in the start's basis set, then in the SCF's; and what builds fitted
     Fock matrices in the SCF's."""
     solution, fitted = Solution(own, point.hamiltonian), point.fitted
-    solvent = _cavity(problem)
     if settings:
         if own is problem:
-            fitted.put_into(solvent)
+            fitted.put_into(problem.cavity)
         if point.defect is not None:
             settings = replace(settings, tolerance=min(settings.tolerance, CORRECTED))
         solution = run_cycles(solution, own, fitted, settings, point.defect)
@@ -261,16 +260,8 @@ def _cycles(
     if settings is None or solution.failure:
         return solution, None
     fitted = fitted.like(problem.mol, fitted.device, problem.precision, problem.own_fit)
-    fitted.put_into(solvent)
+    fitted.put_into(problem.cavity)
     return run_cycles(solution, problem, fitted, settings), fitted
-
-
-def _cavity(problem: Problem) -> Cavity | None:
-    """Of the SCF's solvent; None without one, or of kinds whose Fock matrices hold it alone."""
-    if problem.mol is not problem.mf.mol:
-        return None
-    found = problem.engine.solvent_of(problem.mf, build=True)
-    return found if isinstance(found, Cavity) else None
 
 
 def _may_be_another_state(start: Start, settings: CycleSettings | None, solution: Solution) -> bool:

@@ -89,13 +89,14 @@ class Cavity:
     nuclei: np.ndarray
 
 
-def cavity_of(mf: hf.SCF, build: bool = False) -> Cavity | None:
+def cavity_of(mf: hf.SCF, build: bool = False, keep: bool = True) -> Cavity | None:
     """That of PySCF's PCM and SMD; None without one, or where the solvent does not respond. ddCOSMO
     and ddPCM have none of this kind.
 
     Args:
         mf: SCF object.
         build: make it, as the first Fock matrix would; else None before that.
+        keep: leave what is built in ``mf``, whose options of the solvent come too late then.
     """
     solvent = attribute(mf, "with_solvent")
     if solvent is None:
@@ -105,6 +106,9 @@ def cavity_of(mf: hf.SCF, build: bool = False) -> Cavity | None:
     if not isinstance(solvent, pcm.PCM) or solvent.frozen:
         return None
     if build and not solvent._intermediates:
+        if not keep:
+            solvent = solvent.copy()
+            solvent.reset()
         solvent.build()
     if not solvent._intermediates:
         return None
@@ -114,6 +118,23 @@ def cavity_of(mf: hf.SCF, build: bool = False) -> Cavity | None:
     exponents = surface["charge_exp"] ** 2
     charges = gto.fakemol_for_charges(surface["grid_coords"], expnt=exponents)
     return Cavity(charges, matrices["K"], matrices["R"], solvent.v_grids_n)
+
+
+def cds_energy(mf: hf.SCF) -> float:
+    """What SMD adds to the energy whatever the density, hartree."""
+    solvent = attribute(mf, "with_solvent")
+    if getattr(solvent, "method", "").upper() != "SMD":
+        return 0.0
+    return float(np.ravel(solvent.get_cds())[0])
+
+
+def frozen_potential(mf: hf.SCF) -> Any:
+    """That of a solvent which does not respond, (nao, nao), hartree; None without one."""
+    solvent = attribute(mf, "with_solvent")
+    if not getattr(solvent, "frozen", False):
+        return None
+    potential: Any = getattr(solvent, "v", None)
+    return potential if np.shape(potential) == (mf.mol.nao,) * 2 else None
 
 
 def solve(

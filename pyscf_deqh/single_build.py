@@ -20,6 +20,7 @@ from pyscf.scf import hf
 
 from .engine import engine_of
 from .plugin import KEY, deqh_guess
+from .pyscf_api import frozen_potential
 
 # What the energy may be off: of the correction this part, and what is of third order, at least so
 # much (hartree). Where corrected cycles have not converged, or have not all of the response (of a
@@ -81,6 +82,9 @@ def single_build(mf: hf.SCF, **options: Any) -> SingleBuild:
     mf.mo_occ = mf.get_occ(mf.mo_energy, mf.mo_coeff)
     change = host(mf.make_rdm1()) - host(density)
     slopes = fock + _by_spin(corrected, host)
+    frozen = frozen_potential(mf)
+    if frozen is not None:  # part of the Fock matrix, of the energy a constant
+        slopes = slopes - 2 * host(frozen)
     correction = 0.5 * float(np.vdot(slopes, np.reshape(change, slopes.shape)).real)
     size, cycles = abs(correction), mf.deqh_cycles
     known = bool(cycles) and cycles[-1].accepted and getattr(diis, "response_is_exact", False)

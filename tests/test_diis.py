@@ -173,6 +173,60 @@ def test_the_cycles_of_a_guess_are_in_the_solvent():
         assert gradients[0] < 0.5 * gradients[1]
 
 
+def test_a_guess_alone_leaves_the_solvent_as_it_is():
+    """Options of the solvent that come after it are not too late."""
+    energies = []
+    for guess in (False, True):
+        mf = in_solvent("C-PCM", make_mol(WATER))
+        dm = mf.apply(deqh_guess).get_init_guess() if guess else None
+        mf.with_solvent.eps = 2.0
+        energies.append(plain_energy(mf, dm))
+    assert energies[0] == pytest.approx(energies[1], abs=1e-8)
+
+
+def plain_energy(mf, dm):
+    mf.DIIS = scf.diis.CDIIS
+    return mf.run(dm0=dm).e_tot if dm is not None else mf.run().e_tot
+
+
+@pytest.mark.parametrize("name", ["C-PCM", "SMD in water"])
+def test_energies_of_states_are_those_in_the_solvent(name):
+    mf = in_solvent(name, make_mol(WATER)).apply(deqh_guess, lowest=True).run()
+    assert mf.deqh_report.states[0] == pytest.approx(mf.e_tot, abs=1e-2)  # fitted exchange
+
+
+def test_a_surface_makes_way_for_the_integrals_of_another_range():
+    mol = make_mol(WATER)
+    cavity = cavity_of(in_solvent("C-PCM", mol), build=True)
+    _, _, _, ((c, _),) = some_densities(5, 5, 1)
+    orbitals, hcore = np.sqrt(2) * c, scf.RHF(mol).get_hcore()
+    plenty = FittedFock(mol)
+    plenty.put_into(cavity)
+    expected = plenty(hcore, orbitals, "camb3lyp")
+    one_range = plenty._integral_bytes
+    # Three quarters of the memory: enough for one range of the integrals and the surface.
+    tight = FittedFock(mol, memory=(1.5 * one_range + plenty._surface_bytes) / 0.75e6)
+    tight.put_into(cavity)
+    assert tight.response_is_exact
+    found = tight(hcore, orbitals, "camb3lyp")
+    assert not tight.response_is_exact
+    assert np.linalg.norm(found[0] - expected[0]) < 1e-2
+    assert found[1] == pytest.approx(expected[1], abs=1e-2)
+    tight.put_into(None)
+    assert tight._left == pytest.approx(tight._limit - 2 * tight._integral_bytes, abs=1.0)
+
+
+def test_without_memory_for_a_surface_there_is_no_solvent(monkeypatch):
+    def fail(*args):
+        raise MemoryError
+
+    monkeypatch.setattr("pyscf_deqh.fock.fitted.CavityResponse", fail)
+    mf = in_solvent("C-PCM", make_mol(WATER)).apply(deqh_guess).run()
+    assert mf.converged
+    assert mf.deqh_report.fallback is None
+    assert mf.e_tot == pytest.approx(in_solvent("C-PCM", make_mol(WATER)).run().e_tot, abs=1e-8)
+
+
 def test_solvents_without_a_response():
     mol = make_mol(WATER)
     assert cavity_of(scf.RHF(mol)) is None

@@ -78,26 +78,59 @@ def test_the_loss_is_eq_45_of_one_application(labels, tmp_path, template, target
     assert found == pytest.approx(expected, rel=1e-6)
 
 
-@pytest.mark.parametrize("make", [small_model, small_qhnet])
-def test_f_of_a_fixed_point_is_the_fixed_point(labels, tmp_path, template, make):
-    model = make(template)
-    with torch.no_grad():
+def test_one_application_is_one(labels, tmp_path, template):
+    """For a state that is the whole matrix and for one that is not, away from a fixed point."""
+    for make in (small_model, small_qhnet):
+        model = make(template)
+        graphs = list(dataset(labels, tmp_path))[:1]
+        batch = collate(graphs, template, model.backbone.cutoff, torch.float64)
+        h = batch.steps[:, 0, 0]
+        model.configure(replace(model.settings, forward_max_iterations=1, forward_tolerance=0.0))
+        with torch.no_grad():
+            found = model.applied_once(batch, h)
+            injected = model.backbone.injection(batch)
+            state = model.backbone.state(h, injected)
+            if make is small_model:
+                expected = model(batch, initial=h).hamiltonian  # f once, and no more
+            else:
+                expected = model.backbone.hamiltonian(state, injected)
+            # On-site blocks are what QHNet's state holds: those of f(H), by its filter.
+            again = model.backbone.hamiltonian(model.backbone.filter(state, injected), injected)
+        torch.testing.assert_close(found, expected, atol=1e-12, rtol=0)
+        assert (found - h).abs().max() > 1e-3
         if make is small_qhnet:
-            for parameter in model.backbone.hamiltonian_blocks.parameters():
-                parameter.mul_(0.3)  # a weak H stream, so that f contracts
-    graphs = list(dataset(labels, tmp_path))[:1]
+            assert (found - again).abs().max() > 1e-6
+
+
+def test_their_loss_trains_f(labels, tmp_path, template):
+    model = small_model(template, "sad")
+    config = TrainConfig(steps=StepsConfig(target="fock", n=2))
+    module = HamiltonianModule(model, config)
+    graphs = list(dataset(labels, tmp_path))
     batch = collate(graphs, template, model.backbone.cutoff, torch.float64)
-    model.configure(
-        replace(
-            model.settings, forward_max_iterations=60, forward_tolerance=1e-11, start="identity"
-        )
-    )
-    with torch.no_grad():
-        solved = model.eval()(batch).hamiltonian
-        found = model.applied_once(batch, solved)
-        other = model.applied_once(batch, model.initial_hamiltonian(batch))
-    torch.testing.assert_close(found, solved, atol=1e-7, rtol=0)
-    assert (other - solved).abs().max() > 1e-4
+    module._loss_of_steps(batch).backward()
+    assert any(p.grad is not None and p.grad.any() for p in model.parameters())
+    model.zero_grad()
+    model.backbone.state_is_hamiltonian = False
+    with pytest.raises(ConfigError, match="its state_is_hamiltonian has to be True"):
+        module._loss_of_steps(batch)
+
+
+def test_an_scf_of_few_steps_has_its_last_one_again(labels, tmp_path):
+    with LabelStore(labels) as store:
+        (first, *_) = store.ids()
+        last = store.steps_of(first)[-1]
+    few = tmp_path / "few.store"
+    with LabelStore(labels) as source, LabelStore(few, writable=True, steps=5) as store:
+        store.write_settings(source.settings())
+        record = source[first]
+        record.provenance, record.steps = None, source.steps_of(first)
+        store.add(record)
+    (graph,) = dataset(few, tmp_path, 5)
+    assert len(graph.steps) == 5
+    for hamiltonian, fock in graph.steps[1:]:
+        np.testing.assert_allclose(hamiltonian, last.hamiltonian, atol=1e-6)
+        np.testing.assert_allclose(fock, last.fock, atol=1e-6)
 
 
 def config_of(labels, folder, **changes):

@@ -44,6 +44,21 @@ def test_the_energy_is_the_scfs_within_its_error(case):
         )
 
 
+def test_a_solvent_that_does_not_respond():
+    """Its potential is part of the Fock matrix, of the energy a constant."""
+
+    def frozen():
+        mf = dft.RKS(make_mol(WATER), xc="pbe").PCM()
+        mf.run()
+        mf.with_solvent.frozen = True
+        return mf
+
+    found = single_build(frozen())
+    converged = frozen().run(conv_tol=1e-11)
+    assert abs(found.energy - converged.e_tot) < max(found.error, 1e-7)
+    assert found.error < 1e-5
+
+
 def test_a_larger_molecule_and_other_ways_to_start():
     converged = dft.RKS(make_mol(FORMAMIDE), xc="b3lyp").run(conv_tol=1e-11)
     for options in ({}, {"start": "atoms"}, {"max_cycles": 0}, {"accelerate": False}):

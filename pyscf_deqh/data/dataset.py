@@ -302,11 +302,23 @@ def _make(rows: list[tuple[str, int]]) -> list[_Made]:
             if basis != _worker_store.basis:
                 graph.shells = shells_of(mol)
             if n := _worker_store.steps:
-                graph.steps = np.array([(s.hamiltonian, s.fock) for s in file.steps_of(row_id)[:n]])
+                graph.steps = _steps(file, row_id, n)
         except (UnsupportedMoleculeError, RuntimeError) as error:
             raise DatasetError(f"{path}, {file.row_name} {row_id}: {error}") from error
         made.append((path, row_id, key, _encode(graph)))
     return made
+
+
+def _steps(file: LabelFile, row_id: int, n: int) -> np.ndarray:
+    """Matrices (n, 2, nao, nao) of a label's SCF, the last ones again where it took fewer steps.
+
+    Raises:
+        DatasetError: there are none.
+    """
+    found = [(step.hamiltonian, step.fock) for step in file.steps_of(row_id)[:n]]
+    if not found:
+        raise DatasetError(f"{file.path}, {file.row_name} {row_id}: no steps of its SCF")
+    return np.array([*found, *found[-1:] * (n - len(found))])
 
 
 def _check_method(

@@ -214,7 +214,7 @@ class GPU4PySCF(Engine):
         if fitted is not None and fitted._cderi is None and has_exchange(mf) and not mf.only_dfj:
             fitted.build()
 
-    def solvent_of(self, mf: Any, build: bool = False) -> Any:
+    def solvent_of(self, mf: Any, build: bool = False, keep: bool = True) -> Any:
         solvent: Any = attribute(mf, "with_solvent")
         response = getattr(solvent, "_B_dot_x", None)
         if response is None or solvent.frozen or not solvent._intermediates:

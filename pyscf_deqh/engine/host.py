@@ -307,10 +307,10 @@ class Engine:
         """Make the two-electron integrals that ``mf`` will hold."""
         make_integrals(mf)
 
-    def solvent_of(self, mf: Any, build: bool = False) -> Any:
-        """A polarizable continuum around ``mf``'s molecule; None without one, or, unless it is to
-        be built, before ``mf``'s first Fock matrix."""
-        return cavity_of(mf, build)
+    def solvent_of(self, mf: Any, build: bool = False, keep: bool = True) -> Any:
+        """A polarizable continuum around ``mf``'s molecule, see
+        :func:`~pyscf_deqh.pyscf_api.cavity_of`; None without one."""
+        return cavity_of(mf, build, keep)
 
     def make_room(self) -> None:
         """Let go of memory that is kept for later, where little is left."""

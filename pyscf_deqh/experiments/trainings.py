@@ -148,7 +148,8 @@ class Training:
             del settings[name]
         for name in ("cuda_graphs", "devices", "nodes"):
             del settings["run"][name]
-        del settings["steps"]
+        if settings["steps"]["target"] == "none":
+            del settings["steps"]
         if settings["consistency"]["loss"] == "none":
             del settings["consistency"]
         if not settings["data"]["other_bases"]:

@@ -257,7 +257,7 @@ class BlockIntegrals(OrbitalBlocks, Integrals):
                         there[:, its] = block[:, ours].transpose(0, 1)
             self._twice = lower, higher
 
-    def put_into(self, cavity: Cavity | None) -> Tensor | None:
+    def put_into(self, cavity: Cavity | None) -> tuple[Tensor, float] | None:
         """Let Coulomb matrices hold the response of a polarizable continuum as well, by and large.
 
         The potential on its surface is that of the fitted density, and so is the way back: a matrix
@@ -268,19 +268,19 @@ class BlockIntegrals(OrbitalBlocks, Integrals):
             cavity: of the continuum; None for no more of it.
 
         Returns:
-            Matrix (nao, nao), hartree, of the charges that the nuclei induce.
+            Matrix (nao, nao), hartree, of the charges that the nuclei induce, and their energy.
         """
         self._solvent = None
         if cavity is None:
             return None
         potentials = gto.intor_cross("int2c2e", self._auxiliary, cavity.charges)
         fitted = self._root.double().cpu().numpy() @ potentials
-        both = np.column_stack([fitted.T, cavity.nuclei])
-        response = fitted @ np.linalg.solve(cavity.k, cavity.r @ both)
-        transposed = fitted @ (cavity.r.T @ np.linalg.solve(cavity.k.T, cavity.nuclei))
-        symmetric = (response[:, :-1] + response[:, :-1].T) / 2
-        self._solvent = torch.from_numpy(symmetric).to(self._root)
-        return -self.matrix((response[:, -1] + transposed) / 2)
+        charges = np.linalg.solve(cavity.k, cavity.r @ np.column_stack([fitted.T, cavity.nuclei]))
+        response, of_nuclei = fitted @ charges[:, :-1], charges[:, -1]
+        transposed = cavity.r.T @ np.linalg.solve(cavity.k.T, cavity.nuclei)
+        self._solvent = torch.from_numpy((response + response.T) / 2).to(self._root)
+        matrix = -self.matrix(fitted @ (of_nuclei + transposed) / 2)
+        return matrix, 0.5 * float(cavity.nuclei @ of_nuclei)
 
     def coulomb(self, density: Tensor) -> Tensor:
         """Coulomb matrix (nao, nao) of a symmetric density matrix (nao, nao)."""

@@ -21,13 +21,11 @@ from .blocks import OrbitalBlocks, OrbitalGroups
 if TYPE_CHECKING:
     from pyscf.gto import Mole
 
-_DTYPE = torch.float32
 
-
-def response_bytes(cavity: Cavity, groups: OrbitalGroups) -> int:
+def response_bytes(cavity: Cavity, groups: OrbitalGroups, dtype: torch.dtype) -> int:
     """What a :class:`CavityResponse` keeps."""
     n = cavity.charges.nao
-    return _DTYPE.itemsize * n * groups.n_pairs() + 8 * n**2
+    return dtype.itemsize * n * groups.n_pairs() + 8 * n**2
 
 
 class CavityResponse:
@@ -37,11 +35,12 @@ class CavityResponse:
         mol: the molecule.
         cavity: around it.
         groups: its orbitals.
-        device: of the integrals.
+        device, dtype: of the integrals.
         engine: makes them.
 
     Attributes:
         of_nuclei: matrix (nao, nao), hartree, of the charges that the nuclei induce.
+        energy_of_nuclei: of the nuclei with these, hartree.
     """
 
     def __init__(
@@ -50,11 +49,14 @@ class CavityResponse:
         cavity: Cavity,
         groups: OrbitalGroups,
         device: torch.device,
+        dtype: torch.dtype,
         engine: Engine,
     ):
-        self._integrals = OrbitalBlocks(mol, cavity.charges, groups, device, _DTYPE, 0.0, engine)
+        self._integrals = OrbitalBlocks(mol, cavity.charges, groups, device, dtype, 0.0, engine)
         self._r, self._k = cavity.r, scipy.linalg.lu_factor(cavity.k)
-        self.of_nuclei = -self._matrix(cavity.nuclei)
+        charges = self._charges(cavity.nuclei)
+        self.of_nuclei = -self._integrals.matrix(charges)
+        self.energy_of_nuclei = 0.5 * float(cavity.nuclei @ charges)
 
     @property
     def nbytes(self) -> int:
@@ -62,11 +64,13 @@ class CavityResponse:
 
     def __call__(self, density: Tensor) -> Tensor:
         """Matrix (nao, nao), hartree, of a symmetric density matrix (nao, nao) of electrons."""
-        return self._matrix(self._integrals.with_density(density).double().cpu().numpy())
+        v = self._integrals.with_density(density).double().cpu().numpy()
+        return self._integrals.matrix(self._charges(v))
 
-    def _matrix(self, potential: np.ndarray) -> Tensor:
-        """That of the charges which a potential (charges,) induces, of opposite sign."""
-        # PySCF's charges are the mean of those by K^-1 R and by its transpose.
+    def _charges(self, potential: np.ndarray) -> np.ndarray:
+        """Those that a potential (charges,) induces: PySCF's, the mean of those by K^-1 R and by
+        its transpose."""
         charges = scipy.linalg.lu_solve(self._k, self._r @ potential)
-        charges = (charges + self._r.T @ scipy.linalg.lu_solve(self._k, potential, trans=1)) / 2
-        return self._integrals.matrix(charges)
+        transposed = self._r.T @ scipy.linalg.lu_solve(self._k, potential, trans=1)
+        both: np.ndarray = (charges + transposed) / 2
+        return both

@@ -82,10 +82,8 @@ class Corrector:
             self.rounding = spinors * _ROUNDING * problem.gradient_scale
         self._core_hamiltonian = problem.core_hamiltonian
         solvent = attribute(mf, "with_solvent")
-        self._in_vacuum = solvent is None
-        cavity = problem.engine.solvent_of(mf)
-        fitted.put_into(cavity)
-        held = solvent is None or solvent.frozen or cavity is not None
+        responds = solvent is not None and not getattr(solvent, "frozen", False)
+        fitted.put_into(problem.engine.solvent_of(mf))
         functional = problem.functional
         self._of_another_kind = not fitted.serves(functional)
         if self._of_another_kind:
@@ -93,13 +91,16 @@ class Corrector:
             logger.note(mf, "Corrected cycles with the response of %s: there is no memory for "
                         "that of exact exchange.", STAND_IN)  # fmt: skip
         self._model = FockNearby(fitted, functional, self._root)
-        self.response_is_exact = held and fitted.response_is_exact and not self._of_another_kind
+        exact = fitted.response_is_exact or not responds
+        self.response_is_exact = exact and not self._of_another_kind
+        in_cavity = fitted.response_is_exact and problem.cavity is not None
+        self._is_whole = self.response_is_exact and (in_cavity or not responds)
 
     def defect(self) -> np.ndarray | None:
         """What full Fock matrices have more than fitted ones, hartree, for the next point of a
-        trajectory; None where it is not known, or holds more than errors: exact exchange, or the
-        response of a solvent."""
-        if self._of_another_kind or not self._in_vacuum:
+        trajectory; None where it is not known, or holds more than errors: exact exchange, or a
+        solvent."""
+        if not self._is_whole:
             return None
         return self._model.defect(self._core_hamiltonian)
 

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from ..engine import HOST, Engine
-from ..errors import NotEnoughMemoryError
+from ..errors import DEQHError, NotEnoughMemoryError, own_errors
 from ..pyscf_api import Cavity
 from .auxiliary import auxiliary_molecule
 from .blocks import BlockIntegrals, OrbitalGroups
@@ -123,7 +123,9 @@ class FittedFock:
         self._made: deque[_Made] = deque(maxlen=_REMEMBERED)
         self._solvent: Cavity | Callable[[np.ndarray], np.ndarray] | None = None
         self._surface: CavityResponse | None = None
+        self._surface_bytes = 0
         self._of_nuclei: Tensor | None = None
+        self._energy_of_nuclei = 0.0
         self._response: Callable[[np.ndarray], np.ndarray] | None = None
 
     def like(
@@ -198,11 +200,13 @@ class FittedFock:
         """Reserve, if need be in the place of what is worth less."""
         while not self._reserve(n_bytes):
             if self.__dict__.get("_keeps_twice"):
-                self.integrals.keep_twice(False)
-                self._keeps_twice = False
-                self._left += self._twice_bytes
+                self._forgo_twice()
             elif self.orbital_values.nbytes:
                 self._left += self.orbital_values.release()
+            elif self._surface is not None and isinstance(self._solvent, Cavity):
+                self._left += self._surface_bytes
+                self._surface, self._surface_bytes = None, 0
+                self._fit_surface(self._solvent)
             else:
                 return False
         return True
@@ -247,31 +251,70 @@ class FittedFock:
             solvent: from the engine: its cavity, or its potential of a density, without that of the
                 nuclei, so that differences alone are right.
         """
-        known, self._solvent = self._solvent, solvent
+        known = self._solvent
         if isinstance(known, Cavity) and isinstance(solvent, Cavity) and known.k is solvent.k:
             return
-        self._surface = self._response = self._of_nuclei = None
+        self._leave_solvent()
+        if not isinstance(solvent, Cavity):
+            self._solvent = self._response = solvent
+        elif self._keeps_integrals:
+            try:
+                with own_errors():
+                    self._enter(solvent)
+            except DEQHError:  # without a solvent they are of use, too
+                self._leave_solvent()
+
+    def _enter(self, cavity: Cavity) -> None:
+        self._solvent = cavity
+        n_bytes = response_bytes(cavity, self._groups, self.coulomb_dtype)
+        if self._clear(n_bytes):
+            self._surface_bytes = n_bytes
+            self._surface = CavityResponse(
+                self.mol, cavity, self._groups, self.device, self.coulomb_dtype, self.engine
+            )
+            self._of_nuclei = self._surface.of_nuclei
+            self._energy_of_nuclei = self._surface.energy_of_nuclei
+        else:
+            self._fit_surface(cavity)
+
+    def _fit_surface(self, cavity: Cavity) -> None:
+        """Let the potential on a surface be that of the fitted density."""
+        if isinstance(self.integrals, BlockIntegrals):
+            made = self.integrals.put_into(cavity)
+            assert made is not None
+            self._of_nuclei, self._energy_of_nuclei = made
+
+    def _leave_solvent(self) -> None:
+        self._left += self._surface_bytes
+        self._surface_bytes = 0
+        self._solvent = self._surface = self._response = self._of_nuclei = None
+        self._energy_of_nuclei = 0.0
         made = self.__dict__.get("integrals")
         if isinstance(made, BlockIntegrals):
             made.put_into(None)
-        if not isinstance(solvent, Cavity):
-            self._response = solvent
-            return
-        if not self._keeps_integrals:
-            return
-        n_bytes = response_bytes(solvent, self._groups)
-        if self._integral_bytes + n_bytes <= self._limit and self._make_room(n_bytes):
-            self._surface = CavityResponse(
-                self.mol, solvent, self._groups, self.device, self.engine
-            )
-            self._of_nuclei = self._surface.of_nuclei
-        elif isinstance(self.integrals, BlockIntegrals):
-            self._of_nuclei = self.integrals.put_into(solvent)
+
+    def _clear(self, n_bytes: float) -> bool:
+        """Reserve, if need be in the place of what is kept but can be made anew."""
+        twice = self._twice_bytes if self.__dict__.get("_keeps_twice") else 0
+        values = self.__dict__.get("orbital_values")
+        if n_bytes > self._left + twice + (values.nbytes if values is not None else 0):
+            return False
+        if n_bytes > self._left and twice:
+            self._forgo_twice()
+        if n_bytes > self._left and values is not None:
+            self._left += values.nbytes
+            del self.orbital_values  # which take what room there is next time
+        return self._reserve(n_bytes)
+
+    def _forgo_twice(self) -> None:
+        self.integrals.keep_twice(False)
+        self._keeps_twice = False
+        self._left += self._twice_bytes
 
     @property
     def response_is_exact(self) -> bool:
-        """Whether that of the solvent is no fit, or there is none."""
-        return self._solvent is None or self._surface is not None
+        """Whether the response of the solvent is no fit."""
+        return self._surface is not None or self._response is not None
 
     def _long_range_integrals(self, omega: float) -> Integrals:
         if omega not in self._long_range:
@@ -334,7 +377,7 @@ class FittedFock:
     def __call__(
         self, hcore: np.ndarray, orbitals: Orbitals, xc: str | Functional
     ) -> tuple[np.ndarray, float]:
-        """Fock matrix, float64, and electronic energy, both in hartree.
+        """Fock matrix, float64, and energy of the electrons and of a solvent, both in hartree.
 
         Args:
             hcore: (nao, nao) one-electron Hamiltonian, hartree.
@@ -347,14 +390,19 @@ class FittedFock:
         """
         made = self._make(orbitals, Functional.of(xc, self.engine))
         coulomb = self._coulomb(_total_density(by_spin(orbitals)))
-        if self._of_nuclei is not None:
-            hcore = hcore + self._array(self._of_nuclei.double())
-        energy, focks = made.energy, []
+        hcore = self._in_solvent(hcore)
+        energy, focks = made.energy + self._energy_of_nuclei, []
         for c, k, v in zip(by_spin(orbitals), made.exchange, made.semilocal, strict=True):
             potential = self._array(k + coulomb)
             energy += float(np.vdot(c @ c.T, hcore + 0.5 * potential))
             focks.append(hcore + potential + self._array(v))
         return _like(orbitals, focks), energy
+
+    def _in_solvent(self, hcore: np.ndarray) -> np.ndarray:
+        """With the potential of the charges that the nuclei induce."""
+        if self._of_nuclei is None:
+            return hcore
+        return hcore + self._array(self._of_nuclei.double())
 
     @cached_property
     def _overlap(self) -> Any:
@@ -642,7 +690,7 @@ class FittedDifferences:
             hcore: (nao, nao) one-electron Hamiltonian, hartree.
         """
         coulomb = self._fitted._coulomb(self._density).double()
-        array = self._fitted._array
+        array, hcore = self._fitted._array, self._fitted._in_solvent(hcore)
         return np.stack([hcore + array(coulomb + known) for known in self._known])
 
     def since(self, earlier: FittedDifferences) -> np.ndarray:

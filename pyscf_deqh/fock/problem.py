@@ -10,6 +10,7 @@ import numpy as np
 
 from ..engine import Engine, engine_of
 from ..errors import UnsupportedMoleculeError
+from ..pyscf_api import Cavity, frozen_potential
 from .functional import Functional
 from .shells import Shells
 from .system import System, check_molecule
@@ -50,12 +51,14 @@ class Problem:
         system: the molecule.
         shells: the electrons of ``mf``.
         functional: of ``mf``.
+        scf_follows: whether ``mf``'s SCF comes next, which can use what is made of it.
     """
 
     mf: hf.SCF
     system: System
     shells: Shells
     functional: Functional
+    scf_follows: bool = False
 
     @classmethod
     def of(cls, mf: hf.SCF, mol: Mole, overlap: np.ndarray | None = None) -> Problem:
@@ -73,6 +76,7 @@ class Problem:
         """
         functional = check_method(mf)
         check_molecule(mol)
+        follows = overlap is not None or engine_of(mf).fixed
         if overlap is None:
             overlap = mf.get_ovlp(mol)
         spatial = overlap.shape == (mol.nao, mol.nao)
@@ -82,7 +86,7 @@ class Problem:
             raise UnsupportedMoleculeError(
                 f"{max(shells.electrons)} electrons of one spin do not fit into {mol.nao} orbitals"
             )
-        return cls(mf, system, shells, functional)
+        return cls(mf, system, shells, functional, follows)
 
     def in_basis_of(self, mol: Mole) -> Problem:
         """The same for a copy of the molecule in another basis set."""
@@ -101,13 +105,28 @@ class Problem:
 
     @cached_property
     def core_hamiltonian(self) -> np.ndarray:
-        """``mf``'s one-electron Hamiltonian (nao, nao), hartree; the molecule's alone where ``mf``
-        has one of spin orbitals."""
+        """``mf``'s one-electron Hamiltonian (nao, nao), hartree, with the potential of a solvent
+        that does not respond; the molecule's alone where ``mf`` has one of spin orbitals."""
+        frozen = frozen_potential(self.mf) if self.mol is self.mf.mol else None
+        found = self._core_hamiltonian
+        return found if frozen is None else found + self.engine.array(frozen)
+
+    @property
+    def _core_hamiltonian(self) -> np.ndarray:
         if self.engine.has_plain_hcore(self.mf):
             return self.system.core_hamiltonian
         own = self.engine.array(self.mf.get_hcore(self.mol))
         spatial = own.shape == self.system.overlap.shape and own.dtype.kind != "c"
         return own if spatial else self.system.core_hamiltonian
+
+    @cached_property
+    def cavity(self) -> Cavity | None:
+        """Of the SCF's solvent around its own molecule; None without one, or of kinds that Fock
+        matrices alone know."""
+        if self.mol is not self.mf.mol:
+            return None
+        found = self.engine.solvent_of(self.mf, build=True, keep=self.scf_follows)
+        return found if isinstance(found, Cavity) else None
 
     @cached_property
     def nearly_dependent(self) -> bool:

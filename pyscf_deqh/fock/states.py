@@ -18,6 +18,7 @@ from pyscf import lib
 from ..engine import HOST
 from ..errors import DEQHError, own_errors
 from ..process import one_blas_thread
+from ..pyscf_api import cds_energy
 from .cycles import Solution
 from .density import density_of
 from .descent import MAX_DESCENT, Point, occupied_first, rotated
@@ -291,8 +292,8 @@ def lowest_state(
         best = int(np.argmin([problem.mf.energy_tot(density) for density in densities]))
         note += f"; {len(candidates)} told apart by full Fock matrices"
     lowest = replace(candidates[best], notes=(*solution.notes, note))
-    nuclei = problem.mf.energy_nuc()
-    return lowest, fitted, tuple(float(state.energy + nuclei) for state in states)
+    rest = problem.mf.energy_nuc() + cds_energy(problem.mf)
+    return lowest, fitted, tuple(float(state.energy + rest) for state in states)
 
 
 def _replaced(

@@ -175,6 +175,7 @@ class PreviousStart:
             problem.mol, device, problem.precision, memory=problem.memory, engine=problem.engine,
             coulomb=coulomb, own=problem.own_fit,
         )  # fmt: skip
+        fitted.put_into(problem.cavity)
         fock, _ = fitted(problem.core_hamiltonian, orbitals, problem.functional)
         if defect is not None:
             fock = fock + defect

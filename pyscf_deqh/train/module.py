@@ -141,16 +141,18 @@ class HamiltonianData(L.LightningDataModule):
         rank, ranks = self._process
         data = self.config.data
         steps = self.config.steps
-        store = GraphStore(
-            data.cache, self.config.model.reference, data.basis, data.other_bases,
-            0 if steps.target == "none" else steps.n,
-        )  # fmt: skip
         limits = {"train": data.max_molecules, "valid": data.max_validation}
         self.parts = {
             split: HamiltonianDataset(
                 data.databases,
                 split,
-                store,
+                GraphStore(
+                    data.cache,
+                    self.config.model.reference,
+                    data.basis,
+                    data.other_bases,
+                    steps.n if split == "train" and steps.target != "none" else 0,
+                ),
                 limit or None,
                 data.workers or None,
                 progress=rank == 0,
@@ -320,6 +322,11 @@ class HamiltonianModule(L.LightningModule):
         wanted = {"fock": lambda: fock, "next": lambda: steps[rows, drawn + 1, 0],
                   "solution": lambda: batch.labels[0]}[target]()  # fmt: skip
         found = self.model.applied_once(batch, hamiltonian)
+        if torch.is_grad_enabled() and not found.requires_grad:
+            raise ConfigError(
+                f"steps.target: f is no part of {type(self.model.backbone).__name__}.hamiltonian; "
+                "its state_is_hamiltonian has to be True"
+            )
         return MILLI * element_loss(found - wanted, batch.nao).mean()
 
     def _over_processes(self, parts: Parts, n_molecules: int) -> tuple[Parts, Tensor]:
