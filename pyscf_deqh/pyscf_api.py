@@ -125,7 +125,7 @@ def cds_energy(mf: hf.SCF) -> float:
     solvent = attribute(mf, "with_solvent")
     if getattr(solvent, "method", "").upper() != "SMD":
         return 0.0
-    return float(np.ravel(solvent.get_cds())[0])
+    return float(np.ravel(solvent.copy().reset().get_cds())[0])  # which would be remembered
 
 
 def frozen_potential(mf: hf.SCF) -> Any:

@@ -173,13 +173,17 @@ def test_the_cycles_of_a_guess_are_in_the_solvent():
         assert gradients[0] < 0.5 * gradients[1]
 
 
-def test_a_guess_alone_leaves_the_solvent_as_it_is():
+@pytest.mark.parametrize("name", ["C-PCM", "SMD in water"])
+def test_a_guess_alone_leaves_the_solvent_as_it_is(name):
     """Options of the solvent that come after it are not too late."""
     energies = []
     for guess in (False, True):
-        mf = in_solvent("C-PCM", make_mol(WATER))
-        dm = mf.apply(deqh_guess).get_init_guess() if guess else None
-        mf.with_solvent.eps = 2.0
+        mf = in_solvent(name, make_mol(WATER))
+        dm = mf.apply(deqh_guess, lowest=True).get_init_guess() if guess else None
+        if name == "C-PCM":
+            mf.with_solvent.eps = 2.0
+        else:
+            mf.with_solvent.solvent = "toluene"
         energies.append(plain_energy(mf, dm))
     assert energies[0] == pytest.approx(energies[1], abs=1e-8)
 
@@ -191,8 +195,13 @@ def plain_energy(mf, dm):
 
 @pytest.mark.parametrize("name", ["C-PCM", "SMD in water"])
 def test_energies_of_states_are_those_in_the_solvent(name):
-    mf = in_solvent(name, make_mol(WATER)).apply(deqh_guess, lowest=True).run()
-    assert mf.deqh_report.states[0] == pytest.approx(mf.e_tot, abs=1e-2)  # fitted exchange
+    found = []
+    for make in (lambda: in_solvent(name, make_mol(WATER)), lambda: scf.RHF(make_mol(WATER))):
+        mf = make().apply(deqh_guess, lowest=True).run()
+        found.append((mf.deqh_report.states[0], mf.e_tot))
+    (state, energy), (state_in_vacuum, vacuum) = found
+    assert state - state_in_vacuum == pytest.approx(energy - vacuum, abs=2e-4)
+    assert abs(energy - vacuum) > 5e-3
 
 
 def test_a_surface_makes_way_for_the_integrals_of_another_range():
@@ -216,11 +225,14 @@ def test_a_surface_makes_way_for_the_integrals_of_another_range():
     assert tight._left == pytest.approx(tight._limit - 2 * tight._integral_bytes, abs=1.0)
 
 
-def test_without_memory_for_a_surface_there_is_no_solvent(monkeypatch):
+@pytest.mark.parametrize("fits", [False, True])
+def test_without_memory_for_a_surface_the_scf_goes_on(fits, monkeypatch):
     def fail(*args):
         raise MemoryError
 
     monkeypatch.setattr("pyscf_deqh.fock.fitted.CavityResponse", fail)
+    if not fits:
+        monkeypatch.setattr(FittedFock, "_fit_surface", fail)
     mf = in_solvent("C-PCM", make_mol(WATER)).apply(deqh_guess).run()
     assert mf.converged
     assert mf.deqh_report.fallback is None

@@ -8,12 +8,14 @@ import numpy as np
 import pytest
 import torch
 from conftest import FORMAMIDE, WATER, make_mol, small_qhnet
-from pyscf import scf
+from pyscf import dft, scf
 
 from pyscf_deqh.data.formats import open_labels
+from pyscf_deqh.data.formats.store import LabelStore
+from pyscf_deqh.data.record import Record
 from pyscf_deqh.data.splits import split_ids
 from pyscf_deqh.errors import ConfigError
-from pyscf_deqh.experiments import bases, fig6, published, trainings
+from pyscf_deqh.experiments import bases, fig6, published, solver, trainings
 from pyscf_deqh.experiments.__main__ import NAMES, OTHERS, main
 from pyscf_deqh.experiments.cache import ResultCache
 from pyscf_deqh.experiments.datasets import Dataset, find_datasets
@@ -27,6 +29,7 @@ from pyscf_deqh.experiments.sizes import size_of
 from pyscf_deqh.graph.basis import shells_of, template_of
 from pyscf_deqh.graph.batch import collate
 from pyscf_deqh.graph.build import build_graph
+from pyscf_deqh.starts.atoms import AtomsStart
 
 
 @pytest.fixture(scope="module")
@@ -36,7 +39,8 @@ def smoke(tmp_path_factory, quick_workers):
     assert main(["all", "--out", str(folder)]) == 0
     for name in ("rivals", "losses"):
         assert main([name, "--datasets", "water", "--out", str(folder)]) == 0
-    assert main(["bases", "--out", str(folder)]) == 0
+    for name in ("bases", "solver"):
+        assert main([name, "--out", str(folder)]) == 0
     return folder
 
 
@@ -130,6 +134,38 @@ def test_losses_of_self_consistency_stand_beside_deqhnet(smoke):
     assert parameters["qhnet"] == parameters["qhnet-amortized"] == parameters["qhnet-commutator"]
     errors = [found[name]["mae"]["mean"] for name in ("qhnet", "qhnet-amortized")]
     assert errors[0] != errors[1]
+
+
+def test_steps_of_a_solver(smoke):
+    """The gradient of superposed atoms is PySCF's of the reference's orbitals, up to fits."""
+    found = results(smoke, "solver")
+    assert found["once"]["iterations"]["mean"] == 1 < found["implicit"]["iterations"]["mean"]
+    assert len({run["parameters"] for name, run in found.items() if name != "atoms"}) == 1
+    assert all(run["gradient"]["mean"] > 0 for run in found.values())
+    others = [found[name]["mae"]["mean"] for name in ("depth", "solution", "next", "commutator")]
+    assert len(set(others)) == 4
+    file = smoke / "samples-steps" / "molecules.store"
+    dataset = Dataset("in-house", (file,), "qm9-id")
+    assert dataset.elements == [1, 6, 7, 8, 9]
+    chloride = smoke / "chloride.store"
+    with LabelStore(chloride, writable=True) as store:
+        mol = make_mol([("H", (0, 0, 0)), ("Cl", (0, 0, 1.3))])
+        matrix = mol.intor("int1e_kin")
+        store.add(Record(1, mol.atom_charges(), mol.atom_coords(unit="Ang"), matrix))
+    assert Dataset("in-house", (file, chloride), "qm9-id").elements == [1, 6, 7, 8, 9, 17]
+    options = Options(size_of("small"), smoke, data=(chloride,))
+    with pytest.raises(ConfigError, match="has 0 steps of each SCF, and 4 are needed"):
+        solver.run(options)
+    (geometry,) = dataset.geometries("test", 1)
+    (gradient,) = solver.start_gradients(AtomsStart(), [geometry], "b3lyp")
+    mol = make_mol(geometry.atom())
+    mf = dft.RKS(mol, xc="b3lyp")
+    reference = dft.RKS(mol, xc="pbe").get_fock(dm=mf.get_init_guess(key="minao"))
+    _, c = mf.eig(reference, mf.get_ovlp())
+    n = mol.nelectron // 2
+    fock = mf.get_fock(dm=2 * c[:, :n] @ c[:, :n].T)
+    expected = 2 * np.linalg.norm(c[:, n:].T @ fock @ c[:, :n]) / n**0.5
+    assert gradient == pytest.approx(expected, rel=0.02)
 
 
 def test_two_basis_sets(smoke):

@@ -56,7 +56,7 @@ def test_a_solvent_that_does_not_respond():
     found = single_build(frozen())
     converged = frozen().run(conv_tol=1e-11)
     assert abs(found.energy - converged.e_tot) < max(found.error, 1e-7)
-    assert found.error < 1e-5
+    assert found.error < 1e-4
 
 
 def test_a_larger_molecule_and_other_ways_to_start():

@@ -120,7 +120,7 @@ class GraphStore:
         self.other_bases = tuple(other_bases)
         with writing(Path(folder)):
             Path(folder).mkdir(parents=True, exist_ok=True)
-        kind = f"{reference}-{basis}" + (f"-{steps}steps" if steps else "")
+        kind = f"{reference}-{basis}" + (f"-{steps}scf" if steps else "")
         self.path = Path(folder) / f"graphs-{kind}-v{_FORMAT}.db"
         self._connection: sqlite3.Connection | None = None
         self._pid = -1

@@ -1,6 +1,6 @@
 """``python -m pyscf_deqh.experiments NAME``: repeat a table or figure of the paper, or compare its
-networks with others' (``rivals``), with losses of self-consistency (``losses``), and on labels in
-two basis sets (``bases``).
+networks with others' (``rivals``), with losses of self-consistency (``losses``), on labels in two
+basis sets (``bases``), and SO2Net with other ways to make f a step of a solver (``solver``).
 
 Results go to NAME.json (all numbers), NAME.md (the paper's beside ours) and NAME.png in the output
 folder. The same command goes on after an interruption.
@@ -20,7 +20,7 @@ from .sizes import SIZES, size_of
 
 # In this order, so that Fig. 4b finds the models that the tables train.
 NAMES = ("table1", "table2", "table3", "fig4a", "fig4b", "fig5", "fig6")
-OTHERS = ("rivals", "losses", "bases")  # of no table or figure
+OTHERS = ("rivals", "losses", "bases", "solver")  # of no table or figure
 
 
 def _parser() -> argparse.ArgumentParser:

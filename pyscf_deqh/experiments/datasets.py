@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 
 from ..data.formats import SUFFIXES, open_labels
 from ..data.formats.qh9_dynamic import QH9DynamicDatabase
+from ..data.formats.store import LabelStore
 from ..data.geometry import Geometry
 from ..data.splits import split_ids
 from ..errors import ConfigError
@@ -18,6 +20,7 @@ MD17 = ("water", "ethanol", "malondialdehyde", "uracil")
 QH9 = ("stable-id", "stable-ood", "dynamic-geo", "dynamic-mol")
 IN_HOUSE = "in-house"
 DEFAULT_BASIS = "def2-svp"
+_FIRST_ELEMENTS = (1, 6, 7, 8, 9)  # of all published data sets
 
 
 @dataclass(frozen=True)
@@ -38,6 +41,19 @@ class Dataset:
     def molecule(self) -> str:
         """The name without the basis set."""
         return self.name if self.bases[0] == DEFAULT_BASIS else self.name.partition("-")[0]
+
+    @cached_property
+    def elements(self) -> list[int]:
+        """Atomic numbers that a network has to know: H, C, N, O, F, and what else a label store
+        has, which has to be complete."""
+        found = set(_FIRST_ELEMENTS)
+        for path in self.databases:
+            with open_labels(path) as file:
+                if isinstance(file, LabelStore):
+                    usable = set(file.ids()) - set(file.failures())
+                    for row in usable:
+                        found.update(file.atoms(row)[0].tolist())
+        return sorted(found)
 
     @property
     def xc(self) -> str:

@@ -41,10 +41,21 @@ def _distorted(zmatrix: str, rng: np.random.Generator, info: dict[str, str]) -> 
 def make_samples(folder: Path) -> Path:
     """``water.db`` (PBE, as MD17) and ``molecules.db`` (B3LYP, as QH9) in a folder, if absent."""
     make_water(folder)
-    rng = np.random.default_rng(1)
-    others = [_distorted(z, rng, {"qm9_id": str(i)}) for i, z in _MOLECULES.items()]
-    label(others, folder / "molecules.db", _settings("b3lyp", DEFAULT_BASIS))
+    label(_molecules(), folder / "molecules.db", _settings("b3lyp", DEFAULT_BASIS))
     return folder
+
+
+def _molecules() -> list[Geometry]:
+    rng = np.random.default_rng(1)
+    return [_distorted(z, rng, {"qm9_id": str(i)}) for i, z in _MOLECULES.items()]
+
+
+def make_steps(folder: Path) -> Path:
+    """A label store of ``molecules.db``'s molecules, with steps of their SCFs, if absent."""
+    folder.mkdir(parents=True, exist_ok=True)
+    file = folder / "molecules.store"
+    label(_molecules(), file, _settings("b3lyp", DEFAULT_BASIS), steps=4)
+    return file
 
 
 def make_water(folder: Path, bases: Sequence[str] = (DEFAULT_BASIS,)) -> Path:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from ..train.config import (
     DataConfig,
     OptimizerConfig,
     RunConfig,
+    StepsConfig,
     TrainConfig,
 )
 from ..train.evaluate import evaluate
@@ -41,16 +42,36 @@ class Variant:
         backbone: as it is registered.
         options: hyperparameters that make it what it is; sizes are the preset's.
         consistency: loss of self-consistency that is added to the labels'.
+        solver, optimizer: what is not the preset's of these sections of a configuration.
+        steps: what f of a step of the label's SCF shall be.
     """
 
     label: str
     backbone: str
     options: dict[str, Any]
     consistency: str = "none"
+    solver: dict[str, Any] = field(default_factory=dict)
+    optimizer: dict[str, Any] = field(default_factory=dict)
+    steps: str = "none"
 
 
 def _qhnet(label: str, consistent: bool, overlap: bool, loss: str = "none") -> Variant:
     return Variant(label, "qhnet", {"self_consistent": consistent, "overlap": overlap}, loss)
+
+
+def _solver_step(
+    label: str, gradient: str, iterations: int, forward: str = "fixed_point_iter", **others: str
+) -> Variant:
+    """SO2Net with layers and optimizer of the bundled models, whose f is to solve an SCF."""
+    solver = {
+        "gradient": gradient, "forward": forward, "forward_max_iterations": iterations,
+        "backward_max_iterations": 8, "start": "reference",
+    }  # fmt: skip
+    optimizer = {
+        "learning_rate": 2e-3, "weight_decay": 1e-3, "rotation_weight": 30.0, "ema_decay": 0.995
+    }  # fmt: skip
+    options = {"reference": "sad", "injection_layers": 1}
+    return Variant(label, "so2net", options, solver=solver, optimizer=optimizer, **others)
 
 
 VARIANTS = {
@@ -65,6 +86,14 @@ VARIANTS = {
     "deeph": Variant("DeepH", "deeph", {}),
     "schnorb": Variant("SchNOrb", "schnorb", {}),
     "so2net": Variant("SO2Net", "so2net", {"reference": "none"}),
+    "once": _solver_step("f once", "random-depth", 1),
+    "depth": _solver_step("f one to three times", "random-depth", 3),
+    "implicit": _solver_step("implicit", "implicit", 8),
+    "anderson": _solver_step("implicit, Anderson", "implicit", 8, "anderson"),
+    "solution": _solver_step("steps to the solution", "random-depth", 3, steps="solution"),
+    "next": _solver_step("steps to the next one", "random-depth", 3, steps="next"),
+    "fock": _solver_step("steps to their Fock matrix", "implicit", 8, "anderson", steps="fock"),
+    "commutator": _solver_step("commutator", "random-depth", 3, consistency="commutator"),
 }
 
 # torchdeq's default; the paper gives none.
@@ -91,6 +120,21 @@ class Training:
     def config(self, options: Options) -> TrainConfig:
         size, recipe = options.size, options.size.recipe(self.dataset.name)
         minutes, steps = options.budget
+        variant = VARIANTS[self.variant]
+        solver: dict[str, Any] = {
+            "forward_max_iterations": self.forward_iterations or recipe.iterations,
+            "backward_max_iterations": recipe.iterations,
+            "forward_tolerance": _TOLERANCE,
+            "backward_tolerance": _TOLERANCE,
+            "start": "identity",
+        }
+        optimizer: dict[str, Any] = {
+            "learning_rate": recipe.learning_rate,
+            "warmup_steps": size.warmup_steps,
+            "weight_decay": 0.01,
+            "ema_decay": recipe.ema_decay,
+            "rotation_weight": 0.0,
+        }
         return TrainConfig(
             **self._network(size),
             data=DataConfig(
@@ -99,24 +143,14 @@ class Training:
                 split_sizes=list(self.dataset.split_sizes),
                 basis=self.dataset.bases[0],
                 other_bases=list(self.dataset.bases[1:]),
+                elements=self.dataset.elements,
                 cache=options.out / "cache",
                 max_validation=size.max_validation,
             ),
-            solver=SolverSettings(
-                forward_max_iterations=self.forward_iterations or recipe.iterations,
-                backward_max_iterations=recipe.iterations,
-                forward_tolerance=_TOLERANCE,
-                backward_tolerance=_TOLERANCE,
-                start="identity",
-            ),
-            optimizer=OptimizerConfig(
-                learning_rate=recipe.learning_rate,
-                warmup_steps=size.warmup_steps,
-                weight_decay=0.01,
-                ema_decay=recipe.ema_decay,
-                rotation_weight=0.0,
-            ),
-            consistency=ConsistencyConfig(loss=VARIANTS[self.variant].consistency),
+            solver=SolverSettings(**(solver | variant.solver)),
+            optimizer=OptimizerConfig(**(optimizer | variant.optimizer)),
+            consistency=ConsistencyConfig(loss=variant.consistency),
+            steps=StepsConfig(target=variant.steps),
             run=RunConfig(
                 folder=self.folder(options) / "run",
                 max_epochs=1_000_000,
@@ -205,7 +239,7 @@ def model_name(model: str | Path) -> str:
 
 def over_seeds(runs: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """Spread over seeds of each metric's mean over the test molecules, and of the steps."""
-    names = [*HamiltonianErrors.__dataclass_fields__, "iterations"]
+    names = [*HamiltonianErrors.__dataclass_fields__, "iterations", "residual"]
     out: dict[str, Any] = {
         name: spread(sum(r["test_errors"][name]) / len(r["test_errors"][name]) for r in runs)
         for name in names

@@ -49,7 +49,6 @@ class Corrector:
         lost: above this it is far from its solution.
         rounding: fitted matrices cannot tell such a gradient from none.
         max_fitted: limit of fitted matrices by DIIS.
-        response_is_exact: whether fitted matrices hold all of the response, up to their fits.
     """
 
     max_fitted: ClassVar[int] = 20
@@ -91,16 +90,20 @@ class Corrector:
             logger.note(mf, "Corrected cycles with the response of %s: there is no memory for "
                         "that of exact exchange.", STAND_IN)  # fmt: skip
         self._model = FockNearby(fitted, functional, self._root)
-        exact = fitted.response_is_exact or not responds
-        self.response_is_exact = exact and not self._of_another_kind
-        in_cavity = fitted.response_is_exact and problem.cavity is not None
-        self._is_whole = self.response_is_exact and (in_cavity or not responds)
+        self._fitted, self._responds = fitted, responds
+        self._known = solvent is None or problem.cavity is not None
+
+    @property
+    def response_is_exact(self) -> bool:
+        """Whether fitted matrices hold all of the response, up to their fits."""
+        exact = self._fitted.response_is_exact or not self._responds
+        return exact and not self._of_another_kind
 
     def defect(self) -> np.ndarray | None:
         """What full Fock matrices have more than fitted ones, hartree, for the next point of a
         trajectory; None where it is not known, or holds more than errors: exact exchange, or a
         solvent."""
-        if not self._is_whole:
+        if not self._known or not self.response_is_exact:
             return None
         return self._model.defect(self._core_hamiltonian)
 

@@ -258,17 +258,17 @@ class FittedFock:
         if not isinstance(solvent, Cavity):
             self._solvent = self._response = solvent
         elif self._keeps_integrals:
-            try:
-                with own_errors():
-                    self._enter(solvent)
-            except DEQHError:  # without a solvent they are of use, too
-                self._leave_solvent()
+            for enter in (self._enter, self._fit_surface):
+                try:
+                    with own_errors():
+                        return enter(solvent)
+                except DEQHError:  # without a solvent they are of use, too
+                    self._leave_solvent()
 
     def _enter(self, cavity: Cavity) -> None:
-        self._solvent = cavity
         n_bytes = response_bytes(cavity, self._groups, self.coulomb_dtype)
         if self._clear(n_bytes):
-            self._surface_bytes = n_bytes
+            self._solvent, self._surface_bytes = cavity, n_bytes
             self._surface = CavityResponse(
                 self.mol, cavity, self._groups, self.device, self.coulomb_dtype, self.engine
             )
@@ -279,6 +279,7 @@ class FittedFock:
 
     def _fit_surface(self, cavity: Cavity) -> None:
         """Let the potential on a surface be that of the fitted density."""
+        self._solvent = cavity
         if isinstance(self.integrals, BlockIntegrals):
             made = self.integrals.put_into(cavity)
             assert made is not None
@@ -314,7 +315,8 @@ class FittedFock:
     @property
     def response_is_exact(self) -> bool:
         """Whether the response of the solvent is no fit."""
-        return self._surface is not None or self._response is not None
+        known = self._response is not None and self._keeps_integrals
+        return known or self._surface is not None
 
     def _long_range_integrals(self, omega: float) -> Integrals:
         if omega not in self._long_range:

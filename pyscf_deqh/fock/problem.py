@@ -10,7 +10,7 @@ import numpy as np
 
 from ..engine import Engine, engine_of
 from ..errors import UnsupportedMoleculeError
-from ..pyscf_api import Cavity, frozen_potential
+from ..pyscf_api import Cavity
 from .functional import Functional
 from .shells import Shells
 from .system import System, check_molecule
@@ -105,14 +105,8 @@ class Problem:
 
     @cached_property
     def core_hamiltonian(self) -> np.ndarray:
-        """``mf``'s one-electron Hamiltonian (nao, nao), hartree, with the potential of a solvent
-        that does not respond; the molecule's alone where ``mf`` has one of spin orbitals."""
-        frozen = frozen_potential(self.mf) if self.mol is self.mf.mol else None
-        found = self._core_hamiltonian
-        return found if frozen is None else found + self.engine.array(frozen)
-
-    @property
-    def _core_hamiltonian(self) -> np.ndarray:
+        """``mf``'s one-electron Hamiltonian (nao, nao), hartree; the molecule's alone where ``mf``
+        has one of spin orbitals."""
         if self.engine.has_plain_hcore(self.mf):
             return self.system.core_hamiltonian
         own = self.engine.array(self.mf.get_hcore(self.mol))

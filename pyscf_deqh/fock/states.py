@@ -9,8 +9,9 @@ Seeger and Pople, J. Chem. Phys. 66, 3045, 1977), the way down leads to another 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 from pyscf import lib
@@ -18,7 +19,7 @@ from pyscf import lib
 from ..engine import HOST
 from ..errors import DEQHError, own_errors
 from ..process import one_blas_thread
-from ..pyscf_api import cds_energy
+from ..pyscf_api import attribute, cds_energy
 from .cycles import Solution
 from .density import density_of
 from .descent import MAX_DESCENT, Point, occupied_first, rotated
@@ -289,11 +290,21 @@ def lowest_state(
     best = 0
     if len(candidates) > 1:
         densities = [density_of(candidate, problem) for candidate in candidates]
-        best = int(np.argmin([problem.mf.energy_tot(density) for density in densities]))
+        with _own_solvent(problem):
+            best = int(np.argmin([problem.mf.energy_tot(density) for density in densities]))
         note += f"; {len(candidates)} told apart by full Fock matrices"
     lowest = replace(candidates[best], notes=(*solution.notes, note))
     rest = problem.mf.energy_nuc() + cds_energy(problem.mf)
     return lowest, fitted, tuple(float(state.energy + rest) for state in states)
+
+
+def _own_solvent(problem: Problem) -> Any:
+    """While energies are computed, a copy of the user's, whose options he may change until his SCF
+    begins."""
+    solvent = attribute(problem.mf, "with_solvent")
+    if solvent is None or problem.scf_follows:
+        return nullcontext()
+    return lib.temporary_env(problem.mf, with_solvent=solvent.copy())
 
 
 def _replaced(

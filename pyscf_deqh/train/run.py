@@ -115,10 +115,11 @@ def read_config(path: Path) -> TrainConfig:
 
 def _kept(config: TrainConfig) -> dict[str, Any]:
     """The options that a run keeps from its first step to its export."""
-    sections: dict[str, Any] = {
-        config.backbone: config.model, "solver": config.solver, "steps": config.steps,
-        "consistency": config.consistency,
-    }  # fmt: skip
+    sections: dict[str, Any] = {config.backbone: config.model, "solver": config.solver}
+    if config.steps.target != "none":
+        sections["steps"] = config.steps
+    if config.consistency.loss != "none":
+        sections["consistency"] = config.consistency
     options = {f"{s}.{k}": v for s, part in sections.items() for k, v in asdict(part).items()}
     names = ("basis", "other_bases", "elements", "split_rule", "split_sizes")
     data = {f"data.{k}": getattr(config.data, k) for k in names}
