@@ -133,7 +133,11 @@ def test_it_does_not_end_with_lower_orbitals_empty():
 
 
 @pytest.mark.parametrize(
-    ("atoms", "spin"), [("Fe 0 0 0; N 0 0 1.58", 1), ("Ti 0 0 0; Cl 0 0 2.26", 1)]
+    ("atoms", "spin"),
+    [
+        pytest.param("Fe 0 0 0; N 0 0 1.58", 1, marks=pytest.mark.slow),
+        ("Ti 0 0 0; Cl 0 0 2.26", 1),
+    ],
 )
 def test_scfs_that_pyscf_does_not_bring_to_an_end(atoms, spin):
     """Not in 50 cycles from minao; the energy is that of PySCF's second-order solver from there."""

@@ -61,7 +61,7 @@ def test_every_point_is_pyscfs_with_fewer_fock_matrices(method):
 
 @pytest.mark.parametrize("solvent", [False, True])
 def test_the_last_defect_makes_a_start_better(solvent):
-    mols = points(FORMAMIDE, (0.0, 0.01, 0.02))
+    mols = points(WATER if solvent else FORMAMIDE, (0.0, 0.01, 0.02))
     mf = dft.RKS(mols[0], xc="b3lyp")
     scanner = (mf.PCM() if solvent else mf).apply(deqh_guess).as_scanner()
     gradients = []

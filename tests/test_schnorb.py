@@ -62,6 +62,7 @@ def turned_orbitals(before, after, matrix):
     return np.linalg.lstsq(values[0], values[1], rcond=None)[0].T
 
 
+@pytest.mark.slow
 def test_copies_teach_rotations():
     """One water molecule: a training without turned copies knows it from one side alone."""
     views = Rotation.random(4, random_state=2).as_matrix()

@@ -48,7 +48,7 @@ def test_a_solvent_that_does_not_respond():
     """Its potential is part of the Fock matrix, of the energy a constant."""
 
     def frozen():
-        mf = dft.RKS(make_mol(WATER), xc="pbe").PCM()
+        mf = scf.RHF(make_mol(WATER)).PCM()
         mf.run()
         mf.with_solvent.frozen = True
         return mf

@@ -2,38 +2,45 @@
 
 import json
 
+import numpy as np
 import pytest
-from pyscf import dft
+from conftest import WATER, make_mol
+from pyscf import scf
 
-from pyscf_deqh.benchmark import single_build as command
+from pyscf_deqh.benchmark import single_build as command_module
 from pyscf_deqh.benchmark.__main__ import main
 from pyscf_deqh.benchmark.sets import SUITE
 from pyscf_deqh.benchmark.single_build import table
+from pyscf_deqh.data.geometry import Geometry
+
+AMMONIA = [("N", (0, 0, 0.1)), ("H", (0, 0.94, -0.27)), ("H", (0.81, -0.47, -0.27)),
+           ("H", (-0.81, -0.47, -0.27))]  # fmt: skip
+
+
+def small(entry, n=None):
+    molecules = {"water": WATER, "ammonia": AMMONIA}
+    return [
+        Geometry(make_mol(a).atom_charges(), np.array([r for _, r in a]), {"name": name})
+        for name, a in molecules.items()
+    ][:n]
 
 
 def test_rows_survive_and_errors_are_of_pyscfs_energies(tmp_path, monkeypatch, capsys):
     out = tmp_path / "rows.json"
-    monkeypatch.setattr(type(SUITE["qm9"]), "geometries", _smallest)
-    assert main(["single-build", "--sets", "qm9", "--n", "2", "--json", str(out)]) == 0
+    monkeypatch.setattr(type(SUITE["hf"]), "geometries", small)
+    command = ["single-build", "--sets", "hf", "--n", "2", "--json", str(out)]
+    assert main(command) == 0
     shown = capsys.readouterr().out
-    assert "| QM9 test | 2 |" in shown
+    assert "| QM9 test, hf/def2-svp | 2 |" in shown
     rows = json.loads(out.read_text())["rows"]
-    (row, _) = rows
-    entry = SUITE["qm9"]
-    mol = entry.method().molecule(next(g for g in _smallest(entry) if g.name == row["molecule"]))
-    expected = dft.RKS(mol, xc="b3lyp").run(conv_tol=1e-12).e_tot
-    assert row["energy"] == pytest.approx(expected, abs=1e-9)
-    assert abs(row["error"]) <= row["error_bar"]
-    assert row["upper"] > 0
-    monkeypatch.setattr(command, "one_molecule", None)  # nothing is left to do
-    assert main(["single-build", "--sets", "qm9", "--n", "2", "--json", str(out)]) == 0
+    for row, atoms in zip(rows, (WATER, AMMONIA), strict=True):
+        expected = scf.RHF(make_mol(atoms)).run(conv_tol=1e-12).e_tot
+        assert row["energy"] == pytest.approx(expected, abs=1e-9)
+        assert abs(row["error"]) <= row["error_bar"]
+        assert row["upper"] > 0
+    monkeypatch.setattr(command_module, "one_molecule", None)  # nothing is left to do
+    assert main(command) == 0
     assert capsys.readouterr().out == shown
-
-
-def _smallest(entry, n=None):
-    from pyscf_deqh.data.geometry import read_geometries
-
-    return sorted(read_geometries(entry.file), key=lambda g: sum(g.numbers))[:n]
 
 
 def test_what_is_not_converged_is_listed():
