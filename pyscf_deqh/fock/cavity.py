@@ -1,6 +1,6 @@
 """The response of a polarizable continuum around a molecule, in exact integrals.
 
-Fitted densities have no tails, where the surface of the cavity is: the charges there are a tenth
+Fitted densities have no tails, where the surface of the cavity is: charges there are up to a tenth
 off. Integrals of all pairs of orbitals with all charges of the surface take a few times the room of
 the fitted ones, and are made once.
 """
