@@ -19,6 +19,7 @@ from pyscf.lib import logger
 from pyscf.scf import hf
 
 from .engine import engine_of
+from .fock.corrector import parts_of
 from .plugin import KEY, deqh_guess
 from .pyscf_api import frozen_potential
 
@@ -97,6 +98,5 @@ def single_build(mf: hf.SCF, **options: Any) -> SingleBuild:
 
 def _by_spin(fock: Any, host: Any) -> np.ndarray:
     """Fock matrices of either spin, where the density has two."""
-    if hasattr(fock, "focka"):
-        return np.stack([host(fock.focka), host(fock.fockb)])
-    return np.array(host(fock))
+    whole, *spins = parts_of(fock)
+    return np.stack([host(spin) for spin in spins]) if spins else np.array(host(whole))

@@ -27,7 +27,7 @@ from ..errors import ConfigError
 from ..graph.batch import BOHR, GraphBatch, opposite
 from ..graph.layout import OrbitalTemplate
 from .backbones import register
-from .deqh import Backbone, Hyperparameters, check_reference
+from .deqh import Hyperparameters, Predictor, check_reference
 from .irreps import BlockCoupling
 from .wigner import wigner_frames
 
@@ -230,7 +230,7 @@ class LocalCoordinates(nn.Module):
 
 
 @register("deeph", DeepHConfig)
-class DeepH(Backbone):
+class DeepH(Predictor):
     """A backbone of invariants in local frames: a predictor, H = f(Z, R)."""
 
     config: DeepHConfig
@@ -264,20 +264,6 @@ class DeepH(Backbone):
                 masks[_AXIAL, middle : middle + group.count] = 1.0
         masks[_ISOTROPIC, self.coupling.is_scalar] = 1.0
         self.register_buffer("masks", masks, persistent=False)
-
-    @property
-    def self_consistent(self) -> bool:
-        return False
-
-    def injection(self, graph: GraphBatch) -> GraphBatch:
-        return graph
-
-    def state(self, hamiltonian: Tensor, injected: GraphBatch) -> Tensor:
-        """Nothing: there is no fixed point."""
-        return hamiltonian.new_zeros(len(hamiltonian), 1)
-
-    def filter(self, state: Tensor, injected: GraphBatch) -> Tensor:
-        return state
 
     def hamiltonian(self, state: Tensor, injected: GraphBatch) -> Tensor:
         graph, pairs = injected, local_pairs(injected)

@@ -125,6 +125,24 @@ class Backbone(nn.Module, abc.ABC):
         nothing where a network has none."""
 
 
+class Predictor(Backbone):
+    """A backbone to which H is no input, and which injects nothing but the graph: H = f(Z, R)."""
+
+    @property
+    def self_consistent(self) -> bool:
+        return False
+
+    def injection(self, graph: GraphBatch) -> GraphBatch:
+        return graph
+
+    def state(self, hamiltonian: Tensor, injected: GraphBatch) -> Tensor:
+        """Nothing: there is no fixed point."""
+        return hamiltonian.new_zeros(len(hamiltonian), 1)
+
+    def filter(self, state: Tensor, injected: GraphBatch) -> Tensor:
+        return state
+
+
 @dataclass(frozen=True)
 class SolverSettings:
     """How the fixed point and its implicit gradient are solved.

@@ -24,7 +24,7 @@ from ..errors import ConfigError
 from ..graph.batch import BOHR, GraphBatch, opposite
 from ..graph.layout import OrbitalTemplate
 from .backbones import register
-from .deqh import Backbone, Hyperparameters, check_reference
+from .deqh import Hyperparameters, Predictor, check_reference
 from .wigner import wigner_frames
 
 
@@ -153,7 +153,7 @@ class DirectedInteraction(nn.Module):
 
 
 @register("schnorb", SchNOrbConfig)
-class SchNOrb(Backbone):
+class SchNOrb(Predictor):
     """A backbone of polynomials in direction cosines: a predictor, H = f(Z, R)."""
 
     config: SchNOrbConfig
@@ -175,10 +175,6 @@ class SchNOrb(Backbone):
         # The published code takes those of single atoms, and learns them too.
         self.levels = nn.Parameter(torch.zeros(n_elements, template.size))
 
-    @property
-    def self_consistent(self) -> bool:
-        return False
-
     @torch.no_grad()
     def standardize(self, batches: Iterable[GraphBatch]) -> None:
         """Start the levels of each element at the means of its on-site blocks' diagonals."""
@@ -193,16 +189,6 @@ class SchNOrb(Backbone):
     @property
     def _size(self) -> int:
         return self.template.size
-
-    def injection(self, graph: GraphBatch) -> GraphBatch:
-        return graph
-
-    def state(self, hamiltonian: Tensor, injected: GraphBatch) -> Tensor:
-        """Nothing: there is no fixed point."""
-        return hamiltonian.new_zeros(len(hamiltonian), 1)
-
-    def filter(self, state: Tensor, injected: GraphBatch) -> Tensor:
-        return state
 
     def hamiltonian(self, state: Tensor, injected: GraphBatch) -> Tensor:
         graph = injected
