@@ -13,12 +13,18 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
+from typing import TypeVar
 
 from threadpoolctl import ThreadpoolController
 
 _PAUSE_HARD = 2  # OpenMP's omp_pause_hard
+
+_Argument = TypeVar("_Argument")
+_Result = TypeVar("_Result")
 
 
 @contextmanager
@@ -134,6 +140,35 @@ def _end_openmp_threads() -> None:
 
 
 os.register_at_fork(before=_end_openmp_threads)
+
+
+def side_by_side(
+    function: Callable[[_Argument], _Result], arguments: Iterable[_Argument], at_most: int
+) -> Iterator[_Result]:
+    """Results of a function of PySCF's in their order, made by as many threads as PySCF has.
+
+    Within each of them PySCF has one. Its own would go on spinning for milliseconds after each of
+    many short loops, in the way of PyTorch's.
+
+    Args:
+        function: may run in several threads at once.
+        arguments: read as they are needed.
+        at_most: threads; with one of them the caller makes all, with PySCF's own.
+    """
+    from pyscf import lib
+
+    n = min(lib.num_threads(), at_most)
+    if n <= 1:
+        yield from map(function, arguments)
+        return
+    with ThreadPoolExecutor(n, initializer=lib.num_threads, initargs=(1,)) as pool:
+        running: deque[Future[_Result]] = deque()
+        for argument in arguments:
+            running.append(pool.submit(function, argument))
+            if len(running) > n:
+                yield running.popleft().result()
+        while running:
+            yield running.popleft().result()
 
 
 def use_threads(threads: int) -> None:

@@ -4,9 +4,12 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from conftest import make_mol, small_model, small_qhnet
 from torch import nn
 
 from pyscf_deqh.errors import ConfigError
+from pyscf_deqh.graph.batch import collate
+from pyscf_deqh.graph.build import build_graph
 from pyscf_deqh.nn.deqh import DEQH, SOLVERS, Backbone, SolverSettings
 
 N = 4
@@ -120,6 +123,46 @@ def test_start_and_iteration_limit():
     torch.testing.assert_close(model(GRAPH, initial=given).hamiltonian, given)
     model.configure(settings(forward_max_iterations=1, start="reference"))
     torch.testing.assert_close(model(GRAPH).hamiltonian, backbone.c)
+
+
+def test_norm_of_the_jacobian():
+    """That of f(H) = a A H A^T + b is a A x A."""
+    net = LinearBackbone()
+    model = DEQH(net)
+    jacobian = net.scale * torch.kron(net.a, net.a)
+    torch.manual_seed(1)
+    vectors = torch.randn(2, N, N).double().flatten(1)
+    torch.manual_seed(1)
+    found = model.jacobian_norm(GRAPH, GRAPH.reference)
+    torch.testing.assert_close(found, (vectors @ jacobian).square().sum() / vectors.numel())
+    (by_scale,) = torch.autograd.grad(found, net.scale)
+    torch.testing.assert_close(by_scale, 2 * found.detach() / net.scale.detach())
+    draws = [model.jacobian_norm(GRAPH, GRAPH.reference).item() for _ in range(500)]
+    assert sum(draws) / 500 == pytest.approx(jacobian.square().sum().item() / N**2, rel=0.1)
+
+
+@pytest.mark.parametrize("make", [small_model, small_qhnet])
+def test_norm_of_a_networks_jacobian_by_finite_differences(template, make):
+    model = make(template, "sad") if make is small_model else make(template)
+    graph = build_graph(make_mol("O 0 0 0; H 0 .76 .59; H 0 -.76 .59"), "sad")
+    batch = collate([graph], template, model.backbone.cutoff, torch.float64)
+    weights = [p for p in model.parameters() if p.requires_grad]
+    step = [torch.randn_like(p) for p in weights]
+
+    def norm():
+        torch.manual_seed(0)
+        return model.jacobian_norm(batch, batch.reference)
+
+    gradients = torch.autograd.grad(norm(), weights, allow_unused=True)
+    found = sum((g * s).sum() for g, s in zip(gradients, step, strict=True) if g is not None)
+    values = []
+    for sign in (1, -2, 1):
+        with torch.no_grad():
+            for p, s in zip(weights, step, strict=True):
+                p += sign * 1e-6 * s
+        values.append(norm().item())
+    assert norm().item() > 1e-8
+    assert found.item() == pytest.approx((values[0] - values[1]) / 2e-6, rel=1e-4)
 
 
 @pytest.mark.parametrize(

@@ -19,7 +19,7 @@ from pyscf_deqh.metrics import (
     hamiltonian_errors,
     same_atom_mask,
 )
-from pyscf_deqh.train.loss import element_loss, hamiltonian_loss, orbital_rotation
+from pyscf_deqh.train.loss import alignment, element_loss, hamiltonian_loss, orbital_rotation
 
 
 def test_errors_of_a_two_level_system():
@@ -117,6 +117,28 @@ def test_loss_of_the_label_itself_is_zero(template):
     assert parts["loss"].item() < 1e-5
     shifted = hamiltonian_loss(batch.hamiltonian + 1e-3 * batch.overlap, batch, 10.0)
     assert shifted["rotation"].item() < 1e-5 < shifted["elements"].item()
+
+
+def test_alignment_is_the_error_in_the_true_orbitals(template):
+    mol = make_mol("H 0 0 0; F 0 0 .92")
+    mf = scf.RHF(mol).run()
+    graph = build_graph(mol, "none", mf.get_fock())
+    # Padded beside a larger molecule.
+    other = make_mol("F 0 0 0; F 0 0 1.4")
+    larger = build_graph(other, "none", scf.RHF(other).run().get_fock())
+    batch = collate([graph, larger], template, 20.0, torch.float64)
+    noise = np.random.default_rng(0).normal(size=(mol.nao, mol.nao)) * 1e-5
+    noise = noise + noise.T
+    error = torch.zeros_like(batch.hamiltonian)
+    error[0, : mol.nao, : mol.nao] = torch.from_numpy(noise)
+    squares = (mf.mo_coeff.T @ noise @ mf.mo_coeff) ** 2
+    low = np.arange(mol.nao) <= mol.nelectron // 2
+    block = np.outer(low, low)
+    expected = 0.9 * squares[block].mean() ** 0.5 + 0.1 * squares[~block].mean() ** 0.5
+    assert alignment(error, batch)[0].item() == pytest.approx(expected, rel=1e-4)
+    assert alignment(error, batch)[1].item() < 1e-9
+    parts = [hamiltonian_loss(batch.hamiltonian + error, batch, 0.0, w)["loss"] for w in (0.0, 2.0)]
+    assert (parts[1] - parts[0]).item() == pytest.approx(1e3 * expected, rel=1e-4)
 
 
 def run(cycles, errors, builds, corrected, seconds, energy=-1.0):

@@ -2,6 +2,7 @@
 
 import signal
 import threading
+import time
 from multiprocessing.pool import ThreadPool
 
 import numpy as np
@@ -17,6 +18,7 @@ from pyscf_deqh.process import (
     SharedSetting,
     interrupts_wait,
     one_blas_thread,
+    side_by_side,
     single_precision,
     use_threads,
 )
@@ -169,6 +171,34 @@ def test_guesses_in_several_threads():
     assert state() == before
     for i, expected in enumerate(alone * 2):
         np.testing.assert_allclose(found[i], expected, atol=1e-5)
+
+
+@pytest.mark.parametrize(("at_most", "threads"), [(9, 1), (1, 3)])
+def test_side_by_side(at_most, threads):
+    """Each has one thread of PySCF's, or all of them run in the caller with its threads."""
+    read, caller = [], threading.get_ident()
+
+    def arguments():
+        for i in range(40):
+            read.append(i)
+            yield i
+
+    def work(i):
+        time.sleep(0.002 * (i % 3))
+        return i, lib.num_threads(), threading.get_ident() == caller
+
+    with lib.with_omp_threads(3):
+        results = side_by_side(work, arguments(), at_most)
+        assert next(results) == (0, threads, at_most == 1)
+        assert len(read) < 6  # no more than are needed
+        assert [next(results)[0] for _ in range(30)] == list(range(1, 31))
+        results.close()
+        assert lib.num_threads() == 3
+
+
+def test_an_error_side_by_side_is_the_callers():
+    with lib.with_omp_threads(2), pytest.raises(ZeroDivisionError):
+        list(side_by_side(lambda i: 1 / i, range(5, -5, -1), 2))
 
 
 def test_single_precision_is_for_a_while():

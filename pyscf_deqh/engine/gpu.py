@@ -188,16 +188,16 @@ class GPU4PySCF(Engine):
 
     def orbital_values(
         self, mol: Mole, grids: Any, device: torch.device, dtype: torch.dtype, first: int
-    ) -> Iterator[tuple[slice, Tensor]]:
+    ) -> Iterator[tuple[slice, Tensor | None, Tensor]]:
         n = len(grids.weights)
         for begin in range(first, n, _GRID_BLOCK):
             points = slice(begin, min(begin + _GRID_BLOCK, n))
-            shape = (4, points.stop - begin, mol.nao)
+            shape = (4, mol.nao, points.stop - begin)
             # CuPy's memory, which gpu4pyscf counts and finds again.
             values = torch.from_dlpack(cupy.empty(shape, dtype=_CUPY_TYPES[dtype]))
             block = numint.eval_ao(mol, grids.coords[points], deriv=1, transpose=False)
-            values.copy_(torch.from_dlpack(block).transpose(1, 2))
-            yield points, values
+            values.copy_(torch.from_dlpack(block))
+            yield points, None, values
 
     def numint(self) -> Any:
         return numint.NumInt()

@@ -34,13 +34,16 @@ from .report import Report, spread, with_spread
 from .samples import make_steps
 from .trainings import VARIANTS, Training, train_variant
 
-_WAYS = ("once", "depth", "implicit", "anderson", "solution", "next", "fock", "commutator")
+_WAYS = (
+    "once", "depth", "implicit", "anderson", "jacobian", "solution", "next", "fock", "commutator",
+    "alignment",
+)  # fmt: skip
 _NOTES = (
     "SO2Net with layers and optimizer of the bundled models. Steps are the first ones of the "
     "labels' SCFs, from label stores that keep them: f of a step's Hamiltonian shall be the label, "
     "the Hamiltonian that the SCF went on with (both at random depths), or the Fock matrix of its "
-    "density (solved by Anderson's iteration). Commutator: the "
-    "gradient of one fitted Fock matrix as a loss.",
+    "density (solved by Anderson's iteration). Commutator: the gradient of one fitted Fock matrix "
+    "as a loss. Alignment: the error in the true orbitals in the place of the orbital rotation.",
     "gradient: norm of the orbital gradient of the predicted Hamiltonian's density, by the root of "
     "an electron pair, milli-hartree; of superposed atoms in the first row.",
 )

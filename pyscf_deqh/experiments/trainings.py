@@ -60,16 +60,25 @@ def _qhnet(label: str, consistent: bool, overlap: bool, loss: str = "none") -> V
 
 
 def _solver_step(
-    label: str, gradient: str, iterations: int, forward: str = "fixed_point_iter", **others: str
+    label: str,
+    gradient: str,
+    iterations: int,
+    forward: str = "fixed_point_iter",
+    losses: dict[str, float] | None = None,
+    **others: str,
 ) -> Variant:
-    """SO2Net with layers and optimizer of the bundled models, whose f is to solve an SCF."""
+    """SO2Net with layers and optimizer of the bundled models, whose f is to solve an SCF.
+
+    Args:
+        losses: weights of losses, by their names in the optimizer's section.
+    """
     solver = {
         "gradient": gradient, "forward": forward, "forward_max_iterations": iterations,
         "backward_max_iterations": 8, "start": "reference",
     }  # fmt: skip
     optimizer = {
         "learning_rate": 2e-3, "weight_decay": 1e-3, "rotation_weight": 30.0, "ema_decay": 0.995
-    }  # fmt: skip
+    } | (losses or {})  # fmt: skip
     options = {"reference": "sad", "injection_layers": 1}
     return Variant(label, "so2net", options, solver=solver, optimizer=optimizer, **others)
 
@@ -90,6 +99,10 @@ VARIANTS = {
     "depth": _solver_step("f one to three times", "random-depth", 3),
     "implicit": _solver_step("implicit", "implicit", 8),
     "anderson": _solver_step("implicit, Anderson", "implicit", 8, "anderson"),
+    "jacobian": _solver_step("implicit, Jacobian", "implicit", 8, losses={"jacobian_weight": 1.0}),
+    "alignment": _solver_step(
+        "alignment", "random-depth", 3, losses={"rotation_weight": 0.0, "alignment_weight": 1.0}
+    ),
     "solution": _solver_step("steps to the solution", "random-depth", 3, steps="solution"),
     "next": _solver_step("steps to the next one", "random-depth", 3, steps="next"),
     "fock": _solver_step("steps to their Fock matrix", "implicit", 8, "anderson", steps="fock"),
@@ -188,6 +201,9 @@ class Training:
             del settings["consistency"]
         if not settings["data"]["other_bases"]:
             del settings["data"]["other_bases"]
+        for name in ("alignment_weight", "jacobian_weight"):
+            if not settings["optimizer"][name]:
+                del settings["optimizer"][name]
         settings["data"]["databases"] = [path.name for path in self.dataset.databases]
         return settings | {"max_test": options.size.max_test}
 

@@ -25,7 +25,9 @@ if TYPE_CHECKING:
 # Orbitals of a group of atoms, at most where it has several; and the largest overlap of two groups'
 # orbitals whose products are left out: Coulomb matrices change by less than by rounding.
 _GROUP, _NEGLIGIBLE = 32, 1e-6
-_STRIPES = 4  # in which a product with a triangular matrix is made
+# Pairs of orbitals that are fitted at a time, which stay in the caches; stripes in which a product
+# with a triangular matrix is made.
+_CHUNK, _STRIPES = 2048, 4
 
 
 @dataclass(frozen=True, eq=False)
@@ -102,6 +104,26 @@ def _bisect(positions: np.ndarray, sizes: np.ndarray, atoms: np.ndarray) -> list
     return _bisect(positions, sizes, atoms[:half]) + _bisect(positions, sizes, atoms[half:])
 
 
+def _batches(
+    groups: OrbitalGroups, n_functions: int, n_bytes: int
+) -> Iterator[list[tuple[int, tuple[int, int]]]]:
+    """Each group with runs of those up to it that are near, so many together that their integrals
+    with all functions take at most so many bytes in double precision (or one group's). PySCF's
+    threads, which make them, and PyTorch's stand in each other's way if they take turns often."""
+    batch: list[tuple[int, tuple[int, int]]] = []
+    held = 0
+    for a, near in enumerate(groups.near):
+        of_one = 8 * n_functions * int(groups.first[a + 1] - groups.first[a])
+        for begin, end in groups.runs(near[: a + 1], n_bytes // of_one):
+            size = of_one * int(groups.first[end] - groups.first[begin])
+            if batch and held + size > n_bytes:
+                yield batch
+                batch, held = [], 0
+            batch.append((a, (begin, end)))
+            held += size
+    yield batch
+
+
 class OrbitalBlocks:
     """Integrals of pairs of near orbitals with functions, in a block for each group of orbitals.
 
@@ -137,24 +159,27 @@ class OrbitalBlocks:
             for chosen in np.triu(groups.near, 1)
         ]
         # (orbitals of the group, of those that are near, functions)
-        self._blocks: list[Tensor] = []
-        molecule = groups.sorted(mol)
-        for a, rows in enumerate(self._rows):
-            n_rows = rows.stop - rows.start
-            limit = engine.block_bytes // (8 * functions.nao * n_rows)
-            shape = n_rows, len(members[a]), width or functions.nao
-            block, column = torch.empty(shape, dtype=dtype, device=device), 0
-            for run in groups.runs(groups.near[a, : a + 1], limit):
-                bra, ket = groups.shells_of(a, a + 1), groups.shells_of(*run)
-                raw = engine.three_index(molecule, functions, bra, ket, omega)
-                part = self._of_raw(torch.from_numpy(raw).to(device, dtype))
-                block[:, column : column + len(part)] = part.transpose(0, 1)
-                column += len(part)
-            self._blocks.append(block)
+        self._blocks = [
+            torch.empty(
+                (r.stop - r.start, len(m), width or functions.nao), dtype=dtype, device=device
+            )
+            for r, m in zip(self._rows, members, strict=True)
+        ]
+        molecule, column = groups.sorted(mol), [0] * len(self._blocks)
+        for batch in _batches(groups, functions.nao, engine.block_bytes):
+            made = [
+                engine.three_index(
+                    molecule, functions, groups.shells_of(*run), groups.shells_of(a, a + 1), omega
+                )
+                for a, run in batch
+            ]
+            for (a, _), raw in zip(batch, made, strict=True):
+                begin, column[a] = column[a], column[a] + raw.shape[2]
+                self._put(torch.from_numpy(raw), self._blocks[a][:, begin : column[a]])
 
-    def _of_raw(self, integrals: Tensor) -> Tensor:
-        """(n, m, functions) of integrals (functions, n, m)."""
-        return integrals.permute(1, 2, 0)
+    def _put(self, integrals: Tensor, block: Tensor) -> None:
+        """Integrals (functions, n, m), float64, into part of a block (n, m, functions)."""
+        block.copy_(integrals.to(block).permute(1, 2, 0))
 
     def _triples(self) -> Iterator[tuple[slice, Tensor, Tensor]]:
         """Of each group its orbitals, those up to them that are near, and the integrals."""
@@ -221,17 +246,20 @@ class BlockIntegrals(OrbitalBlocks, Integrals):
         width = len(self._root)
         super().__init__(mol, auxiliary, groups, device, dtype, omega, engine, width)
 
-    def _of_raw(self, integrals: Tensor) -> Tensor:
-        shape, raw = integrals.shape[1:], integrals.flatten(1)
-        n = len(self._root)
-        if not self._triangular:
-            return (raw.T @ self._root.T).view(*shape, n)
-        # 5/8 of the operations.
-        fitted, step = raw.new_empty(raw.shape[1], n), -(-n // _STRIPES)
-        for begin in range(0, n, step):
-            end = begin + step
-            fitted[:, begin:end] = raw[:end].T @ self._root[begin:end, :end].T
-        return fitted.view(*shape, n)
+    def _put(self, integrals: Tensor, block: Tensor) -> None:
+        raw, n = integrals.flatten(1), len(self._root)
+        whole = block.is_contiguous()
+        fitted = (block if whole else block.new_empty(block.shape)).view(-1, n)
+        # With a triangular root 5/8 of the operations.
+        step = -(-n // (_STRIPES if self._triangular else 1))
+        for rows, out in zip(raw.split(_CHUNK, 1), fitted.split(_CHUNK), strict=True):
+            part = rows.to(fitted).T.contiguous()
+            for begin in range(0, n, step):
+                end = begin + step if self._triangular else None
+                root = self._root[begin : begin + step, :end]
+                torch.mm(part[:, :end], root.T, out=out[:, begin : begin + step])
+        if not whole:
+            block.copy_(fitted.view(block.shape))
 
     @property
     def nbytes(self) -> int:

@@ -13,6 +13,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import starmap
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -342,11 +343,7 @@ class FittedFock:
 
         def make(first: int) -> Iterator[GridBlock]:
             arguments = self.mol, self.grids, self.device, self.dtype, first
-            for points, values in self.engine.orbital_values(*arguments):
-                if self.engine.in_blocks:
-                    yield from GridBlock.of(points, values)
-                else:
-                    yield GridBlock(points, None, values)
+            yield from starmap(GridBlock, self.engine.orbital_values(*arguments))
 
         return OrbitalValues(make, self._reserve)
 
@@ -594,7 +591,7 @@ class FittedFock:
             energy += float(np.dot(per_electron * rho[:, 0].sum(0), weights))
             weighted = (derivative * weights).reshape(len(spins), -1, len(weights))
             for half, of_spin in zip(halves, weighted, strict=True):
-                parts = self._tensor(of_spin).split([b.values.shape[1] for b in blocks], -1)
+                parts = self._tensor(of_spin).split([b.values.shape[2] for b in blocks], -1)
                 for block, part in zip(blocks, parts, strict=True):
                     block.add_to(half, half_potential(block, part))
         return [half + half.T for half in halves], energy

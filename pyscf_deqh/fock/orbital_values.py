@@ -8,14 +8,6 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-# Points of a block: what is made of it stays in the caches. A multiple of the 56 for which PySCF's
-# screening tables have one row: blocks that are made anew begin at one.
-_POINTS = 1008
-# Orbitals whose values and gradients are all below this are left out of a block of points, which
-# changes energies of small molecules by a nano-hartree; where more than this part is left, none.
-NEGLIGIBLE = 1e-6
-_ALL = 0.9
-
 
 class GridBlock(NamedTuple):
     """Orbitals on some neighbouring points.
@@ -23,30 +15,12 @@ class GridBlock(NamedTuple):
     Attributes:
         points: which of the grid's.
         orbitals: numbers of those that reach them, (k,); None where all do.
-        values: of these and of their gradients, (4, points, k).
+        values: of these and of their gradients, (4, k, points).
     """
 
     points: slice
     orbitals: Tensor | None
     values: Tensor
-
-    @classmethod
-    def of(cls, points: slice, values: Tensor) -> Iterator[GridBlock]:
-        """Small blocks without the orbitals that do not reach them.
-
-        Args:
-            points: which of the grid's.
-            values: of all orbitals, (4, points, nao).
-        """
-        begin = points.start
-        for part in values.split(_POINTS, 1):
-            here = slice(begin, begin + part.shape[1])
-            reaching = (part.abs().amax((0, 1)) > NEGLIGIBLE).nonzero()[:, 0]
-            if len(reaching) > _ALL * part.shape[-1]:
-                yield cls(here, None, part.clone())
-            else:
-                yield cls(here, reaching, part.index_select(-1, reaching))
-            begin = here.stop
 
     def rows(self, matrix: Tensor) -> Tensor:
         """Those of a matrix (nao, n) that belong to the orbitals."""
@@ -128,16 +102,16 @@ def density_on_grid(block: GridBlock, orbitals: Tensor, density: Tensor, kind: s
         kind: PySCF's name of the kind of functional.
     """
     values = block.values[:1] if kind == "LDA" else block.values
-    few = len(values) * orbitals.shape[1] < values.shape[2]
+    few = len(values) * orbitals.shape[1] < values.shape[1]
     if few or kind == "MGGA":
-        right = values @ block.rows(orbitals)
+        right = block.rows(orbitals).T @ values
         left = right[0]
     else:
-        left, right = values[0] @ block.pairs(density), values
-    rows = [(left * part).sum(-1) for part in right]
+        left, right = block.pairs(density) @ values[0], values
+    rows = [(left * part).sum(0) for part in right]
     rows[1:] = [2 * row for row in rows[1:]]
     if kind == "MGGA":
-        rows.append(0.5 * right[1:].square().sum((0, -1)))
+        rows.append(0.5 * right[1:].square().sum((0, 1)))
     return torch.stack(rows)
 
 
@@ -149,12 +123,12 @@ def half_potential(block: GridBlock, weighted: Tensor) -> Tensor:
         weighted: the functional's derivatives (1, 4 or 5, points), times the weights.
     """
     values, gradients = block.values[0], block.values[1 : len(weighted)]
-    # phi^T v (phi / 2 + ...) and its transpose: half of the products.
-    half = values * (0.5 * weighted[0, :, None])
+    # phi v (phi / 2 + ...)^T and its transpose: half of the products.
+    half = values * (0.5 * weighted[0])
     for gradient, weight in zip(gradients, weighted[1:4], strict=True):
-        half.addcmul_(gradient, weight[:, None])
-    matrix = values.T @ half
+        half.addcmul_(gradient, weight)
+    matrix = values @ half.T
     for weight in weighted[4:]:
         for gradient in gradients:
-            matrix += gradient.T @ (gradient * (0.25 * weight[:, None]))
+            matrix += gradient @ (gradient * (0.25 * weight)).T
     return matrix

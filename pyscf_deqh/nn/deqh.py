@@ -259,6 +259,17 @@ class DEQH(nn.Module):
             state = self.backbone.filter(state, injected)
         return self.backbone.hamiltonian(state, injected)
 
+    def jacobian_norm(self, graph: GraphBatch, hamiltonian: Tensor) -> Tensor:
+        """Squared norm of f's Jacobian at Hamiltonians (B, n, n), by the number of a state's
+        elements; by Hutchinson's estimate with one random vector, differentiable by the weights."""
+        from torchdeq.loss import jac_reg
+
+        injected = self.backbone.injection(graph)
+        with torch.enable_grad():
+            state = self.backbone.state(hamiltonian, injected).detach().requires_grad_()
+            found: Tensor = jac_reg(self.backbone.filter(state, injected), state)
+        return found
+
     def _applied(self, state: Tensor, injected: Any, times: int) -> Solution:
         """f applied so many times; only the last application is differentiated."""
         with torch.no_grad():

@@ -65,7 +65,10 @@ class OptimizerConfig:
         clip: largest gradient norm.
         ema_decay: of the exponential moving average of the weights, which is what is validated
             and exported; 0 turns it off.
-        rotation_weight: weight of the orbital rotation in the loss, in mEh (0: Eq. 45 alone).
+        rotation_weight: weight of the orbital rotation in the loss, in mEh.
+        alignment_weight: factor of the error in the true orbitals (wavefunction alignment).
+        jacobian_weight: weight of the squared norm of f's Jacobian at the solution, by the number
+            of a state's elements, in mEh (Bai, Koltun and Kolter, ICML 2021). f contracts more.
     """
 
     learning_rate: float = 2e-3
@@ -75,6 +78,8 @@ class OptimizerConfig:
     clip: float = 5.0
     ema_decay: float = 0.998
     rotation_weight: float = 10.0
+    alignment_weight: float = 0.0
+    jacobian_weight: float = 0.0
 
 
 @dataclass

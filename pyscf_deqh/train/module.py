@@ -298,7 +298,10 @@ class HamiltonianModule(L.LightningModule):
 
     def _loss(self, batch: GraphBatch) -> Parts:
         solution = self.model(batch)
-        parts = hamiltonian_loss(solution.hamiltonian, batch, self.config.optimizer.rotation_weight)
+        parts = self._hamiltonian_loss(solution.hamiltonian, batch)
+        if weight := self.config.optimizer.jacobian_weight:
+            of_f = self.model.jacobian_norm(batch, solution.hamiltonian)
+            parts |= {"loss": parts["loss"] + weight * of_f, "jacobian": of_f.detach()}
         if self._consistency is not None:
             options = self.config.consistency
             own = self._consistency(solution.hamiltonian, batch).mean()
@@ -310,6 +313,10 @@ class HamiltonianModule(L.LightningModule):
             parts |= {"loss": weighted, "steps": of_steps.detach()}
         iterations, residual = solution.iterations.float().mean(), solution.residual.mean()
         return parts | {"iterations": iterations, "residual": residual}
+
+    def _hamiltonian_loss(self, predicted: Tensor, batch: GraphBatch) -> Parts:
+        weights = self.config.optimizer
+        return hamiltonian_loss(predicted, batch, weights.rotation_weight, weights.alignment_weight)
 
     def _loss_of_steps(self, batch: GraphBatch) -> Tensor:
         """Eq. 45 of f at one step of each molecule's SCF, milli-hartree."""
@@ -371,8 +378,7 @@ class HamiltonianModule(L.LightningModule):
 
     def validation_step(self, batch: GraphBatch, batch_idx: int) -> None:
         solution = self.model(batch)
-        weight = self.config.optimizer.rotation_weight
-        loss = hamiltonian_loss(solution.hamiltonian, batch, weight)["loss"]
+        loss = self._hamiltonian_loss(solution.hamiltonian, batch)["loss"]
         errors = batch_errors(batch, solution.hamiltonian)
         names = [field.name for field in fields(HamiltonianErrors)]
         values: dict[str, Any] = {"loss": loss} | {

@@ -231,6 +231,8 @@ def _check_cuda_graphs(config: TrainConfig) -> None:
         raise ConfigError("run.cuda_graphs: fitted Fock matrices wait for the GPU; set it to false")
     if config.steps.target != "none":
         raise ConfigError("run.cuda_graphs: steps of SCFs are drawn at random; set it to false")
+    if config.optimizer.jacobian_weight:
+        raise ConfigError("run.cuda_graphs: vectors are drawn for the Jacobian; set it to false")
     if run.devices * run.nodes > 1:
         raise ConfigError("run.cuda_graphs: on one device only; set it to false")
     if run.accelerator == "cpu" or not torch.cuda.is_available():
@@ -300,6 +302,10 @@ def train(
     model = build_model(config)
     if config.steps.target != "none" and not model.backbone.self_consistent:
         raise ConfigError(f"steps.target: {config.backbone} is a predictor, to which H is no input")
+    if config.optimizer.jacobian_weight and not model.backbone.self_consistent:
+        raise ConfigError(
+            f"optimizer.jacobian_weight: {config.backbone} is a predictor, to which H is no input"
+        )
     module = HamiltonianModule(model, config)
     if init is not None:
         _initialize(module, init)
