@@ -26,7 +26,7 @@ test: $(VENV)/.dev
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --dist loadscope
 
 # What touches PySCF, on another version of it.
-AGAINST_PYSCF := plugin cycles diis fitted refine shells reference settings_of_the_user \
+AGAINST_PYSCF := plugin cycles diis solvents fitted refine shells reference settings_of_the_user \
 	other_packages faults memory report starts points states cost objects
 test-pyscf: $(VENV)/.dev
 	$(BIN)/python -m pip install --quiet --no-deps --upgrade --target $(VENV)/pyscf-$(PYSCF) \

@@ -3,12 +3,14 @@
 Guesses may run side by side in several threads of a process. What one of them needs for a while is
 changed by the first that comes and put back by the last that leaves. Interrupts wait for changes,
 and for the import of PyTorch, which leave nothing sound behind if they are cut off. Threads of
-OpenMP end before the process is forked.
+OpenMP end before the process is forked. Many short calls of PySCF are made in threads of Python's.
 """
 
 from __future__ import annotations
 
+import ctypes
 import functools
+import gc
 import os
 import signal
 import sys
@@ -147,28 +149,42 @@ def side_by_side(
 ) -> Iterator[_Result]:
     """Results of a function of PySCF's in their order, made by as many threads as PySCF has.
 
-    Within each of them PySCF has one. Its own would go on spinning for milliseconds after each of
-    many short loops, in the way of PyTorch's.
+    Its own, which the others share, would go on spinning for milliseconds after each of many short
+    loops, in the way of PyTorch's.
 
     Args:
         function: may run in several threads at once.
         arguments: read as they are needed.
-        at_most: threads; with one of them the caller makes all, with PySCF's own.
+        at_most: threads; with one of them the caller makes all.
     """
     from pyscf import lib
 
-    n = min(lib.num_threads(), at_most)
+    threads = lib.num_threads()
+    n = min(threads, at_most)
     if n <= 1:
         yield from map(function, arguments)
         return
-    with ThreadPoolExecutor(n, initializer=lib.num_threads, initargs=(1,)) as pool:
+    with ThreadPoolExecutor(n, initializer=lib.num_threads, initargs=(threads // n,)) as pool:
         running: deque[Future[_Result]] = deque()
         for argument in arguments:
-            running.append(pool.submit(function, argument))
+            try:
+                running.append(pool.submit(function, argument))
+            except RuntimeError:  # no further threads, or the interpreter ends
+                running.append(Future())
+                running[-1].set_result(function(argument))
             if len(running) > n:
                 yield running.popleft().result()
         while running:
             yield running.popleft().result()
+
+
+def trim_memory() -> None:
+    """Give memory that is not in use back to the system: PySCF decides by what a process holds
+    whether two-electron integrals fit beside it."""
+    gc.collect()
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # of the GNU C library
+    if trim is not None:
+        trim(0)
 
 
 def use_threads(threads: int) -> None:

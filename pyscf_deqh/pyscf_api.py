@@ -28,6 +28,8 @@ from pyscf.data.elements import _std_symbol_without_ghost
 from pyscf.lib import logger
 from pyscf.scf import hf, uhf
 
+from .process import trim_memory
+
 if TYPE_CHECKING:
     from pyscf.gto import Mole
 
@@ -213,7 +215,11 @@ def make_integrals(mf: hf.SCF) -> None:
 def holds_integrals(mf: hf.SCF) -> bool:
     """Whether ``mf`` holds its two-electron integrals in memory, or will."""
     own = getattr(mf.get_jk, "__func__", None) in (hf.RHF.get_jk, uhf.UHF.get_jk)
-    return own and (mf._eri is not None or mf.mol.incore_anyway or mf._is_mem_enough())
+    if not own or mf._eri is not None or mf.mol.incore_anyway or mf._is_mem_enough():
+        return own
+    if mf.mol.nao**4 / 1e6 < mf.max_memory:  # in an empty process there would be room
+        trim_memory()
+    return bool(mf._is_mem_enough())
 
 
 def bytes_of_integrals(mf: hf.SCF) -> int:

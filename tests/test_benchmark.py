@@ -1,4 +1,5 @@
 import json
+import weakref
 from dataclasses import replace
 
 import numpy as np
@@ -14,6 +15,7 @@ from pyscf_deqh.data.geometry import read_geometries
 from pyscf_deqh.data.splits import split_of
 from pyscf_deqh.errors import ConfigError
 from pyscf_deqh.fock.fitted import FittedFock
+from pyscf_deqh.fock.potentials import Potentials
 
 
 def test_bundled_molecules_are_test_molecules():
@@ -47,7 +49,7 @@ def test_builds_of_a_guess_and_its_scf(monkeypatch, accelerate):
     for cls, name, calls in (
         (dft.rks.RKS, "get_veff", full),
         (FittedFock, "__call__", fitted),
-        (FittedFock, "_exchange_correlation", made),
+        (Potentials, "anew", made),
     ):
         monkeypatch.setattr(cls, name, counted(getattr(cls, name), calls))
     run, guess = run_deqh(make_mol(WATER), Method(xc="pbe", accelerate=accelerate))
@@ -180,3 +182,18 @@ def test_errors_of_a_guess_that_was_not_used_are_not_counted(monkeypatch):
     assert row["hamiltonian_mae"] is None
     assert row["refined_mae"] is None
     assert row["ratios"]["minao"]["error_level_ratio"] is None
+
+
+def test_each_scf_finds_the_memory_that_the_others_did(monkeypatch):
+    """PySCF decides by it whether two-electron integrals fit."""
+    made, alive, original = [], [], Method.scf
+
+    def scf(self, mol):
+        alive.append(sum(reference() is not None for reference in made))
+        mf = original(self, mol)
+        made.append(weakref.ref(mf))
+        return mf
+
+    monkeypatch.setattr(Method, "scf", scf)
+    acceleration.benchmark_molecule(acceleration.WATER, Method(), ["minao", "1e"])
+    assert alive == [0, 0, 0]

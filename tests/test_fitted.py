@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import FORMAMIDE, WATER, make_mol
-from pyscf import df, dft, scf
+from pyscf import df, dft, lib, scf
 
 from pyscf_deqh.engine import HOST, host
 from pyscf_deqh.errors import NotEnoughMemoryError
@@ -122,8 +122,8 @@ def test_what_was_made_of_orbitals_is_not_made_again(xc, monkeypatch):
     def never(*_):
         raise AssertionError("made again")
 
-    monkeypatch.setattr(fitted, "_semilocal", never)
-    monkeypatch.setattr(fitted, "_exchange", never)
+    monkeypatch.setattr(fitted, "semilocal", never)
+    monkeypatch.setattr(fitted, "exchange", never)
     np.testing.assert_array_equal(fitted(hcore, known[0], functional)[0], focks[-len(known)])
     change = fitted.differences(known[-1], functional)(known[0])
     np.testing.assert_allclose(change, focks[-len(known)] - focks[-1], atol=1e-4)
@@ -222,12 +222,26 @@ def test_blocks_change_nothing(monkeypatch):
             room = iter([True] * 9)
             some.orbital_values._reserve = lambda _, room=room: next(room, False)
             np.testing.assert_allclose(some(hcore, c, xc)[0], expected, atol=1e-10)
-            np.testing.assert_allclose(some._semilocal(some._tensors(c), Functional.of(xc))[0][0],
-                                       fitted._semilocal(some._tensors(c), Functional.of(xc))[0][0],
+            np.testing.assert_allclose(some.semilocal(some.tensors(c), Functional.of(xc))[0][0],
+                                       fitted.semilocal(some.tensors(c), Functional.of(xc))[0][0],
                                        atol=1e-10)  # fmt: skip
             assert len(some.orbital_values._kept) == 9
             unrestricted = fitted(hcore, [c / np.sqrt(2)] * 2, xc)[0]
             np.testing.assert_allclose(unrestricted, [expected] * 2, atol=1e-8)
+
+
+def test_threads_make_the_same_values_on_the_grid():
+    mol = make_mol(FORMAMIDE)
+    grids = HOST.grids(mol, (30, 110))
+    for first in (0, host.GRID_BLOCK):
+        made = []
+        for threads in (1, 3):
+            with lib.with_omp_threads(threads):
+                made.append(list(HOST.orbital_values(mol, grids, "cpu", torch.float64, first)))
+        assert made[0][0][0].start == first
+        for one, several in zip(*made, strict=True):
+            assert one[0] == several[0]
+            torch.testing.assert_close(one[1:], several[1:], atol=0, rtol=0)
 
 
 def test_far_orbitals_are_left_out():
@@ -249,7 +263,7 @@ def test_far_orbitals_are_left_out():
     kept = fitted.orbital_values.nbytes
     assert kept < 0.85 * 8 * 4 * len(fitted.grids.weights) * mol.nao
     expected = dft.numint.NumInt().nr_rks(mol, fitted.grids, "pbe", c @ c.T)[2]
-    found = fitted._semilocal(fitted._tensors(c), Functional.of("pbe"))[0][0]
+    found = fitted.semilocal(fitted.tensors(c), Functional.of("pbe"))[0][0]
     np.testing.assert_allclose(found, expected, atol=3e-6)
 
 
@@ -281,10 +295,10 @@ def test_exchange_of_nearly_a_combination_is_that_combination(xc, unrestricted, 
     )
     exact = FittedFock(mol, dtype=torch.float64).differences(c, functional)
     expected = {id(x): exact(x) for x in (near, far)}
-    fitted, made, original = FittedFock(mol, dtype=torch.float64), [], FittedFock._exchange
+    fitted, made, original = FittedFock(mol, dtype=torch.float64), [], FittedFock.exchange
     difference = fitted.differences(c, functional)
     difference(d)
-    monkeypatch.setattr(FittedFock, "_exchange", lambda *args: made.append(1) or original(*args))
+    monkeypatch.setattr(FittedFock, "exchange", lambda *args: made.append(1) or original(*args))
     for x, accuracy, made_anew in ((near, 1e-2, False), (near, 1e-5, True), (far, 1e-2, True)):
         difference.accuracy = accuracy
         made.clear()

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from conftest import last, make_mol, metrics
+from conftest import last, make_mol, metrics, small_model
 from pyscf import scf
 
 from pyscf_deqh import deqh_guess
@@ -21,9 +21,10 @@ from pyscf_deqh.errors import CheckpointError, ConfigError, DatasetError
 from pyscf_deqh.nn.backbones import _REGISTERED
 from pyscf_deqh.nn.qhnet import QHNetConfig
 from pyscf_deqh.train.__main__ import main
+from pyscf_deqh.train.config import OptimizerConfig, TrainConfig
 from pyscf_deqh.train.cuda_graphs import CapturedGradients
 from pyscf_deqh.train.loss import hamiltonian_loss
-from pyscf_deqh.train.module import SizeBatches
+from pyscf_deqh.train.module import HamiltonianModule, SizeBatches
 from pyscf_deqh.train.run import export, moving_average, read_config, train, write_config
 
 pytestmark = pytest.mark.usefixtures("quick_workers")
@@ -265,6 +266,7 @@ def test_replayed_steps_are_the_same_training(config, tmp_path):
 
 @pytest.mark.parametrize(("section", "values", "message"), [
     ("solver", {"forward_max_iterations": 2}, "must not wait"),
+    ("optimizer", {"jacobian_weight": 1.0}, "drawn for the Jacobian"),
     ("run", {}, "no CUDA device"),
 ])  # fmt: skip
 def test_cuda_graphs_are_refused_where_they_cannot_be(config, section, values, message):
@@ -274,7 +276,36 @@ def test_cuda_graphs_are_refused_where_they_cannot_be(config, section, values, m
         train(replace(config, **{section: replace(getattr(config, section), **values)}))
 
 
+@pytest.mark.parametrize("labels", [True, False])
+def test_the_norm_of_the_jacobian_is_part_of_the_loss(template, labels):
+    model = small_model(template, "sad")
+    batch = batch_of(model, labelled_graphs(geometries_of(10)[:1]), 1, torch.float64)
+    losses = []
+    for weight in (0.0, 3.0):
+        config = TrainConfig(optimizer=OptimizerConfig(jacobian_weight=weight))
+        module = HamiltonianModule(model, config)
+        if not labels:
+            config.consistency.labels = False
+            module._consistency = lambda predicted, batch: predicted.square().mean((1, 2))
+        losses.append(module._loss(batch))
+    parts = losses[1]
+    expected = losses[0]["loss"] + 3.0 * parts["jacobian"]
+    torch.testing.assert_close(parts["loss"], expected)
+    assert parts["jacobian"] > 0
+    ours, without = (
+        torch.autograd.grad(part["loss"], list(model.parameters()), allow_unused=True)
+        for part in reversed(losses)
+    )
+    assert any(
+        g is not None and not torch.allclose(g, h) for g, h in zip(ours, without, strict=True)
+    )
+
+
 def test_bad_input(config, tmp_path):
+    predictor = replace(config, backbone="deeph")
+    predictor.optimizer = replace(config.optimizer, jacobian_weight=1.0)
+    with pytest.raises(ConfigError, match="deeph is a predictor"):
+        train(predictor)
     with pytest.raises(ConfigError, match="at least one QH9 database"):
         train(replace(config, data=replace(config.data, databases=[])))
     with pytest.raises(DatasetError, match="no database"):

@@ -44,7 +44,7 @@ def main(name: str) -> None:
     overlap = system.overlap
     hamiltonian = system.core_hamiltonian + mol.intor("int1e_kin")
     c = system.engine.eigh(hamiltonian, overlap)[1][:, : mol.nelectron // 2] * np.sqrt(2)
-    spins, density = fitted._tensors(c), c @ c.T
+    spins, density = fitted.tensors(c), c @ c.T
     n = mol.nao
     print(f"{name}: {mol.natm} atoms, {n} orbitals, {fitted._auxiliary.nao} fitting functions, "
           f"{len(fitted.grids.weights)} points, {lib.num_threads()} threads")  # fmt: skip
@@ -54,13 +54,13 @@ def main(name: str) -> None:
     timed("fitted integrals", lambda: fitted.integrals, 1)
 
     def semilocal() -> None:
-        fitted._semilocal(spins, functional)
+        fitted.semilocal(spins, functional)
 
     timed("semilocal matrix, and values on the grid", semilocal, 1)
     timed("semilocal matrix", semilocal)
     values = fitted.orbital_values.nbytes / 16 / len(fitted.grids.weights) / n
     print(f"values on the grid: {values:.2f} of all")
-    timed("Coulomb matrix", lambda: fitted._coulomb(density))
+    timed("Coulomb matrix", lambda: fitted.coulomb(density))
     timed("pairs a second time", lambda: fitted.integrals.keep_twice(True), 1)
     timed("exchange matrix", lambda: fitted.integrals.exchange(spins[0]))
     fitted.integrals.keep_twice(False)

@@ -197,6 +197,7 @@ def run_ablation(
                 bar.set_postfix_str(f"{geometry.name}, {variant.title}")
                 run, guess = run_guess(mol, method, "deqh", variant.options(method))
                 row = _row(run, guess, converged)
+                del guess  # each SCF finds the memory that the others did
                 results.add({"part": part, "variant": variant.title,
                              "molecule": geometry.name} | row)  # fmt: skip
                 bar.update()

@@ -38,6 +38,8 @@ def benchmark_molecule(geometry: Geometry, method: Method, inits: Sequence[str])
     used = guess.report.fallback is None
     predicted = guess.start_hamiltonian if used else None
     refined = guess.solution.hamiltonian if used else None
+    details = _details(guess)
+    del guess  # each SCF finds the memory that the others did
     baselines = {init: run_classical(mol, method, init) for init in inits}
     converged = (run for run in baselines.values() if run.converged)
     solution = next(converged, baselines[inits[0]])
@@ -46,7 +48,7 @@ def benchmark_molecule(geometry: Geometry, method: Method, inits: Sequence[str])
         "n_atoms": mol.natm,
         "n_heavy": geometry.n_heavy,
         "nao": int(mol.nao),
-        "deqh": deqh.to_row() | _details(guess),
+        "deqh": deqh.to_row() | details,
         "baselines": {init: run.to_row() for init, run in baselines.items()},
         "ratios": {init: ratios(deqh, run, predicted) for init, run in baselines.items()},
         "energy_difference": {init: deqh.energy - run.energy for init, run in baselines.items()},

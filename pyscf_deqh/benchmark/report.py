@@ -14,7 +14,7 @@ from .acceleration import Results
 
 _MEANING = {
     "wall_ratio": "seconds, DEQH / baseline, guesses included",
-    "full_builds_ratio": "full Fock builds, DEQH / baseline",
+    "full_builds_ratio": "full Fock builds, DEQH / baseline (ERIC)",
     "guess_share": "seconds of the DEQH guess / baseline's seconds",
 }
 

@@ -15,6 +15,7 @@ from ..checkpoint import DEFAULT_MODEL
 from ..data.geometry import Geometry
 from ..fock.cycles import CycleSettings
 from ..guess import Guess, Options, cycles_after, make_guess, starts_of
+from ..process import trim_memory
 from ..pyscf_api import full_builds
 from ..starts import Start
 from ..starts.atoms import AtomsStart
@@ -191,6 +192,7 @@ def run_classical(mol: gto.Mole, method: Method, init: str) -> SCFRun:
     if init == NO_NETWORK:
         options = method.options(AtomsStart(), max_cycles=_ENOUGH_CYCLES)
         return run_guess(mol, method, init, options)[0]
+    trim_memory()
     mf, fitted = method.scf(mol), 0
     started = time.perf_counter()
     if init == CHEAP_SCF:
@@ -211,7 +213,12 @@ def _cheap_scf(mol: gto.Mole, method: Method) -> tuple[np.ndarray, int]:
 
 
 def run_guess(mol: gto.Mole, method: Method, init: str, options: Options) -> tuple[SCFRun, Guess]:
-    """SCF from a guess of this package, and the guess."""
+    """SCF from a guess of this package, and the guess.
+
+    The guess holds the SCF object and so its two-electron integrals, which leave other SCFs less
+    memory.
+    """
+    trim_memory()
     mf = method.scf(mol)
     started = time.perf_counter()
     guess = make_guess(mf, mol, options, mf.get_ovlp())

@@ -266,7 +266,8 @@ class Engine:
         from pyscf.dft import numint
 
         ni, own = numint.NumInt(), threading.local()
-        at_most = self.block_bytes // (8 * 4 * GRID_BLOCK * mol.nao)
+        # In double precision twice, in the result's, and as one that waits.
+        each = 4 * GRID_BLOCK * mol.nao * (2 * 8 + 2 * dtype.itemsize)
         real = np.float32 if dtype == torch.float32 else np.float64
 
         def block(begin: int) -> tuple[np.ndarray | None, np.ndarray]:
@@ -284,7 +285,7 @@ class Engine:
             return reaching, values[:, reaching].astype(real)
 
         begin, blocks = first, range(first, len(grids.weights), GRID_BLOCK)
-        for reaching, values in side_by_side(block, blocks, at_most):
+        for reaching, values in side_by_side(block, blocks, self.block_bytes // each):
             points = slice(begin, begin + values.shape[-1])
             orbitals = None if reaching is None else torch.from_numpy(reaching).to(device)
             yield points, orbitals, torch.from_numpy(values).to(device)

@@ -9,12 +9,10 @@ Fock matrices differ from PySCF's by some micro-hartree on average.
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
 from functools import cached_property
 from itertools import starmap
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -26,11 +24,13 @@ from ..pyscf_api import Cavity
 from .auxiliary import auxiliary_molecule
 from .blocks import BlockIntegrals, OrbitalGroups
 from .cavity import CavityResponse, response_bytes
+from .differences import FittedDifferences
 from .functional import Functional
 from .grid import GRID
 from .integrals import Integrals, PackedIntegrals, PairIntegrals, n_orbital_pairs
 from .orbital_values import GridBlock, OrbitalValues, density_on_grid, half_potential
-from .orbitals import Orbitals, by_spin, nearest_combination
+from .orbitals import Orbitals, by_spin, in_form_of, total_density
+from .potentials import Potentials
 
 if TYPE_CHECKING:
     from pyscf.dft.gen_grid import Grids
@@ -38,44 +38,6 @@ if TYPE_CHECKING:
 
 # What PySCF's own working arrays are left of the memory.
 _SHARE = 0.75
-# Densities whose Fock matrices are remembered.
-_REMEMBERED = 6
-# What single precision leaves of exact exchange, norm of the gradient in hartree for the root of an
-# orbital; up to which change of the orbitals, in an orthonormal basis, a difference is better.
-_ROUNDING, _NEAR = 2e-6, 0.3
-
-
-@dataclass(frozen=True, eq=False)
-class _Made:
-    """What was made of orbitals: all of their Fock matrix but Coulomb's part.
-
-    Attributes:
-        orbitals: as they were handed over.
-        functional: of the matrices.
-        exchange, semilocal: matrices (nao, nao) by spin, hartree.
-        energy: of the semilocal part, hartree.
-        error: of the exchange, norm of the matrices, hartree, by estimate.
-    """
-
-    orbitals: Orbitals
-    functional: Functional
-    exchange: list[Tensor]
-    semilocal: list[Tensor]
-    energy: float
-    error: float = 0.0
-
-
-class _Near(NamedTuple):
-    """A density near those to come.
-
-    Attributes:
-        made: of it.
-        accuracy: norm of a matrix, hartree: where rounding in single precision is no smaller,
-            exchange is that of this density and of the change.
-    """
-
-    made: _Made
-    accuracy: float
 
 
 class FittedFock:
@@ -95,6 +57,9 @@ class FittedFock:
             is None.
         own: the density fitting of the SCF itself (:meth:`Engine.own_fit`), whose integrals are
             used in the place of others; None for others.
+
+    Attributes:
+        potentials: what its matrices hold beside Coulomb's part, of the last densities.
     """
 
     def __init__(
@@ -121,7 +86,7 @@ class FittedFock:
             on_device = _SHARE * engine.free_bytes(self.device)
             self._limit = self._left = min(self._limit, on_device)
         self._long_range: dict[float, Integrals] = {}
-        self._made: deque[_Made] = deque(maxlen=_REMEMBERED)
+        self.potentials = Potentials(self)
         self._solvent: Cavity | Callable[[np.ndarray], np.ndarray] | None = None
         self._surface: CavityResponse | None = None
         self._surface_bytes = 0
@@ -387,24 +352,25 @@ class FittedFock:
         Raises:
             NotEnoughMemoryError: exact exchange is asked for and does not fit into memory.
         """
-        made = self._make(orbitals, Functional.of(xc, self.engine))
-        coulomb = self._coulomb(_total_density(by_spin(orbitals)))
-        hcore = self._in_solvent(hcore)
+        made = self.potentials.of(orbitals, Functional.of(xc, self.engine))
+        coulomb = self.coulomb(total_density(by_spin(orbitals)))
+        hcore = self.in_solvent(hcore)
         energy, focks = made.energy + self._energy_of_nuclei, []
         for c, k, v in zip(by_spin(orbitals), made.exchange, made.semilocal, strict=True):
-            potential = self._array(k + coulomb)
+            potential = self.array(k + coulomb)
             energy += float(np.vdot(c @ c.T, hcore + 0.5 * potential))
-            focks.append(hcore + potential + self._array(v))
-        return _like(orbitals, focks), energy
+            focks.append(hcore + potential + self.array(v))
+        return in_form_of(orbitals, focks), energy
 
-    def _in_solvent(self, hcore: np.ndarray) -> np.ndarray:
+    def in_solvent(self, hcore: np.ndarray) -> np.ndarray:
         """With the potential of the charges that the nuclei induce."""
         if self._of_nuclei is None:
             return hcore
-        return hcore + self._array(self._of_nuclei.double())
+        return hcore + self.array(self._of_nuclei.double())
 
     @cached_property
-    def _overlap(self) -> Any:
+    def overlap(self) -> Any:
+        """Of the orbitals, (nao, nao)."""
         return self.engine.overlap(self.mol)
 
     def differences(
@@ -421,14 +387,17 @@ class FittedFock:
         """
         return FittedDifferences(self, orbitals, Functional.of(xc, self.engine), earlier)
 
-    def _tensor(self, array: np.ndarray, dtype: torch.dtype | None = None) -> Tensor:
+    def tensor(self, array: np.ndarray, dtype: torch.dtype | None = None) -> Tensor:
+        """An engine's array where the products are computed."""
         return self.engine.tensor(array, self.device, dtype or self.dtype)
 
-    def _array(self, tensor: Tensor) -> np.ndarray:
+    def array(self, tensor: Tensor) -> np.ndarray:
+        """A tensor as the engine's array, float64."""
         return self.engine.of_tensor(tensor)
 
-    def _tensors(self, orbitals: Orbitals) -> list[Tensor]:
-        return [self._tensor(c) for c in by_spin(orbitals)]
+    def tensors(self, orbitals: Orbitals) -> list[Tensor]:
+        """Orbitals by spin."""
+        return [self.tensor(c) for c in by_spin(orbitals)]
 
     def remembered(self, functional: Functional, accuracy: float = 0.0) -> list[Orbitals]:
         """Those of the last Fock matrices in a functional, in their order. If they, and not equal
@@ -444,112 +413,15 @@ class FittedFock:
             return []
         return [
             made.orbitals
-            for made in self._made
+            for made in self.potentials
             if made.functional.same_as(functional) and made.error <= accuracy
         ]
 
     def forget(self) -> None:
         """Let go of what is remembered."""
-        self._made.clear()
+        self.potentials.forget()
 
-    def _make(
-        self,
-        orbitals: Orbitals,
-        functional: Functional,
-        accuracy: float = 0.0,
-        near: _Near | None = None,
-    ) -> _Made:
-        for made in self._made:
-            if made.orbitals is orbitals and made.functional.same_as(functional):
-                if made.error <= accuracy:
-                    return made
-                self._made.remove(made)
-                break
-        spins = self._tensors(orbitals)
-        made = self._exchange_correlation(orbitals, spins, functional, accuracy, near)
-        self._made.append(made)
-        return made
-
-    def _exchange_correlation(
-        self,
-        orbitals: Orbitals,
-        spins: list[Tensor],
-        functional: Functional,
-        accuracy: float = 0.0,
-        near: _Near | None = None,
-    ) -> _Made:
-        semilocal, energy = self._semilocal(spins, functional)
-        # Electrons exchange with those of their own spin: half of a closed shell's density.
-        share = 0.5 if len(spins) == 1 else 1.0
-        combined = self._combined(orbitals, functional, share, accuracy) if accuracy else None
-        if combined is not None:
-            return _Made(orbitals, functional, combined[0], semilocal, energy, combined[1])
-        exchange = None
-        if near is not None and self._is_rounding(functional, spins, near.accuracy):
-            exchange = self._exchange_near(orbitals, near.made, share)
-        if exchange is None:
-            exchange = [share * self._exchange(functional, c) for c in spins]
-        return _Made(orbitals, functional, exchange, semilocal, energy)
-
-    def _is_rounding(self, functional: Functional, spins: list[Tensor], accuracy: float) -> bool:
-        """Whether what single precision leaves of exchange is no less than half of an accuracy."""
-        if not functional.exchange or not self.integrals.is_single:
-            return False
-        share = sum(map(abs, functional.exchange.values()))
-        n_orbitals = sum(c.shape[1] for c in spins) / len(spins)
-        return _ROUNDING * share * n_orbitals**0.5 > 0.5 * accuracy
-
-    def _exchange_near(
-        self, orbitals: Orbitals, origin: _Made, share: float
-    ) -> list[Tensor] | None:
-        """Exchange, float64, of an origin plus that of the difference; None where both are far
-        from each other.
-
-        With orbitals A of the origin, turned among each other to be as near as possible to C
-        (Procrustes), 2 (C C^T - A A^T) is (C - A)(C + A)^T and its transpose.
-        """
-        matrices = []
-        overlap = self._tensor(self._overlap, torch.float64)
-        spins = zip(by_spin(origin.orbitals), by_spin(orbitals), origin.exchange, strict=True)
-        for before, after, known in spins:
-            if before.shape != after.shape:
-                return None
-            a, c = (self._tensor(x, torch.float64) for x in (before, after))
-            left, values, right = torch.linalg.svd(a.T @ overlap @ c)
-            squared = (a * (overlap @ a)).sum() + (c * (overlap @ c)).sum() - 2 * values.sum()
-            if float(squared) > _NEAR**2:
-                return None
-            a = a @ (left @ right)
-            half = self._exchange(
-                origin.functional, (c - a).to(self.dtype), (c + a).to(self.dtype)
-            ).double()
-            matrices.append(known.double() + 0.5 * share * (half + half.T))
-        return matrices
-
-    def _combined(
-        self, orbitals: Orbitals, functional: Functional, share: float, accuracy: float
-    ) -> tuple[list[Tensor], float] | None:
-        """Exchange, which is linear in the density, of one that is nearly a combination of those
-        whose exchange is known, and its error; None where that is too large."""
-        exact = [m for m in self._made if not m.error and m.functional.same_as(functional)]
-        if not exact or not functional.exchange:
-            return None
-        share *= sum(map(abs, functional.exchange.values()))
-        matrices, left = [], 0.0
-        for spin, c in enumerate(by_spin(orbitals)):
-            known = [by_spin(made.orbitals)[spin] for made in exact]
-            weights, rest = nearest_combination(c, known, self._overlap, self.engine)
-            left = float(np.hypot(left, rest))
-            # Exchange matrices of a density are at most as large as this itself, more or less.
-            if share * left > accuracy:
-                return None
-            total = torch.zeros_like(exact[0].exchange[spin], dtype=torch.float64)
-            for weight, made in zip(weights, exact, strict=True):
-                total += float(weight) * made.exchange[spin].double()
-            matrices.append(total)
-        return matrices, share * left
-
-    def _exchange(self, functional: Functional, c: Tensor, d: Tensor | None = None) -> Tensor:
+    def exchange(self, functional: Functional, c: Tensor, d: Tensor | None = None) -> Tensor:
         """What of the functional is exact exchange, of the density C D^T or C C^T."""
         matrix = c.new_zeros(len(c), len(c))
         for omega, share in functional.exchange.items():
@@ -561,19 +433,20 @@ class FittedFock:
             matrix -= share * integrals.exchange(c, d)
         return matrix
 
-    def _coulomb(self, density: np.ndarray) -> Tensor:
+    def coulomb(self, density: np.ndarray) -> Tensor:
+        """Coulomb matrix (nao, nao) of a density matrix, with a solvent's response."""
         dtype = self.coulomb_dtype
         try:
-            coulomb = self.integrals.coulomb(self._tensor(density, dtype))
+            coulomb = self.integrals.coulomb(self.tensor(density, dtype))
         except NotEnoughMemoryError:
-            return self._tensor(self._without_tensor(density), dtype)
+            return self.tensor(self._without_tensor(density), dtype)
         if self._surface is not None:
-            coulomb = coulomb + self._surface(self._tensor(density, dtype)).to(dtype)
+            coulomb = coulomb + self._surface(self.tensor(density, dtype)).to(dtype)
         if self._response is not None:
-            coulomb = coulomb + self._tensor(self._response(density), dtype)
+            coulomb = coulomb + self.tensor(self._response(density), dtype)
         return coulomb
 
-    def _semilocal(self, spins: list[Tensor], functional: Functional) -> tuple[list[Tensor], float]:
+    def semilocal(self, spins: list[Tensor], functional: Functional) -> tuple[list[Tensor], float]:
         """Matrices (nao, nao) by spin and energy of what the functional says on the grid."""
         ni, xc, kind = functional.numint, functional.name, functional.kind
         if kind == "HF":
@@ -582,7 +455,7 @@ class FittedFock:
         halves, energy = [torch.zeros_like(density) for density in densities], 0.0
         for blocks in self.orbital_values.batches(self.engine.block_bytes):
             rho = np.stack([
-                self._array(torch.cat([density_on_grid(b, c, density, kind) for b in blocks], -1))
+                self.array(torch.cat([density_on_grid(b, c, density, kind) for b in blocks], -1))
                 for c, density in zip(spins, densities, strict=True)
             ])  # fmt: skip
             of_spins = rho if len(spins) == 2 else rho[0]
@@ -591,120 +464,7 @@ class FittedFock:
             energy += float(np.dot(per_electron * rho[:, 0].sum(0), weights))
             weighted = (derivative * weights).reshape(len(spins), -1, len(weights))
             for half, of_spin in zip(halves, weighted, strict=True):
-                parts = self._tensor(of_spin).split([b.values.shape[2] for b in blocks], -1)
+                parts = self.tensor(of_spin).split([b.values.shape[2] for b in blocks], -1)
                 for block, part in zip(blocks, parts, strict=True):
                     block.add_to(half, half_potential(block, part))
         return [half + half.T for half in halves], energy
-
-
-class FittedDifferences:
-    """Differences F(D) - F(D0) of fitted Fock matrices, for all densities D near one D0.
-
-    Added to a better Fock matrix of D0 they give a good approximation of that of D: the error of
-    fitting and grid hardly changes between similar densities (the defect correction of multigrid
-    methods; Brandt, Math. Comput. 31, 333, 1977). Single precision serves down to gradients of
-    1e-5 hartree, because the Coulomb matrix, by far the largest part, is made of the difference of
-    the densities, and where there is much exact exchange, this of the change of the orbitals.
-
-    Args:
-        fitted: makes the matrices.
-        orbitals: those of D0, (nao, k) each scaled by the root of its occupation; two such arrays,
-            of either spin; or generalized ones, (2 nao, k).
-        functional: of the matrices.
-        earlier: differences from another density, whose exchange is that of the origin here and of
-            the change, so that what rounding leaves is the same in both.
-
-    Attributes:
-        accuracy: error of exchange, norm of a matrix in hartree, that saves making it where a
-            density is nearly a combination of the last ones; 0 for none.
-
-    Raises:
-        NotEnoughMemoryError: exact exchange is asked for and does not fit into memory.
-    """
-
-    accuracy = 0.0
-
-    def __init__(
-        self,
-        fitted: FittedFock,
-        orbitals: Orbitals,
-        functional: Functional,
-        earlier: FittedDifferences | None = None,
-    ):
-        self._fitted, self._functional = fitted, functional
-        near = None if earlier is None else earlier._near
-        self._density, self._known, self._origin = self._parts(orbitals, 0.0, near)
-
-    @property
-    def _near(self) -> _Near | None:
-        """The origin, for what will be compared with it; None for generalized orbitals."""
-        return None if self._origin is None else _Near(self._origin, self.accuracy)
-
-    def _parts(
-        self, orbitals: Orbitals, accuracy: float, near: _Near | None
-    ) -> tuple[np.ndarray, list[Tensor], _Made | None]:
-        """Density of all electrons, what is not Coulomb's in the matrices, by spin, and all that
-        was made."""
-        fitted, nao = self._fitted, self._fitted.mol.nao
-        halves = by_spin(orbitals)
-        generalized = len(halves[0]) == 2 * nao
-        if generalized:
-            halves = [halves[0][:nao], halves[0][nao:]]
-            spins = fitted._tensors(halves)
-            made = fitted._exchange_correlation(halves, spins, self._functional)
-        else:
-            made = fitted._make(orbitals, self._functional, accuracy, near)
-        parts = zip(made.exchange, made.semilocal, strict=True)
-        known = [k.double() + v.double() for k, v in parts]
-        if generalized:
-            mixed = fitted._exchange(self._functional, *spins).double()
-            above, below = (known[0], mixed), (mixed.T, known[1])
-            known = [torch.cat([torch.cat(above, 1), torch.cat(below, 1)])]
-        return _total_density(halves), known, None if generalized else made
-
-    def _minus(
-        self, density: np.ndarray, known: list[Tensor], origin: FittedDifferences
-    ) -> list[np.ndarray]:
-        coulomb = self._fitted._coulomb(density - origin._density).double()
-        if len(known[0]) == 2 * len(coulomb):
-            coulomb = torch.block_diag(coulomb, coulomb)
-        return [
-            self._fitted._array(coulomb + after - before)
-            for after, before in zip(known, origin._known, strict=True)
-        ]
-
-    def __call__(self, orbitals: Orbitals) -> np.ndarray:
-        """F(D) - F(D0), float64, hartree: (nao, nao), (2, nao, nao), or (2 nao, 2 nao).
-
-        Args:
-            orbitals: those of D, in the form of those of D0.
-        """
-        density, known, _ = self._parts(orbitals, self.accuracy, self._near)
-        return _like(orbitals, self._minus(density, known, self))
-
-    def fitted_matrix(self, hcore: np.ndarray) -> np.ndarray:
-        """F(D0) itself in fitted matrices, (1 or 2, nao, nao), hartree.
-
-        Args:
-            hcore: (nao, nao) one-electron Hamiltonian, hartree.
-        """
-        coulomb = self._fitted._coulomb(self._density).double()
-        array, hcore = self._fitted._array, self._fitted._in_solvent(hcore)
-        return np.stack([hcore + array(coulomb + known) for known in self._known])
-
-    def since(self, earlier: FittedDifferences) -> np.ndarray:
-        """F(D0) - F(D) of an earlier origin D of the same form, (1 or 2, nao, nao), hartree."""
-        return np.stack(self._minus(self._density, self._known, earlier))
-
-
-def _total_density(spins: Sequence[np.ndarray]) -> np.ndarray:
-    """Density matrix (nao, nao) of the electrons of all spins."""
-    total = spins[0] @ spins[0].T
-    for c in spins[1:]:
-        total = total + c @ c.T
-    return total
-
-
-def _like(orbitals: Orbitals, matrices: list[np.ndarray]) -> np.ndarray:
-    """One matrix where the orbitals are one array, else a stack of them."""
-    return matrices[0] if hasattr(orbitals, "ndim") else np.stack(matrices)

@@ -63,6 +63,19 @@ def density_matrix(orbitals: Orbitals) -> np.ndarray:
     return densities[0] if hasattr(orbitals, "ndim") else np.stack(densities)
 
 
+def total_density(spins: Sequence[np.ndarray]) -> np.ndarray:
+    """Density matrix (nao, nao) of the electrons of all spins."""
+    total = spins[0] @ spins[0].T
+    for c in spins[1:]:
+        total = total + c @ c.T
+    return total
+
+
+def in_form_of(orbitals: Orbitals, matrices: list[np.ndarray]) -> np.ndarray:
+    """One matrix where the orbitals are one array, else a stack of them."""
+    return matrices[0] if hasattr(orbitals, "ndim") else np.stack(matrices)
+
+
 def spin_contamination(spins: Orbitals, overlap: np.ndarray) -> float:
     """<S^2> of orthonormal orbitals of either spin, less what it is in a pure state (Szabo and
     Ostlund, Modern Quantum Chemistry, Eq. 2.271)."""

@@ -261,7 +261,8 @@ class DEQH(nn.Module):
 
     def jacobian_norm(self, graph: GraphBatch, hamiltonian: Tensor) -> Tensor:
         """Squared norm of f's Jacobian at Hamiltonians (B, n, n), by the number of a state's
-        elements; by Hutchinson's estimate with one random vector, differentiable by the weights."""
+        elements, padding included; by Hutchinson's estimate with one random vector, differentiable
+        by the weights."""
         from torchdeq.loss import jac_reg
 
         injected = self.backbone.injection(graph)

@@ -299,14 +299,14 @@ class HamiltonianModule(L.LightningModule):
     def _loss(self, batch: GraphBatch) -> Parts:
         solution = self.model(batch)
         parts = self._hamiltonian_loss(solution.hamiltonian, batch)
-        if weight := self.config.optimizer.jacobian_weight:
-            of_f = self.model.jacobian_norm(batch, solution.hamiltonian)
-            parts |= {"loss": parts["loss"] + weight * of_f, "jacobian": of_f.detach()}
         if self._consistency is not None:
             options = self.config.consistency
             own = self._consistency(solution.hamiltonian, batch).mean()
             labels = parts["loss"] if options.labels else 0.0
             parts |= {"loss": labels + options.weight * own, "consistency": own.detach()}
+        if weight := self.config.optimizer.jacobian_weight:
+            of_f = self.model.jacobian_norm(batch, solution.hamiltonian)
+            parts |= {"loss": parts["loss"] + weight * of_f, "jacobian": of_f.detach()}
         if self.config.steps.target != "none":
             of_steps = self._loss_of_steps(batch)
             weighted = parts["loss"] + self.config.steps.weight * of_steps
