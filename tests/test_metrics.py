@@ -1,6 +1,6 @@
 """Metrics and loss against cases worked out by hand."""
 
-from dataclasses import fields
+from dataclasses import fields, replace
 
 import numpy as np
 import pytest
@@ -162,8 +162,11 @@ def test_ratios_by_hand():
             "error_level_ratio": 3 / 8,
             "full_builds_ratio": 8 / 11,
             "wall_ratio": 0.6,
+            "own_share": None,
         }
     )
+    timed = [replace(r, times=[5.0, 7.0, 8.0, 12.0], own_seconds=3.0) for r in (deqh, baseline)]
+    assert ratios(*timed, None)["own_share"] == pytest.approx(1.5)
     assert error_level_cycle(baseline, 0.3) == 2
     assert error_level_cycle(baseline, -1.0) == 8
     assert ratios(deqh, baseline, np.zeros((3, 3))) == result | {"error_level_ratio": None}

@@ -278,7 +278,7 @@ def test_cuda_graphs_are_refused_where_they_cannot_be(config, section, values, m
 
 @pytest.mark.parametrize("labels", [True, False])
 def test_the_norm_of_the_jacobian_is_part_of_the_loss(template, labels):
-    model = small_model(template, "sad")
+    model = small_model(template, "sad").train()
     batch = batch_of(model, labelled_graphs(geometries_of(10)[:1]), 1, torch.float64)
     losses = []
     for weight in (0.0, 3.0):

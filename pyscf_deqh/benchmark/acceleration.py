@@ -95,7 +95,7 @@ def summarize(rows: Sequence[dict], init: str, model: str) -> dict:
     guess = [r["deqh"]["guess_seconds"] / _seconds(r["baselines"][init]) for r in good]
     return {
         **{
-            name: distribution(r["ratios"][init][name] for r in good)
+            name: distribution(r["ratios"][init].get(name) for r in good)
             for name in (*RATIOS, *PAPER_RATIOS)
         },
         "guess_share": distribution(guess),

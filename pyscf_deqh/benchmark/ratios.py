@@ -9,7 +9,7 @@ import numpy as np
 from ..metrics import sample_deviation
 from .scf_runs import SCFRun
 
-RATIOS = ("full_builds_ratio", "wall_ratio")
+RATIOS = ("full_builds_ratio", "wall_ratio", "own_share")
 # Definitions of the QH9 benchmark; for the paper's table alone.
 PAPER_RATIOS = ("achieved_ratio", "optimal_ratio", "error_level_ratio")
 
@@ -39,6 +39,8 @@ def ratios(deqh: SCFRun, baseline: SCFRun, predicted: np.ndarray | None) -> dict
 
     full_builds: full Fock builds of the SCFs; the guesses have none.
     wall: seconds, guesses included.
+    own_share: seconds of the DEQH guess and of all corrected cycles, over those of one full Fock
+        build; None where the baseline has too few of them.
 
     The paper counts cycles from 0, so that an SCF that has nothing left to do makes none:
 
@@ -52,12 +54,20 @@ def ratios(deqh: SCFRun, baseline: SCFRun, predicted: np.ndarray | None) -> dict
     return {
         "full_builds_ratio": deqh.full_builds / baseline.full_builds,
         "wall_ratio": deqh.seconds / baseline.seconds,
+        "own_share": _own_share(deqh, baseline),
         "achieved_ratio": (deqh.cycles - 1) / cycles,
         "optimal_ratio": 1 / cycles,
         "error_level_ratio": None
         if error_level is None
         else error_level_cycle(baseline, error_level) / cycles,
     }
+
+
+def _own_share(deqh: SCFRun, baseline: SCFRun) -> float | None:
+    cycles = np.diff(baseline.times)
+    if deqh.own_seconds is None or not len(cycles):
+        return None
+    return float(deqh.own_seconds / np.median(cycles))
 
 
 def distribution(values: Iterable[float | None]) -> dict[str, float]:

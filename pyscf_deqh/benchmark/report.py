@@ -15,6 +15,7 @@ from .acceleration import Results
 _MEANING = {
     "wall_ratio": "seconds, DEQH / baseline, guesses included",
     "full_builds_ratio": "full Fock builds, DEQH / baseline (ERIC)",
+    "own_share": "seconds of guess and corrected cycles / a full Fock build's",
     "guess_share": "seconds of the DEQH guess / baseline's seconds",
 }
 

@@ -29,6 +29,7 @@ from ..checkpoint import weights_hash
 from ..data.geometry import Geometry, read_geometries
 from ..errors import ConfigError, exit_status
 from ..files import only_writer
+from ..process import trim_memory
 from .acceleration import WATER
 from .ratios import distribution
 from .report import markdown_table
@@ -74,6 +75,7 @@ def run_molecule(
     run = RUNS[kind]
     row: dict[str, Any] = {"name": _name(geometry), "nao": int(method.molecule(geometry).nao)}
     for name in sorted(_RUNS, key=lambda name: name != first):
+        trim_memory()
         mol = method.molecule(geometry)
         with lib.temporary_env(mol, verbose=0):
             row[name] = run(mol, method, _RUNS[name], steps)

@@ -20,7 +20,7 @@ _COLUMNS = (
     ("MAE of H / micro-Eh", "hamiltonian_mae", 1e6, 0),
     ("of the guess", "refined_mae", 1e6, 2),
     ("fitted cycles", "guess_cycles", 1.0, 1),
-    ("guess's share", "guess_share", 1.0, 3),
+    ("own share of a build", "own_share", 1.0, 2),
 )
 
 _EXPLANATION = (
@@ -28,8 +28,9 @@ _EXPLANATION = (
     "seconds, DEQH over minao, guess included; full Fock builds: the first one, "
     "one in each of PySCF's cycles, the check at the end. MAE of H: against the converged Fock "
     "matrix, of the network's prediction and of the guess after its cycles; fitted cycles: "
-    "density-fitted and corrected ones, in the guess and in the SCF. The guess's share is that of "
-    "minao's time; it holds the integrals of PySCF's own that it makes for the SCF."
+    "density-fitted and corrected ones, in the guess and in the SCF. Own share: seconds of the "
+    "guess and of all corrected cycles, without PySCF's own integrals, over those of one full Fock "
+    "build; of the molecules for which it was kept."
 )
 
 
