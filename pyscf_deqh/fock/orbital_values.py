@@ -108,11 +108,11 @@ def density_on_grid(block: GridBlock, orbitals: Tensor, density: Tensor, kind: s
         left = right[0]
     else:
         left, right = block.pairs(density) @ values[0], values
-    rows = [(left * part).sum(0) for part in right]
-    rows[1:] = [2 * row for row in rows[1:]]
+    rho = (left * right).sum(1)
+    rho[1:] *= 2
     if kind == "MGGA":
-        rows.append(0.5 * right[1:].square().sum((0, 1)))
-    return torch.stack(rows)
+        rho = torch.cat([rho, 0.5 * right[1:].square().sum((0, 1))[None]])
+    return rho
 
 
 def half_potential(block: GridBlock, weighted: Tensor) -> Tensor:
