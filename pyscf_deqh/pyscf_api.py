@@ -213,7 +213,8 @@ def make_integrals(mf: hf.SCF) -> None:
 
 
 def holds_integrals(mf: hf.SCF) -> bool:
-    """Whether ``mf`` holds its two-electron integrals in memory, or will."""
+    """Whether ``mf`` holds its two-electron integrals in memory, or will. Where memory that is
+    free in the process decides, it is given back first."""
     own = getattr(mf.get_jk, "__func__", None) in (hf.RHF.get_jk, uhf.UHF.get_jk)
     if not own or mf._eri is not None or mf.mol.incore_anyway or mf._is_mem_enough():
         return own

@@ -33,7 +33,7 @@ LINEAR_DEPENDENCY = 1e-8
 # PySCF's screening tables have one row. Orbitals whose values and gradients are all below the
 # second number are left out of a block, which changes energies of small molecules by a
 # nano-hartree; where more than the third part is left, none.
-GRID_BLOCK, NEGLIGIBLE, _ALL = 1008, 1e-6, 0.9
+GRID_BLOCK, NEGLIGIBLE, _ALL = 952, 1e-6, 0.9
 # Relative eigenvalue of a metric below which combinations of functions cannot be told apart, and
 # the square of a relative pivot below which its Cholesky factor is not to be trusted.
 _DEPENDENT, _CHOLESKY = 1e-9, 1e-8

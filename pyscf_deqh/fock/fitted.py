@@ -308,7 +308,7 @@ class FittedFock:
 
         def make(first: int) -> Iterator[GridBlock]:
             arguments = self.mol, self.grids, self.device, self.dtype, first
-            yield from starmap(GridBlock, self.engine.orbital_values(*arguments))
+            return starmap(GridBlock, self.engine.orbital_values(*arguments))
 
         return OrbitalValues(make, self._reserve)
 

@@ -59,8 +59,7 @@ class OrbitalGradient:
 
 def density_matrix(orbitals: Orbitals) -> np.ndarray:
     """(nao, nao), or (2, nao, nao) of either spin."""
-    densities = [c @ c.T for c in by_spin(orbitals)]
-    return densities[0] if hasattr(orbitals, "ndim") else np.stack(densities)
+    return in_form_of(orbitals, [c @ c.T for c in by_spin(orbitals)])
 
 
 def total_density(spins: Sequence[np.ndarray]) -> np.ndarray:
