@@ -196,6 +196,21 @@ def test_a_new_run_can_start_from_other_weights(config, tmp_path):
         torch.testing.assert_close(value, first[name])
 
 
+def test_a_new_run_can_start_from_an_exported_model(config, tmp_path):
+    """Steps of no length leave what was exported, the average of the first run."""
+    train(config)
+    export(config.run.folder, tmp_path / "model")
+    other = replace(config, run=replace(config.run, folder=tmp_path / "b", max_epochs=1))
+    other.optimizer = replace(other.optimizer, learning_rate=0.0)
+    train(other, init=tmp_path / "model")
+    export(tmp_path / "b", tmp_path / "again")
+    first, second = (load_model(tmp_path / f)[0].state_dict() for f in ("model", "again"))
+    torch.testing.assert_close(second, first)
+    other = replace(config, run=replace(config.run, folder=tmp_path / "c"))
+    with pytest.raises(ConfigError, match=r"another network .*so2net\.natural_channels: 32 there"):
+        train(other, init=Path("b3lyp-def2svp"))
+
+
 def test_the_average_follows_a_short_run():
     """Constant weights are their own average; the memory of a drift is at most that of decay."""
     average = moving_average(0.99)

@@ -33,7 +33,8 @@ def _train(argv: list[str]) -> int:
     parser.add_argument("--config", action="config", help="YAML file; later options override it")
     parser.add_class_arguments(TrainConfig)
     parser.add_argument("--resume", action="store_true", help="go on from the last checkpoint")
-    parser.add_argument("--init", type=Path, help="checkpoint whose weights a new run starts from")
+    parser.add_argument("--init", type=Path, help="whose weights a new run starts from: a "
+                        "checkpoint (.ckpt), a bundled model, or an exported folder")  # fmt: skip
     args = parser.parse_args(argv)
     options = parser.instantiate(args)
     config = TrainConfig(

@@ -24,10 +24,12 @@ from lightning.pytorch.strategies import DDPStrategy
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import Tensor
 
-from ..checkpoint import ModelSpec, save_model
+from ..checkpoint import ModelSpec, load_model, save_model
 from ..errors import CheckpointError, ConfigError, OutputError
 from ..files import cannot_write, differences, is_full, write_text, writing
-from ..nn.backbones import registered
+from ..graph.layout import OrbitalTemplate
+from ..nn.backbones import name_of, registered
+from ..nn.deqh import BackboneConfig
 from .checkpoints import UNREADABLE, WholeCheckpoints
 from .config import RunConfig, TrainConfig
 from .module import HamiltonianData, HamiltonianModule, build_model
@@ -140,6 +142,30 @@ def _initialize(module: HamiltonianModule, checkpoint: Path) -> None:
         module.load_state_dict(state)
     except (*UNREADABLE, KeyError) as error:
         raise CheckpointError(f"cannot start from {checkpoint}: {error}") from error
+
+
+def _start_from(module: HamiltonianModule, source: Path) -> None:
+    """Take the weights of a checkpoint, or of a bundled or exported model."""
+    if source.suffix == ".ckpt":
+        _initialize(module, source)
+        return
+    model, spec = load_model(source)
+    config, backbone = module.config, module.model.backbone
+    there = _described(spec.basis, spec.template, spec.backbone)
+    ours = _described(config.data.basis, backbone.template, config.model)
+    if changed := differences(there, ours):
+        raise ConfigError(
+            f"cannot start from {source}, another network ({'; '.join(changed)}): give its options"
+        )
+    backbone.load_state_dict(model.backbone.state_dict())
+
+
+def _described(basis: str, template: OrbitalTemplate, backbone: BackboneConfig) -> dict[str, Any]:
+    kind = name_of(backbone)
+    options = {f"{kind}.{key}": value for key, value in backbone.to_config().items()}
+    return {
+        "backbone": kind, "data.basis": basis, "data.elements": list(template.numbers), **options,
+    }  # fmt: skip
 
 
 def moving_average(
@@ -274,14 +300,16 @@ def train(
     Args:
         config: the run. A resumed run must name the same folder.
         resume: go on from ``checkpoints/last.ckpt`` of the run's folder, if there is one.
-        init: checkpoint whose weights (and scales) a new run starts from.
+        init: whose weights (and scales) a new run starts from: a checkpoint (``.ckpt``), or a
+            bundled model's name or an exported folder of the same network.
         callbacks: further Lightning callbacks, for measurements during the training.
 
     Raises:
         ConfigError: no databases, a folder that holds another run and ``resume`` is off or the
-            model, the solver or the kind of data are others, CUDA graphs where they cannot be, or
-            more processes than molecules in a batch or than were started.
-        CheckpointError: the last checkpoint is damaged.
+            model, the solver or the kind of data are others, CUDA graphs where they cannot be,
+            more processes than molecules in a batch or than were started, or ``init`` is another
+            network.
+        CheckpointError: the last checkpoint or ``init`` is damaged or missing.
         OutputError: the run's folder takes no more data; its last checkpoint is whole.
     """
     run = config.run
@@ -308,7 +336,7 @@ def train(
         )
     module = HamiltonianModule(model, config)
     if init is not None:
-        _initialize(module, init)
+        _start_from(module, init)
     resumed = last.exists()
     start = _Start(standardize=not resumed and init is None, resumed=resumed)
     try:
