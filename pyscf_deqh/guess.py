@@ -12,7 +12,13 @@ import numpy as np
 from pyscf.scf import hf
 
 from .checkpoint import DEFAULT_MODEL
-from .errors import ConfigError, UnsupportedMoleculeError, own_errors
+from .errors import (
+    ConfigError,
+    NotEnoughMemoryError,
+    NumericalError,
+    UnsupportedMoleculeError,
+    own_errors,
+)
 from .fock.cost import too_cheap
 from .fock.cycles import CONVERGED, CORRECTED, NEAR, CycleSettings, Solution, run_cycles
 from .fock.density import density_of
@@ -140,10 +146,13 @@ def make_guess(mf: hf.SCF, mol: Mole, options: Options, overlap: np.ndarray | No
         if accelerated:
             problem.engine.make_integrals(mf)
         clock.lap("integrals")
-        with one_blas_thread:
-            point = start(own)
+        point = _started(start, own)
+        if isinstance(point, str):  # it was that of an earlier point: as if there were none
+            mf._deqh_previous = ()
+            guess = make_guess(mf, mol, options, overlap)
+            notes = (f"{start.name}, because {point}", *guess.report.notes)
+            return replace(guess, report=replace(guess.report, notes=notes))
         clock.lap("start", of_which={"network": point.network_seconds})
-        mf._deqh_defect = point.defect  # until the SCF knows better
         settings = options.cycles
         if settings and options.accelerate and not accelerated:
             settings = replace(settings, tolerance=min(settings.tolerance, CONVERGED))
@@ -240,6 +249,21 @@ def _place(
     if all(isinstance(start, PreviousStart) for start in starts):
         return None
     raise refusals[-1]
+
+
+def _started(start: Start, own: Problem) -> StartingPoint | str:
+    """Where the cycles begin; why they cannot, where others than an earlier point's can.
+
+    Raises:
+        NotEnoughMemoryError, NumericalError: of all other starts.
+    """
+    try:
+        with own_errors(), one_blas_thread:
+            return start(own)
+    except (NotEnoughMemoryError, NumericalError) as error:
+        if not isinstance(start, PreviousStart):
+            raise
+        return str(error)
 
 
 def _cycles(

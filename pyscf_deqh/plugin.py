@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, overload
 
 import numpy as np
+from pyscf.gto import MoleBase
 from pyscf.lib import logger
 from pyscf.scf import hf
 
@@ -232,6 +233,7 @@ _PASSING: dict[str, Any] = {
     "_deqh_guessed": False,  # the SCF that comes next begins with what we have made of it
     "_deqh_defect": None,  # of the last full Fock matrix
     "_deqh_points": (),  # of a scan
+    "_deqh_orbitals": None,  # those of its last point
     "_deqh_previous": (),  # those that the next guess starts from
 }
 
@@ -276,22 +278,26 @@ def _know_points() -> None:
     def __init__(self: Any, mf_obj: Any) -> None:
         begin(self, mf_obj)
         options: Options | None = mf_obj._deqh
-        if _by_name(mf_obj) and (options is None or options.every_point):
+        if _by_name(mf_obj) and (options is None or options.every_point) and _serves(mf_obj):
             self.deqh_scan = mf_obj.deqh_scan = Scan()
+            # Now: drivers change the molecule before they call.
+            if (point := _found_point(mf_obj)) is not None:
+                self._deqh_points = (point,)
+            if point is not None or (mf_obj.cycles and not mf_obj.converged):
+                self._deqh_orbitals = self.mo_coeff  # and not of a user's own choice
 
     @functools.wraps(original, assigned=("__doc__", "__name__", "__qualname__"))
     def __call__(self: Any, mol_or_geom: Any, **kwargs: Any) -> Any:
         options: Options = self._deqh or _options(frugal=True)
         if not (_by_name(self) and options.every_point and _serves(self)):
             return original(self, mol_or_geom, **kwargs)
-        points, self._deqh_points = self._deqh_points, ()
-        if not points and (point := Point.of(self)) is not None:
-            points = (point,)
-        self._deqh_defect = None  # of the last point
+        ours = self.mo_coeff is self._deqh_orbitals
+        points, self._deqh_points = _points(self), ()
+        self._deqh_defect = self._deqh_orbitals = None  # of the last point
         later = self.mo_coeff is not None and "dm0" not in kwargs
-        if later and _is_worth_it(self, options):
+        if later and _is_worth_it(self, mol_or_geom, options):
             self._deqh_previous = points
-            if points or not self.converged:
+            if points or (ours and not self.converged):
                 self.mo_coeff = None  # without orbitals PySCF asks for a guess
         report, started = self.deqh_report, time.perf_counter()
         start = "a density of the user's" if "dm0" in kwargs else "PySCF's"
@@ -303,7 +309,7 @@ def _know_points() -> None:
         report = None if self.deqh_report is report else self.deqh_report
         if report is not None:
             start = report.start if report.fallback is None else "minao"
-        point = Point.of(self)  # now: the molecule may be moved in place
+        point, self._deqh_orbitals = Point.of(self), self.mo_coeff  # now, as above
         if point is not None:
             earlier = [p for p in points[1 - MAX_POINTS :] if p.is_like(point)]
             self._deqh_points = (*earlier, point)
@@ -317,9 +323,35 @@ def _by_name(mf: hf.SCF) -> bool:
     return isinstance(mf.init_guess, str) and mf.init_guess.lower() == KEY
 
 
-def _is_worth_it(scanner: Any, options: Options) -> bool:
+def _found_point(mf: hf.SCF) -> Point | None:
+    """That of a converged SCF object whose orbitals are those of its molecule."""
+    try:
+        point = Point.of(mf)
+        return point if point is not None and point.fits(mf.get_ovlp()) else None
+    except Exception:  # whatever it is, it may not stop a scan
+        logger.debug(mf, "%s", traceback.format_exc())
+        return None
+
+
+def _points(scanner: Any) -> tuple[Point, ...]:
+    """The last points, the last one in the state that the scanner's orbitals are of: a user may
+    have put it into another one since. None of them where orbitals are of elsewhere."""
+    points: tuple[Point, ...] = scanner._deqh_points
+    if not points or scanner.mo_coeff is scanner._deqh_orbitals:
+        return points
+    try:
+        last = points[-1].with_orbitals_of(scanner)
+    except Exception:
+        logger.debug(scanner, "%s", traceback.format_exc())
+        last = None
+    return () if last is None else (*points[:-1], last)
+
+
+def _is_worth_it(scanner: Any, mol_or_geom: Any, options: Options) -> bool:
     """Whether a point is worth a guess; what it cannot be told for is not."""
     try:
+        if isinstance(mol_or_geom, MoleBase) and mol_or_geom.nao != scanner.mol.nao:
+            return True  # of another molecule: the guess itself will tell
         return not (options.frugal and too_cheap(scanner))
     except Exception:  # whatever it is, it may not stop a scan
         logger.debug(scanner, "%s", traceback.format_exc())

@@ -202,6 +202,7 @@ def make_integrals(mf: hf.SCF) -> None:
     PySCF decides by what the process holds at the first Fock build. A guess that had its own
     integrals in memory by then would leave none for PySCF's.
     """
+    mf = attribute(mf, "_scf") or mf  # newton() has its Fock matrices from the object that it wraps
     fitted = attribute(mf, "with_df")
     if isinstance(fitted, df.DF):
         # Without exact exchange PySCF fits the Coulomb matrix without a tensor.
@@ -225,11 +226,14 @@ def holds_integrals(mf: hf.SCF) -> bool:
 
 def bytes_of_integrals(mf: hf.SCF) -> int:
     """Memory that two-electron integrals of ``mf`` take now."""
+    mf = attribute(mf, "_scf") or mf
     fitted = attribute(mf, "with_df")
     held = (attribute(mf, "_eri"), fitted and getattr(fitted, "_cderi", None))
     return sum(array.nbytes for array in held if isinstance(array, np.ndarray))
 
 
 def full_builds(mf: hf.SCF) -> int:
-    """Fock matrices of the last SCF: the first one, one a cycle, and that of the last check."""
-    return 1 + int(mf.cycles) + bool(mf.converged and mf.conv_check)
+    """Fock matrices of the last SCF: the first one, one a cycle, that of the last check, and those
+    of a restart."""
+    restarts = sum(cycle.restarted for cycle in mf.deqh_cycles)
+    return 1 + int(mf.cycles) + bool(mf.converged and mf.conv_check) + restarts

@@ -170,6 +170,102 @@ def test_a_converged_object_becomes_a_scanner():
     assert scanner.deqh_report.start == "previous"
 
 
+@pytest.mark.parametrize("target", ["another molecule", "far away"])
+def test_drivers_change_the_molecule_before_they_call(target):
+    """A gradient scanner does, also for the first point after an SCF."""
+    h2 = [("H", (0, 0, 0)), ("H", (0, 0, 0.7))]
+    other = {"another molecule": WATER, "far away": [h2[0], ("H", (0, 0, 2.0))]}[target]
+    mf = scf.RHF(make_mol(h2)).apply(deqh_guess, start="atoms").run()
+    scanner = mf.nuc_grad_method().as_scanner()
+    mol = make_mol(other)
+    assert scanner(mol)[0] == pytest.approx(scf.RHF(mol).kernel(), abs=1e-8)
+    assert scanner.base.deqh_report.start == "atoms"
+
+
+def stretched(distance):
+    return make_mol([("H", (0, 0, 0)), ("H", (0, 0, distance))])
+
+
+def symmetric(mol):
+    """Of which PySCF does not break the symmetry: a closed shell, above the broken one."""
+    return scf.UHF(mol).set(init_guess_breaksym=0).apply(deqh_guess, start="atoms")
+
+
+def broken(distance, **settings):
+    """The lower solution: one electron at either atom."""
+    mf = scf.UHF(stretched(distance)).set(**settings)
+    density = np.zeros((2, mf.mol.nao, mf.mol.nao))
+    density[0, 0, 0] = density[1, mf.mol.nao // 2, mf.mol.nao // 2] = 1
+    mf.kernel(dm0=density)
+    return mf
+
+
+def test_orbitals_that_the_user_loads_are_kept(tmp_path):
+    mol, file = stretched(2.0), str(tmp_path / "broken.chk")
+    state = broken(2.0, chkfile=file)
+    assert symmetric(mol).run().e_tot > state.e_tot + 1e-3
+    mf = symmetric(mol)
+    mf.update_from_chk(file)
+    scanner = mf.as_scanner()
+    assert scanner(mol) == pytest.approx(state.e_tot, abs=1e-8)
+    assert scanner.deqh_report is None
+    assert scanner(stretched(2.02)) == pytest.approx(broken(2.02).e_tot, abs=1e-8)
+    assert scanner.deqh_report.start == "previous"
+
+
+def test_a_state_that_the_user_has_changed_is_followed():
+    scanner = symmetric(stretched(2.0)).as_scanner()
+    scanner(stretched(2.0))
+    scanner.kernel(dm0=broken(2.0).make_rdm1())
+    near, expected = stretched(2.02), broken(2.02).e_tot
+    assert scanner(near) == pytest.approx(expected, abs=1e-8)
+    assert scanner.deqh_report.start == "previous"
+    report, other = scanner.deqh_report, broken(3.0)
+    scanner.mo_coeff, scanner.mo_occ = other.mo_coeff, other.mo_occ  # of another geometry
+    assert scanner(near) == pytest.approx(expected, abs=1e-8)
+    assert scanner.deqh_report is report  # PySCF's start
+
+
+def test_a_later_point_without_memory_has_another_start():
+    mols = points(WATER)
+    mf = scf.RHF(mols[0]).apply(deqh_guess, start="network")
+    mf.max_memory = 0.1
+    scanner = mf.as_scanner()
+    for mol in mols:
+        assert scanner(mol) == pytest.approx(scf.RHF(mol).kernel(), abs=1e-8)
+        assert scanner.deqh_report.start == "network"
+    assert any(note.startswith("previous, because") for note in scanner.deqh_report.notes)
+
+
+def test_filled_representations_keep_pyscfs_density():
+    mols = points(WATER[:1], symmetry=True, spin=2)
+    scanner = scf.UHF(mols[0]).set(irrep_nelec={"s+0": (2, 2)}).apply(deqh_guess).as_scanner()
+    scanner(mols[0])
+    report = scanner.deqh_report
+    scanner(mols[0].copy())
+    assert scanner.deqh_report is report
+
+
+def test_a_scan_is_told_of_where_it_is_served():
+    plain = scf.addons.smearing(scf.RHF(make_mol(WATER)), sigma=0.01).apply(deqh_guess)
+    plain.as_scanner()
+    assert plain.deqh_scan is None
+
+
+def test_newton_makes_integrals_once(monkeypatch):
+    made = []
+    intor = gto.Mole.intor
+    monkeypatch.setattr(
+        gto.Mole, "intor", lambda mol, name, *args, **kwargs: made.append(name)
+        or intor(mol, name, *args, **kwargs),
+    )  # fmt: skip
+    mf = scf.RHF(make_mol(WATER)).newton().apply(deqh_guess, start="atoms")
+    scanner = mf.as_scanner()
+    scanner(mf.mol)
+    assert scanner._eri is scanner._scf._eri is not None
+    assert made.count("int2e") == 1
+
+
 def test_a_failed_point_leaves_a_clean_start():
     mols = points(WATER)
     scanner = scf.RHF(mols[0]).apply(deqh_guess).as_scanner()

@@ -187,6 +187,45 @@ def test_table_by_hand():
     assert "0.500 ± 0.000" in mean
 
 
+def test_runs_that_come_to_no_end_are_rows_too(molecules, tmp_path, capsys, monkeypatch):
+    """PySCF's dynamics ends with an error at an SCF that does not converge."""
+
+    def fails_from_minao(mol, method, guess, steps):
+        if not guess:
+            raise RuntimeError("Gradients not converged")
+        found = trajectories._Counted(mol, method, guess)
+        found.scanner.base.max_cycle = 1
+        found.scanner(mol)
+        return found.row(1.0, converged=True, energy=-1.0, positions=mol.atom_coords().tolist())
+
+    monkeypatch.setitem(steps.RUNS, "dynamics", fails_from_minao)
+    out = tmp_path / "a.json"
+    assert run("dynamics", molecules, out) == 0
+    (row,) = json.loads(out.read_text())["rows"]
+    assert row["minao"] == {"converged": False, "error": "Gradients not converged"}
+    assert row["deqh"]["scfs_not_converged"] == 1
+    assert "water (not converged: minao, 1 SCFs, deqh)" in capsys.readouterr().out
+
+
+def test_molecules_of_the_same_name_are_all_run(molecules, tmp_path, monkeypatch):
+    two = tmp_path / "two.xyz"
+    two.write_text(2 * XYZ)
+    names = []
+
+    def only_name(geometry, name, *args):
+        names.append(name)
+        failed = {"converged": False, "error": "not run"}
+        return {"name": name, "nao": 1, "minao": failed, "deqh": failed}
+
+    monkeypatch.setattr(steps, "run_molecule", only_name)
+    monkeypatch.setattr(steps, "warm_up", lambda *args: None)
+    assert run("dynamics", two, tmp_path / "a.json") == 0
+    assert sorted(names) == ["water", "water 0", "water 1"]  # the first one warms up
+    assert run("dynamics", two, tmp_path / "a.json") == 0
+    assert len(names) == 3
+    assert run("dynamics", molecules, tmp_path / "a.json") == 2  # of other molecules
+
+
 def test_the_example_of_an_optimization():
     pytest.importorskip("geometric")
     script = Path(__file__).parents[1] / "examples" / "optimize.py"

@@ -17,6 +17,7 @@ from __future__ import annotations
 import argparse
 import importlib
 import sys
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -30,7 +31,7 @@ from ..data.geometry import Geometry, read_geometries
 from ..errors import ConfigError, exit_status
 from ..files import only_writer
 from ..process import trim_memory
-from .acceleration import WATER
+from .acceleration import WATER, warm_up
 from .ratios import distribution
 from .report import markdown_table
 from .resume import read_rows, write_rows
@@ -63,22 +64,26 @@ def _geometries(molecules: str) -> list[Geometry]:
     return sorted(geometries, key=lambda geometry: len(geometry.numbers))
 
 
-def _name(geometry: Geometry) -> str:
-    """Its own, or that of its place in the file or folder."""
-    return geometry.name if geometry.info else f"{geometry.name} {geometry.place}"
+def _names(geometries: Sequence[Geometry]) -> list[str]:
+    """Their own, with that of their place in the file or folder where several have the same."""
+    counts = Counter(geometry.name for geometry in geometries)
+    return [g.name if g.info and counts[g.name] == 1 else f"{g.name} {g.place}" for g in geometries]
 
 
 def run_molecule(
-    geometry: Geometry, method: Method, kind: str, steps: int, first: str = "minao"
+    geometry: Geometry, name: str, method: Method, kind: str, steps: int, first: str = "minao"
 ) -> dict[str, Any]:
     """One row: the same run with PySCF's own starts and with the guess."""
     run = RUNS[kind]
-    row: dict[str, Any] = {"name": _name(geometry), "nao": int(method.molecule(geometry).nao)}
-    for name in sorted(_RUNS, key=lambda name: name != first):
+    row: dict[str, Any] = {"name": name, "nao": int(method.molecule(geometry).nao)}
+    for side in sorted(_RUNS, key=lambda side: side != first):
         trim_memory()
         mol = method.molecule(geometry)
-        with lib.temporary_env(mol, verbose=0):
-            row[name] = run(mol, method, _RUNS[name], steps)
+        try:
+            with lib.temporary_env(mol, verbose=0):
+                row[side] = run(mol, method, _RUNS[side], steps)
+        except RuntimeError as error:  # PySCF's drivers end at an SCF that did not converge
+            row[side] = {"converged": False, "error": str(error)}
     return row
 
 
@@ -105,21 +110,33 @@ def _measures(rows: Sequence[dict[str, Any]]) -> str:
     cells = [
         [row["name"], quantity, *(f"{row[name]['measures'][quantity]:.2e}" for name in _RUNS)]
         for row in rows
+        if all("error" not in row[name] for name in _RUNS)
         for quantity in row["deqh"].get("measures", ())
     ]
     return "\n".join(["", *markdown_table(["molecule", "", *_RUNS], cells)]) if cells else ""
 
 
+def _open_ends(row: dict[str, Any]) -> str:
+    """What did not converge in either run, for behind the molecule's name."""
+    open_ends = [name for name in _RUNS if not row[name]["converged"]]
+    open_ends += [
+        f"{n} SCFs, {name}" for name in _RUNS if (n := row[name].get("scfs_not_converged"))
+    ]
+    return f" (not converged: {', '.join(open_ends)})" if open_ends else ""
+
+
 def table(rows: Sequence[dict[str, Any]]) -> str:
     """Each molecule, and the means of all whose two runs came to their end."""
     cells, difference, quantity = [], _displacement, "distances, angstrom"
-    if rows and "frequencies" in rows[0]["deqh"]:
+    if any("frequencies" in row["deqh"] for row in rows):
         difference, quantity = _frequencies, "frequencies, 1/cm"
     ended = [row for row in rows if all(row[name]["converged"] for name in _RUNS)]
     for row in rows:
         plain, deqh = row["minao"], row["deqh"]
-        open_ends = ", ".join(name for name in _RUNS if not row[name]["converged"])
-        name = row["name"] + (f" (not converged: {open_ends})" if open_ends else "")
+        name = row["name"] + _open_ends(row)
+        if "error" in plain or "error" in deqh:
+            cells.append([name, f"{row['nao']}", *["-"] * 8])
+            continue
         cells.append([
             name, f"{row['nao']}", f"{len(plain['builds'])}", f"{len(deqh['builds'])}",
             f"{np.mean(plain['builds']):.1f}", f"{np.mean(deqh['builds']):.1f}",
@@ -161,25 +178,29 @@ def _parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> int:
     args = _parser().parse_args(argv)
     method = Method(args.xc, args.basis)
-    settings = {"kind": args.kind, "xc": args.xc, "basis": args.basis, "steps": args.steps,
+    settings = {"kind": args.kind, "molecules": Path(args.molecules).name, "xc": args.xc,
+                "basis": args.basis, "steps": args.steps,
                 "weights": weights_hash(method.model)}  # fmt: skip
 
     def run() -> int:
         rows = read_rows(args.json, settings)
         geometries = _geometries(args.molecules)[: args.n]
-        done = {row["name"] for row in rows}
-        todo = [(k, g) for k, g in enumerate(geometries) if _name(g) not in done]
+        done, names = {row["name"] for row in rows}, _names(geometries)
+        todo = [(k, g) for k, g in enumerate(geometries) if names[k] not in done]
         if todo:
-            # The first calls of a process load the model and the integral library.
+            # The first calls of a process load PyTorch, the model, and libraries; water itself is
+            # left alone by the guess.
+            warm_up(method, "minao")
             first_kind = "optimize" if args.kind == "torsion" else args.kind
-            run_molecule(WATER, method, first_kind, 2)
+            run_molecule(WATER, "water", method, first_kind, 2)
         for k, geometry in tqdm(todo, desc=args.kind, unit="mol"):
             first = tuple(_RUNS)[k % 2]
             try:
-                rows.append(run_molecule(geometry, method, args.kind, args.steps, first))
+                row = run_molecule(geometry, names[k], method, args.kind, args.steps, first)
             except ConfigError as error:  # no bond to turn
-                tqdm.write(f"{_name(geometry)}: {error}", file=sys.stderr)
+                tqdm.write(f"{names[k]}: {error}", file=sys.stderr)
                 continue
+            rows.append(row)
             write_rows(args.json, settings, rows)
         print(table(rows))
         return 0

@@ -36,6 +36,7 @@ class _Counted:
         scanner: energies and gradients.
         builds: full Fock matrices of each SCF.
         seconds: of all SCFs.
+        failed: SCFs that did not converge.
     """
 
     def __init__(self, mol: Any, method: Method, guess: bool):
@@ -44,7 +45,7 @@ class _Counted:
             deqh_guess(mf, method.model, method.device)
         self.scanner = mf.nuc_grad_method().as_scanner()
         self.builds: list[int] = []
-        self.seconds = 0.0
+        self.seconds, self.failed = 0.0, 0
         base = self.scanner.base
         kernel = base.kernel
 
@@ -55,11 +56,13 @@ class _Counted:
             finally:
                 self.seconds += time.perf_counter() - started
                 self.builds.append(full_builds(base))
+                self.failed += not base.converged
 
         base.kernel = timed
 
     def row(self, seconds: float, **results: Any) -> dict[str, Any]:
-        return {"seconds": seconds, "scf_seconds": self.seconds, "builds": self.builds} | results
+        counts = {"builds": self.builds, "scfs_not_converged": self.failed}
+        return {"seconds": seconds, "scf_seconds": self.seconds, **counts, **results}
 
 
 def optimize(mol: Any, method: Method, guess: bool, steps: int) -> dict[str, Any]:

@@ -17,7 +17,7 @@ import importlib
 import time
 import traceback
 import weakref
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -67,12 +67,15 @@ class CorrectedCycle:
         fitted_gradients: the same in each of the fitted cycles that followed.
         seconds: of these.
         accepted: whether PySCF went on with their result; with its DIIS's otherwise.
+        restarted: whether the SCF began anew here, at the full Fock matrix of PySCF's own start,
+            which is one more than PySCF counts.
     """
 
     gradient: float
     fitted_gradients: tuple[float, ...] = ()
     seconds: float = 0.0
     accepted: bool = False
+    restarted: bool = False
 
 
 def corrected_diis(mf: hf.SCF) -> hf.SCF:
@@ -285,6 +288,7 @@ class _Corrected:
         first = self._first
         if first is None:
             first = parts_of(mf.get_fock(dm=mf.get_init_guess(mf.mol, key="minao")))
+            self._cycles[-1] = replace(self._cycles[-1], restarted=True)
         for own, part in zip(parts_of(f), first, strict=True):
             own[...] = part
         return f

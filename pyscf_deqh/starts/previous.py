@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -26,6 +26,8 @@ _FAR = 1.0
 # Points whose defects are combined; relative singular value below which a combination of their
 # displacements is left out, and the largest weight of one of them.
 MAX_POINTS, _DEPENDENT, _FARTHEST = 4, 0.1, 3.0
+# Largest element by which occupied orbitals may fail to be orthonormal.
+_ORTHONORMAL = 1e-6
 _KINDS = (Kind.CLOSED, Kind.UNRESTRICTED, Kind.RESTRICTED_OPEN)
 
 
@@ -69,6 +71,14 @@ class Point:
                 least = min(least, float(values.min()))
         return least
 
+    def fits(self, overlap: np.ndarray) -> bool:
+        """Whether the orbitals are orthonormal in an overlap (nao, nao), that of their molecule."""
+        return all(
+            len(c) == len(overlap)
+            and np.allclose(c.T @ overlap @ c, np.eye(c.shape[1]), atol=_ORTHONORMAL)
+            for c in self.spins
+        )
+
     def is_near(self, other: Point) -> bool:
         """Whether no atom has moved far between two points of one molecule."""
         return _moved(self, other.positions) <= _FAR
@@ -76,25 +86,49 @@ class Point:
     @classmethod
     def of(cls, mf: hf.SCF) -> Point | None:
         """That of a converged SCF object; None if nothing can start from it."""
-        kind = Shells.kind_of(mf, mf.mol)
+        kind = Shells.of(mf, mf.mol).kind
         if not mf.converged or mf.mo_coeff is None or kind not in _KINDS:
             return None
-        c, occupation = mf.mo_coeff, mf.mo_occ
-        if kind == Kind.RESTRICTED_OPEN:
-            spins = [c[:, occupation > 0], c[:, occupation > 1]]
-        elif kind == Kind.UNRESTRICTED:
-            spins = [c[s][:, occupation[s] > 0] for s in (0, 1)]
-        else:
-            spins = [c[:, occupation > 0]]
         defect = mf._deqh_defect
         if defect is not None and defect.shape[-1] != mf.mol.nao:
             defect = None
+        spins = _occupied(mf, kind)
         return cls(mf.mol.atom_coords(), _system(mf, mf.mol), kind, spins, defect)
+
+    def with_orbitals_of(self, mf: hf.SCF) -> Point | None:
+        """This point in another state, whose orbitals an object holds, converged or not; None where
+        they are of another geometry, molecule or kind."""
+        there = mf.mol.set_geom_(self.positions, unit="Bohr", inplace=False)
+        other = Shells.of(mf, there).kind != self.kind or self.system != _system(mf, there)
+        if other or mf.mo_coeff is None or mf.mo_occ is None:
+            return None
+        changed = replace(self, spins=_occupied(mf, self.kind))
+        same = [c.shape for c in changed.spins] == [c.shape for c in self.spins]
+        return changed if same and changed.fits(mf.get_ovlp(there)) else None
+
+
+def _occupied(mf: hf.SCF, kind: Kind) -> list[np.ndarray]:
+    """Occupied orbitals of an SCF object, as a point has them."""
+    c, occupation = mf.mo_coeff, mf.mo_occ
+    if kind == Kind.RESTRICTED_OPEN:
+        return [c[:, occupation > 0], c[:, occupation > 1]]
+    if kind == Kind.UNRESTRICTED:
+        return [c[s][:, occupation[s] > 0] for s in (0, 1)]
+    return [c[:, occupation > 0]]
+
+
+# What else decides about full Fock matrices, and so about the defect, by the attribute that has it.
+_METHOD = {
+    "grids": ("level", "atom_grid"), "with_df": ("auxbasis",),
+    "with_solvent": ("method", "eps", "solvent"),
+}  # fmt: skip
 
 
 def _system(mf: hf.SCF, mol: Mole) -> Any:
     method = [attribute(mf, name) for name in ("xc", "omega")]
     method += [attribute(mf, "with_df") is None, engine_of(mf).has_plain_hcore(mf)]
+    parts = [(attribute(mf, name), names) for name, names in _METHOD.items()]
+    method += [repr(getattr(part, name, None)) for part, names in parts for name in names]
     return mol.atom_charges().tolist(), mol.nelec, mol.cart, mol._basis, method
 
 
@@ -168,13 +202,18 @@ class PreviousStart:
         defect = expected_defect(self.points, problem.mol.atom_coords())
         spins = [c @ orthonormal_basis(c.T @ overlap @ c) for c in point.spins]
         orbitals = shells.of_spins(spins if len(spins) == 2 else spins * 2)
-        # The defect is smaller than what single precision leaves of a Coulomb matrix.
-        coulomb = problem.precision if defect is None else torch.float64
         device = resolve_device(self.device, problem.engine)
-        fitted = FittedFock(
-            problem.mol, device, problem.precision, memory=problem.memory, engine=problem.engine,
-            coulomb=coulomb, own=problem.own_fit,
-        )  # fmt: skip
+
+        def fitted_in(coulomb: torch.dtype) -> FittedFock:
+            return FittedFock(
+                problem.mol, device, problem.precision, memory=problem.memory,
+                engine=problem.engine, coulomb=coulomb, own=problem.own_fit,
+            )  # fmt: skip
+
+        # The defect is smaller than what single precision leaves of a Coulomb matrix.
+        fitted = fitted_in(problem.precision if defect is None else torch.float64)
+        if defect is not None and not fitted.serves(problem.functional):
+            fitted, defect = fitted_in(problem.precision), None
         fitted.put_into(problem.cavity)
         fock, _ = fitted(problem.core_hamiltonian, orbitals, problem.functional)
         if defect is not None:
