@@ -1,4 +1,4 @@
-"""A backbone of one's own in some seventy lines: blocks of matrices, scaled by elements and distances.
+"""A backbone of one's own in seventy lines: blocks of matrices, scaled by elements and distances.
 
 ``python own_backbone.py`` runs the checks that every backbone has to pass;
 docs/add-a-backbone.md goes through it.

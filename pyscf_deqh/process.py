@@ -21,9 +21,12 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import TypeVar
 
+from pyscf import lib
 from threadpoolctl import ThreadpoolController
 
 _PAUSE_HARD = 2  # OpenMP's omp_pause_hard
+
+_torch_memory = 0.0  # MB
 
 _Argument = TypeVar("_Argument")
 _Result = TypeVar("_Result")
@@ -55,9 +58,17 @@ def import_torch() -> None:
 
     After an import that was cut off in the midst another one fails or ends the process.
     """
+    global _torch_memory
     if "torch" not in sys.modules:
+        before = lib.current_memory()[0]
         with interrupts_wait():
             import torch  # noqa: F401
+        _torch_memory = max(lib.current_memory()[0] - before, 0.0)
+
+
+def memory_of_torch() -> float:
+    """MB that :func:`import_torch` has made the process grow by."""
+    return _torch_memory
 
 
 class SharedSetting:
@@ -190,7 +201,6 @@ def trim_memory() -> None:
 def use_threads(threads: int) -> None:
     """Limit every library to so many threads for good: for worker processes and commands."""
     import torch
-    from pyscf import lib
 
     # Accelerate has no other switch, and reads it at its first call.
     os.environ["VECLIB_MAXIMUM_THREADS"] = str(threads)

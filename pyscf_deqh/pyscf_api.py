@@ -23,12 +23,12 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from pyscf import df, gto
+from pyscf import df, gto, lib
 from pyscf.data.elements import _std_symbol_without_ghost
 from pyscf.lib import logger
 from pyscf.scf import hf, uhf
 
-from .process import trim_memory
+from .process import memory_of_torch, trim_memory
 
 if TYPE_CHECKING:
     from pyscf.gto import Mole
@@ -214,14 +214,17 @@ def make_integrals(mf: hf.SCF) -> None:
 
 
 def holds_integrals(mf: hf.SCF) -> bool:
-    """Whether ``mf`` holds its two-electron integrals in memory, or will. Where memory that is
-    free in the process decides, it is given back first."""
+    """Whether ``mf`` holds its two-electron integrals in memory, or will by PySCF's rule. Memory
+    that is free in the process is given back where it decides, and PyTorch's, which a guess has
+    brought, does not count: without it PySCF would hold them."""
     own = getattr(mf.get_jk, "__func__", None) in (hf.RHF.get_jk, uhf.UHF.get_jk)
     if not own or mf._eri is not None or mf.mol.incore_anyway or mf._is_mem_enough():
         return own
-    if mf.mol.nao**4 / 1e6 < mf.max_memory:  # in an empty process there would be room
+    megabytes = mf.mol.nao**4 / 1e6
+    if megabytes < mf.max_memory:  # in an empty process there would be room
         trim_memory()
-    return bool(mf._is_mem_enough())
+    taken = lib.current_memory()[0] - memory_of_torch()
+    return bool(megabytes + taken < 0.95 * mf.max_memory)
 
 
 def bytes_of_integrals(mf: hf.SCF) -> int:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import hashlib
 import os
 import platform
 from importlib.metadata import version
@@ -10,6 +12,9 @@ from pathlib import Path
 from pyscf import lib
 
 from .. import __version__
+from ..process import import_torch
+
+_PACKAGE = Path(__file__).parents[1]
 
 
 def _processor() -> str:
@@ -23,8 +28,18 @@ def _processor() -> str:
     return platform.processor() or platform.machine()
 
 
+@functools.cache
+def _sources() -> str:
+    """A name for the state of the package's code."""
+    found = hashlib.sha256()
+    for path in sorted(_PACKAGE.rglob("*.py")):
+        found.update(path.read_bytes())
+    return found.hexdigest()[:12]
+
+
 def environment() -> dict:
     """Hardware, threads and versions."""
+    import_torch()
     import torch
 
     return {
@@ -34,5 +49,6 @@ def environment() -> dict:
         "threads": lib.num_threads(),
         "python": platform.python_version(),
         "pyscf_deqh": __version__,
+        "sources": _sources(),
         **{name: version(name) for name in ("pyscf", "torch", "numpy")},
     }

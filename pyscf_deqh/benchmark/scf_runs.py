@@ -16,7 +16,7 @@ from ..data.geometry import Geometry
 from ..fock.cycles import CycleSettings
 from ..guess import Guess, Options, cycles_after, make_guess, starts_of
 from ..process import trim_memory
-from ..pyscf_api import full_builds
+from ..pyscf_api import bytes_of_integrals, full_builds
 from ..starts import Start
 from ..starts.atoms import AtomsStart
 
@@ -26,6 +26,7 @@ CHEAP_SCF = "cheap-scf"
 NO_NETWORK = "no-network"
 INITS = (*CLASSICAL, CHEAP_SCF, NO_NETWORK)
 _ENOUGH_CYCLES = 20
+_PLAIN_PROCESS = 171  # MB of a process of PySCF alone at its first Fock matrix (nicotine)
 ALL_ELECTRON = 36  # of the def2 basis sets
 
 
@@ -126,6 +127,7 @@ class SCFRun:
         times: seconds from the beginning of the guess to the end of each cycle.
         focks: Fock matrix of each cycle, without extrapolation.
         hamiltonian: converged Fock matrix.
+        in_memory: whether the SCF held two-electron integrals.
     """
 
     init: str
@@ -142,6 +144,7 @@ class SCFRun:
     focks: list[np.ndarray]
     hamiltonian: np.ndarray
     own_seconds: float | None = None
+    in_memory: bool = False
 
     @property
     def seconds(self) -> float:
@@ -150,7 +153,7 @@ class SCFRun:
     def to_row(self) -> dict:
         names = ("converged", "energy", "cycles", "full_builds", "guess_fitted_builds",
                  "corrected", "guess_seconds", "scf_seconds", "own_seconds",
-                 "gradient", "times")  # fmt: skip
+                 "gradient", "times", "in_memory")  # fmt: skip
         return {name: getattr(self, name) for name in names}
 
 
@@ -183,6 +186,7 @@ def run_scf(mf: scf.hf.SCF, init: str, dm: np.ndarray, guess_seconds: float, fit
         times=times,
         focks=focks,
         hamiltonian=np.asarray(mf.get_fock()),
+        in_memory=bytes_of_integrals(mf) > 0,
     )
 
 
@@ -196,6 +200,9 @@ def run_classical(mol: gto.Mole, method: Method, init: str) -> SCFRun:
         options = method.options(AtomsStart(), max_cycles=_ENOUGH_CYCLES)
         return run_guess(mol, method, init, options)[0]
     trim_memory()
+    if mol.nao**4 / 1e6 + _PLAIN_PROCESS < 0.95 * mol.max_memory:
+        mol = mol.copy(deep=False)
+        mol.incore_anyway = True  # as without PyTorch in the process
     mf, fitted = method.scf(mol), 0
     started = time.perf_counter()
     if init == CHEAP_SCF:
@@ -223,6 +230,7 @@ def run_guess(mol: gto.Mole, method: Method, init: str, options: Options) -> tup
     """
     trim_memory()
     mf = method.scf(mol)
+    mf._deqh_guessed = True  # what PySCF says where it makes the guess
     started = time.perf_counter()
     guess = make_guess(mf, mol, options, mf.get_ovlp())
     seconds = time.perf_counter() - started
