@@ -239,4 +239,6 @@ def full_builds(mf: hf.SCF) -> int:
     """Fock matrices of the last SCF: the first one, one a cycle, that of the last check, and those
     of a restart."""
     restarts = sum(cycle.restarted for cycle in mf.deqh_cycles)
-    return 1 + int(mf.cycles) + bool(mf.converged and mf.conv_check) + restarts
+    # Before its limit an SCF ends by its criterion alone, which the check may then refuse.
+    checked = mf.conv_check and (mf.converged or mf.cycles < mf.max_cycle)
+    return 1 + int(mf.cycles) + bool(checked) + restarts

@@ -27,6 +27,8 @@ from .pyscf_api import frozen_potential
 # much (hartree). Where corrected cycles have not converged, or have not all of the response (of a
 # solvent, of exact exchange that does not fit into memory), the whole correction.
 _PART, _AT_LEAST = 0.02, 1e-8
+# Part of the gradient that converged cycles may leave: its square of the correction.
+_LEFT = 0.1
 
 
 @dataclass(frozen=True)
@@ -87,8 +89,12 @@ def single_build(mf: hf.SCF, **options: Any) -> SingleBuild:
     if frozen is not None:  # part of the Fock matrix, of the energy a constant
         slopes = slopes - 2 * host(frozen)
     correction = 0.5 * float(np.vdot(slopes, np.reshape(change, slopes.shape)).real)
-    size, cycles = abs(correction), mf.deqh_cycles
-    known = bool(cycles) and cycles[-1].accepted and getattr(diis, "response_is_exact", False)
+    size = abs(correction)
+    solved = any(
+        cycle.accepted and cycle.fitted_gradients[-1] <= _LEFT * cycle.gradient
+        for cycle in mf.deqh_cycles[-1:]
+    )
+    known = solved and getattr(diis, "response_is_exact", False)
     error = max((_PART + np.sqrt(size)) * size, _AT_LEAST) if known else size
     found = SingleBuild(upper + correction, float(error), upper)
     mf.e_tot, mf.converged = found.energy, False

@@ -30,7 +30,7 @@ def config(config):
     that an epoch does not depend on how many follow."""
     config.data = replace(config.data, split_rule="md17", split_sizes=[12, 5])
     config.solver = replace(config.solver, gradient="random-depth")
-    config.optimizer = replace(config.optimizer, final_fraction=1.0)
+    config.optimizer = replace(config.optimizer, final_fraction=1.0, warmup_steps=1)
     config.run = replace(
         config.run, batch_size=3, batches_per_epoch=5, precision="64-true", threads=1
     )

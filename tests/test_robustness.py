@@ -74,6 +74,9 @@ def test_verdicts_by_hand():
     assert robustness.verdicts(row, "corrected") == ["not converged"]
     row["corrected"] = plain | {"energy": -0.997, "stable": False}
     assert robustness.verdicts(row, "corrected") == ["3.000 mEh higher, not stable"]
+    for reason, worse in (("PySCF breaks the spin symmetry", 0), ("NumericalError: NaN", 1)):
+        row["deqh"] = plain | {"fallback": reason}
+        assert len(robustness.verdicts(row, "deqh")) == worse
 
 
 def test_an_end_above_is_looked_at_for_stability():

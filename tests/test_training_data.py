@@ -27,6 +27,13 @@ def test_rows_have_ids_of_their_own_and_a_split(chosen):
     assert all(0 <= float(recipe.info["temperature"]) <= 500 for recipe in chosen)
 
 
+def test_tests_are_of_the_test_split_alone(chosen):
+    tests = read_recipes(LISTS / "test.smi")
+    assert {split_of(recipe.molecule) for recipe in tests} == {"test"}
+    ids = {recipe.whole_number("id") for recipe in [*tests, *chosen]}
+    assert len(ids) == len(tests) + len(chosen)  # of one store
+
+
 def test_no_molecule_is_for_test_anywhere(chosen):
     chem = pytest.importorskip("rdkit.Chem")
 

@@ -1,4 +1,5 @@
-"""Writes ``geometries.smi``: the molecules, geometries and order of the default model's labels.
+"""Writes ``geometries.smi``: the molecules, geometries and order of the default model's labels; and
+``test.smi``, some for comparisons of trained networks.
 
     python models/training-data/choose.py
 
@@ -8,10 +9,13 @@ random selection. Each comes once, as the minimum near one conformer or, more of
 its dynamics at 300 to 500 K; those with a rare element once more, as the other of both. What is for
 test or validation in one list, or is a molecule of a benchmark, is left out of the training of the
 other, whatever its stereochemistry. Boron is left out: there are four molecules with it.
+
+``test.smi`` has molecules of the test split, drawn in the same way, none of them of a benchmark.
 """
 
 from __future__ import annotations
 
+import itertools
 import random
 from collections import Counter
 from collections.abc import Iterator
@@ -28,6 +32,7 @@ HERE = Path(__file__).parent
 BENCHMARKS = HERE.parents[1] / "pyscf_deqh" / "benchmark" / "molecules"
 SEED, HEAVY = 0, 14
 OTHERS, QM9 = 1700, 2700  # of training and validation together
+TESTS = {"rare": 60, "ions": 10, "others": 40, "QM9": 40}
 RARE = {"Si", "P", "S", "Cl", "Br"}
 KNOWN = {"H", "C", "N", "O", "F", *RARE}
 MINIMA = 0.4  # part of the first geometries
@@ -67,31 +72,48 @@ def main() -> None:
     names = {id(recipe): flat(recipe.smiles) for recipe in everything}
     # The strictest split of each molecule.
     order = ("train", "valid", "test")
-    splits: dict[str, str] = dict.fromkeys(map(flat, benchmark_molecules()), "test")
+    benchmarks = set(map(flat, benchmark_molecules()))
+    splits: dict[str, str] = dict.fromkeys(benchmarks, "test")
     for recipe in everything:
         name, split = names[id(recipe)], split_of(recipe.molecule)
         splits[name] = max(splits.get(name, "train"), split, key=order.index)
     taken: set[str] = set()
 
-    def chosen(recipes: list[GeometryRecipe], limit: int | None = None) -> list[GeometryRecipe]:
+    small = [r for r in everything if r.qm9_id is None and r.n_heavy <= HEAVY]
+    kinds = {
+        "rare": [r for r in small if elements(r) & RARE],
+        "ions": [r for r in small if r.charge],
+        "others": small,
+        "QM9": [r for r in everything if r.qm9_id is not None],
+    }
+
+    def chosen(
+        recipes: list[GeometryRecipe], limit: int | None, tests: bool
+    ) -> list[GeometryRecipe]:
         """At random; each molecule once, where it may be."""
         rng.shuffle(recipes)
         found: list[GeometryRecipe] = []
         for recipe in recipes:
             name, split = names[id(recipe)], split_of(recipe.molecule)
-            usable = split != "test" and splits[name] == split and name not in taken
+            right = (split == "test") == tests and splits[name] == split
+            usable = right and name not in taken
             if usable and elements(recipe) <= KNOWN and len(found) != limit:
                 taken.add(name)
                 found.append(recipe)
         return found
 
-    small = [r for r in everything if r.qm9_id is None and r.n_heavy <= HEAVY]
-    rare = chosen([r for r in small if elements(r) & RARE])
-    ions = chosen([r for r in small if r.charge])
-    others = chosen(small, OTHERS)
-    qm9 = chosen([r for r in everything if r.qm9_id is not None], QM9)
+    limits = {"rare": None, "ions": None, "others": OTHERS, "QM9": QM9}
+    parts = {name: chosen(kinds[name], limit, tests=False) for name, limit in limits.items()}
+    write("geometries.smi", parts, rng)
+    taken |= benchmarks
+    tests = {name: chosen(kinds[name], limit, tests=True) for name, limit in TESTS.items()}
+    write("test.smi", tests, rng)
+
+
+def write(name: str, parts: dict[str, list[GeometryRecipe]], rng: random.Random) -> None:
+    """Geometries of the molecules, in random order."""
     written: list[str] = []
-    for recipe in [*rare, *ions, *others, *qm9]:
+    for recipe in itertools.chain(*parts.values()):
         number, temperature = recipe.molecule, rng.randint(*TEMPERATURES)
         first = FIRST_QM9 * (recipe.qm9_id is not None) + number
         minimum = rng.random() < MINIMA
@@ -104,11 +126,11 @@ def main() -> None:
                            f"heavy={recipe.n_heavy} temperature={kelvin}")  # fmt: skip
     rng.shuffle(written)
     header = "# Made by choose.py. SMILES id=N charge=Q heavy=N temperature=K; 0 K: the minimum.\n"
-    (HERE / "geometries.smi").write_text(header + "\n".join(written) + "\n")
-    parts = {"rare": rare, "ions": ions, "others": others, "QM9": qm9}
-    for name, recipes in parts.items():
-        print(f"{name}: {len(recipes)} molecules, {Counter(split_of(r.molecule) for r in recipes)}")
-    print(f"{len(written)} geometries")
+    (HERE / name).write_text(header + "\n".join(written) + "\n")
+    for kind, recipes in parts.items():
+        splits = Counter(split_of(r.molecule) for r in recipes)
+        print(f"{name}, {kind}: {len(recipes)} molecules, {splits}")
+    print(f"{name}: {len(written)} geometries")
 
 
 if __name__ == "__main__":

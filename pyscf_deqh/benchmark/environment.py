@@ -29,7 +29,7 @@ def _processor() -> str:
 
 
 @functools.cache
-def _sources() -> str:
+def sources() -> str:
     """A name for the state of the package's code."""
     found = hashlib.sha256()
     for path in sorted(_PACKAGE.rglob("*.py")):
@@ -49,6 +49,6 @@ def environment() -> dict:
         "threads": lib.num_threads(),
         "python": platform.python_version(),
         "pyscf_deqh": __version__,
-        "sources": _sources(),
+        "sources": sources(),
         **{name: version(name) for name in ("pyscf", "torch", "numpy")},
     }

@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import functools
 import random
+import re
 import statistics
 import time
 from collections import deque
@@ -32,8 +33,10 @@ from ..fock.cost import too_cheap
 from ..fock.diis import corrected_diis
 from ..graph.basis import n_orbitals
 from ..plugin import deqh_guess
+from ..process import trim_memory
 from ..pyscf_api import full_builds
 from ..tasks import Failure, add_options, one_process, outcomes
+from .environment import sources
 from .ratios import distribution
 from .report import markdown_table, new_figure
 from .resume import read_rows, write_rows
@@ -56,6 +59,7 @@ _SAME = 1e-6
 # Where a run counts as slower: this part, and so many seconds.
 _SLOWER, _SECONDS = 1.02, 0.03
 _REPEATS = 3
+_FAILED = r"\w+(Error|Exception): "  # how a fallback begins that is an error
 RUNS = ("plain", "corrected", "deqh")
 
 
@@ -176,17 +180,20 @@ def _run(mf: Any) -> dict[str, Any]:
 def run_case(case: Case, model: str | Path = DEFAULT_MODEL) -> dict[str, Any]:
     """One row: the SCF without and with corrected cycles, and from the DEQH guess, all of them
     also where the cost rule would leave it alone; ``worth`` is whether it would not."""
-    plain, corrected, deqh = (case.scf() for _ in RUNS)
-    worth = too_cheap(deqh) is None
-    corrected_diis(corrected)
-    deqh_guess(deqh, model, on_unsupported="minao")
-    deqh._deqh = replace(deqh._deqh, frugal=False)
-    runs = dict(zip(RUNS, (plain, corrected, deqh), strict=True))
-    row: dict[str, Any] = {"case": asdict(case), "worth": worth}
-    row |= {name: _run(mf) for name, mf in runs.items()}
-    for name in RUNS[1:]:
-        if _is_higher(row, name):
-            row[name]["stable"] = _is_stable(runs[name])
+    worth = too_cheap(case.scf()) is None
+    row: dict[str, Any] = {"case": asdict(case), "worth": worth, "sources": sources()}
+    for name in RUNS:
+        trim_memory()  # one after the other: what one holds would change the next one's integrals
+        mf = case.scf()
+        if name == "corrected":
+            corrected_diis(mf)
+        elif name == "deqh":
+            deqh_guess(mf, model, on_unsupported="minao")
+            mf._deqh = replace(mf._deqh, frugal=False)
+        row[name] = _run(mf)
+        if name != "plain" and _is_higher(row, name):
+            row[name]["stable"] = _is_stable(mf)
+        del mf
     return row
 
 
@@ -237,6 +244,8 @@ def verdicts(row: dict[str, Any], run: str) -> list[str]:
         worse.append(other["error"])
     elif plain["converged"] and not other["converged"]:
         worse.append("not converged")
+    if re.match(_FAILED, other.get("fallback") or ""):
+        worse.append(other["fallback"])
     if plain["converged"] and other["converged"]:
         if _is_higher(row, run):
             stable = {True: "a stable state", False: "not stable"}.get(other.get("stable"), "")
@@ -259,14 +268,22 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
     ]
     lines: list[str] = []
     if good:
-        lines += [*_builds(rows, good), "", *_by_family(good), ""]
-        timed = [_seconds(row) for row in good if row["worth"]]
+        lines += [*_builds(rows, good), ""]
+        for title, chosen in (("A guess of this package", True), ("PySCF's own start", False)):
+            some = [row for row in rows if (row["deqh"].get("fallback") is None) == chosen]
+            of_good = [row for row in some if row in good]
+            if of_good:
+                lines += [f"{title} in run deqh:", "", *_builds(some, of_good), ""]
+        lines += [*_by_family(good), ""]
+        # Timed once: those timed again are a choice of the slower ones.
+        timed = [row["deqh"]["seconds"] / row["plain"]["seconds"] for row in good if row["worth"]]
         if timed:
-            quantiles = np.quantile([deqh / plain for plain, deqh in timed], (0.1, 0.5, 0.9))
+            quantiles = " / ".join(f"{q:.2f}" for q in np.quantile(timed, (0.1, 0.5, 0.9)))
+            again = sum("retimed" in row for row in good)
             lines += [
                 f"Seconds of deqh over plain, {len(timed)} cases that the cost rule does not leave "
-                f"alone, 10 / 50 / 90 %: {' / '.join(f'{q:.2f}' for q in quantiles)}; "
-                f"{sum(map(is_slower, good))} slower.", ""]  # fmt: skip
+                f"alone, 10 / 50 / 90 %: {quantiles}; {sum(map(is_slower, good))} slower"
+                + (f", {again} timed again" if again else "") + ".", ""]  # fmt: skip
     return "\n".join([*lines, *exceptions])
 
 

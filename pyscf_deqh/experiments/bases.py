@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from ..checkpoint import weights_hash
 from ..data.formats import open_labels
 from ..data.splits import split_ids
 from ..errors import ConfigError
@@ -102,7 +103,8 @@ def _errors(
             if trained.bases == dataset.bases:
                 errors = run["test_errors"]["mae"]
             elif basis in trained.bases:
-                errors = cache(basis, partial(_mae, training, dataset, options))
+                weights = weights_hash(training.folder(options) / "model")
+                errors = cache(f"{basis}, {weights}", partial(_mae, training, dataset, options))
             else:
                 continue
             found.setdefault(basis, []).append(float(np.mean(errors)))

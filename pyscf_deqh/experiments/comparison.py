@@ -9,7 +9,7 @@ from ..metrics import UNITS
 from .datasets import Dataset
 from .options import Options
 from .report import Report, with_spread
-from .trainings import VARIANTS, train_variant
+from .trainings import VARIANTS, try_variants
 
 MODELS = ("qhnet", "deqhnet")
 _SYMBOLS = {
@@ -45,8 +45,11 @@ def compare(
         options: of the command.
     """
     found = options.need(*names)
+    failures: list[str] = []
+    for data in found.values():
+        data.check_split("test")
     results: dict[str, Any] = {
-        dataset: {model: train_variant(model, found[dataset], options) for model in MODELS}
+        dataset: try_variants(MODELS, found[dataset], options, failures)
         for dataset in names
         if dataset in found
     }
@@ -60,11 +63,12 @@ def compare(
             ours = results.get(dataset, {}).get(model)
             theirs = published.get(dataset, {}).get(model, ())
             row = [dataset, VARIANTS[model].label]
+            absent = "failed" if dataset in found else "no data"
             for i, metric in enumerate(metrics):
-                row += _cells(ours, theirs, i, metric)
+                row += _cells(ours, theirs, i, metric, absent)
             rows.append(row + _effort(ours))
     missing = [dataset for dataset in names if dataset not in found]
-    notes = list(NOTES)
+    notes = [*NOTES, *failures]
     if missing:
         notes.append(f"No data were given for {', '.join(missing)}.")
     notes += provenance(list(found.values()))
@@ -80,10 +84,10 @@ def compare(
 
 
 def _cells(
-    ours: dict[str, Any] | None, theirs: tuple[float, ...], i: int, metric: str
+    ours: dict[str, Any] | None, theirs: tuple[float, ...], i: int, metric: str, absent: str
 ) -> list[str]:
     paper = f"{theirs[i]:.2f}" if theirs else "-"
-    return ["no data" if ours is None else with_spread(ours[metric], UNITS[metric][0], 2), paper]
+    return [absent if ours is None else with_spread(ours[metric], UNITS[metric][0], 2), paper]
 
 
 def _effort(ours: dict[str, Any] | None) -> list[str]:
@@ -106,13 +110,15 @@ def _bars(ax, results, published, metric: str, column: int) -> None:
     factor, unit = UNITS[metric]
     for m, model in enumerate(MODELS):
         positions = [i + 0.4 * (m - 0.5) for i in range(len(results))]
-        ours = [r[model][metric] for r in results.values()]
+        positions = [x for x, r in zip(positions, results.values(), strict=True) if model in r]
+        ours = [r[model][metric] for r in results.values() if model in r]
         ax.bar(
             positions, [factor * v["mean"] for v in ours], 0.38, color=f"C{m}",
             yerr=[factor * (v["std"] or 0.0) for v in ours], label=VARIANTS[model].label,
         )  # fmt: skip
-        paper = [(x, published[d][model][column]) for x, d in zip(positions, results, strict=True)
-                 if d in published]  # fmt: skip
+        with_model = [d for d, r in results.items() if model in r]
+        paper = [(x, published[d][model][column])
+                 for x, d in zip(positions, with_model, strict=True) if d in published]  # fmt: skip
         if paper:
             ax.plot(*zip(*paper, strict=True), "k_", markersize=14,
                     label="paper" if m == 0 else None)  # fmt: skip

@@ -61,6 +61,25 @@ class Dataset:
         with open_labels(self.databases[0]) as file:
             return file.settings().get("xc", "b3lyp")
 
+    @cached_property
+    def rows(self) -> dict[str, int]:
+        """Number of labels in each file, by its name: a file may grow."""
+        found = {}
+        for path in self.databases:
+            with open_labels(path) as file:
+                found[path.name] = len(set(file.ids()) - set(file.failures()))
+        return found
+
+    def check_split(self, split: str) -> None:
+        """Make sure that there are labels of a split.
+
+        Raises:
+            ConfigError: there are none.
+        """
+        if not self.geometries(split, 1):
+            files = ", ".join(path.name for path in self.databases)
+            raise ConfigError(f"{self.name}: there are no labels of the {split} split in {files}")
+
     def geometries(self, split: str, n: int) -> list[Geometry]:
         """At most ``n`` geometries, evenly spread over a split."""
         found = []

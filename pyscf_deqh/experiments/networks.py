@@ -9,7 +9,7 @@ from ..metrics import UNITS
 from .comparison import NOTES, provenance
 from .options import Options
 from .report import Report, with_spread
-from .trainings import VARIANTS, train_variant
+from .trainings import VARIANTS, try_variants
 
 _METRICS = {"mae": "H", "mae_occupied_energies": "ε", "cosine_similarity": "ψ"}
 
@@ -26,9 +26,11 @@ def compare_networks(
         options: of the command.
     """
     found = options.need()
+    failures: list[str] = []
+    for dataset in found.values():
+        dataset.check_split("test")
     results: dict[str, Any] = {
-        data: {variant: train_variant(variant, dataset, options) for variant in variants}
-        for data, dataset in found.items()
+        data: try_variants(variants, dataset, options, failures) for data, dataset in found.items()
     }
     rows = [
         [data, VARIANTS[variant].label,
@@ -44,6 +46,7 @@ def compare_networks(
         *NOTES,
         f"Every training had {budget} on the same machine, whatever its network.",
         *notes,
+        *failures,
         *provenance(list(found.values())),
     ]
     header = ["data", "model", *_METRICS.values(), "seeds", "steps", "seconds", "parameters"]
@@ -51,16 +54,21 @@ def compare_networks(
 
 
 def _draw(figure, results: dict[str, Any]) -> None:
-    variants = list(next(iter(results.values())))
+    variants = list(dict.fromkeys(v for trained in results.values() for v in trained))
+    if not variants:
+        return
     width = 0.8 / len(variants)
     for ax, (metric, symbol) in zip(figure.subplots(1, 3), _METRICS.items(), strict=True):
         factor, unit = UNITS[metric]
         # One minus the similarity, which is close to one.
         complement = metric == "cosine_similarity"
         for v, variant in enumerate(variants):
-            ours = [trained[variant][metric] for trained in results.values()]
+            places, ours = zip(*(
+                (i + width * (v - (len(variants) - 1) / 2), trained[variant][metric])
+                for i, trained in enumerate(results.values()) if variant in trained
+            ), strict=True)  # fmt: skip
             ax.bar(
-                [i + width * (v - (len(variants) - 1) / 2) for i in range(len(results))],
+                places,
                 [factor * (1 - o["mean"] if complement else o["mean"]) for o in ours],
                 0.95 * width, yerr=[factor * (o["std"] or 0.0) for o in ours],
                 label=VARIANTS[variant].label,

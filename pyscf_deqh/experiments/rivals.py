@@ -12,6 +12,8 @@ _NOTES = (
     "point is solved as DEQHNet's is. DeepH: Li et al., Nat. Comput. Sci. 2, 367, 2022. SchNOrb: "
     "Schütt et al., Nat. Commun. 10, 5024, 2019; it learns rotations from turned copies. SO2Net is "
     "the network of the bundled models, here without a reference Hamiltonian, as the others.",
+    "SO2Net and SchNOrb begin at shifts and scales that are measured on labels, the others at "
+    "zero: in short trainings that counts.",
 )
 
 

@@ -36,7 +36,8 @@ class Size:
         md17, qh9: recipes by kind of data; ``water`` of its own, as in Table 4.
         steps: end of a training; 0 where the clock ends it.
         minutes: of a training; 0 where the steps end it.
-        steps_per_epoch: between validations.
+        steps_per_epoch: after which the clock is looked at.
+        validate_every: epochs between validations.
         warmup_steps: of the learning rate.
         max_validation, max_test: molecules used of these splits; 0 for all.
         acceleration_molecules: Table 3.
@@ -53,6 +54,7 @@ class Size:
     steps: int
     minutes: float
     steps_per_epoch: int
+    validate_every: int
     warmup_steps: int
     max_validation: int
     max_test: int
@@ -86,9 +88,9 @@ _BY_NAME = {
                        "filter_layers": 1, "invariants": 16, "radial_functions": 8},
         },
         water=_SMOKE, md17=_SMOKE, qh9=_SMOKE,
-        steps=6, minutes=0.0, steps_per_epoch=3, warmup_steps=2, max_validation=2, max_test=3,
-        acceleration_molecules=2, counted_geometries=3, scf_geometries=1, curve_molecules=2,
-        noise_draws=30,
+        steps=6, minutes=0.0, steps_per_epoch=3, validate_every=1, warmup_steps=2,
+        max_validation=2, max_test=3, acceleration_molecules=2,
+        counted_geometries=3, scf_geometries=1, curve_molecules=2, noise_draws=30,
     ),
     # What two CPU cores train in ten minutes. With fewer radial functions, untrained networks of
     # this width overflow for molecules of 17 and more atoms.
@@ -104,9 +106,9 @@ _BY_NAME = {
         },
         water=Recipe(10, 1e-3, 0.99, 3), md17=Recipe(5, 1e-3, 0.99, 3),
         qh9=Recipe(4, 1e-3, 0.99, 3),
-        steps=0, minutes=10.0, steps_per_epoch=50, warmup_steps=100, max_validation=32,
-        max_test=300, acceleration_molecules=10, counted_geometries=20, scf_geometries=5,
-        curve_molecules=5, noise_draws=200,
+        steps=0, minutes=10.0, steps_per_epoch=10, validate_every=5, warmup_steps=100,
+        max_validation=32, max_test=300, acceleration_molecules=10, counted_geometries=20,
+        scf_geometries=5, curve_molecules=5, noise_draws=200,
     ),
     # Table 4 of the paper. It gives neither the number of steps nor the decay of the average.
     "full": Size(
@@ -114,9 +116,9 @@ _BY_NAME = {
         networks={"qhnet": {}, "phisnet": {}, "deeph": {}, "schnorb": {}, "so2net": {}},
         water=Recipe(10, 5e-4, 0.99, 40), md17=Recipe(5, 1e-3, 0.99, 40),
         qh9=Recipe(32, 5e-4, 0.0, 3),
-        steps=200_000, minutes=0.0, steps_per_epoch=2000, warmup_steps=1000, max_validation=500,
-        max_test=0, acceleration_molecules=50, counted_geometries=50, scf_geometries=10,
-        curve_molecules=10, noise_draws=1000,
+        steps=200_000, minutes=0.0, steps_per_epoch=2000, validate_every=1, warmup_steps=1000,
+        max_validation=500, max_test=0, acceleration_molecules=50, counted_geometries=50,
+        scf_geometries=10, curve_molecules=10, noise_draws=1000,
     ),
 }  # fmt: skip
 

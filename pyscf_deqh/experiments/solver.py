@@ -17,7 +17,7 @@ from ..benchmark.scf_runs import Method
 from ..checkpoint import weights_hash
 from ..data.formats import open_labels
 from ..data.geometry import Geometry
-from ..errors import ConfigError, DEQHError
+from ..errors import ConfigError, NumericalError
 from ..fock.orbitals import Orbitals
 from ..fock.problem import Problem
 from ..fock.refine import refine
@@ -40,10 +40,11 @@ _WAYS = (
 )  # fmt: skip
 _NOTES = (
     "SO2Net with layers and optimizer of the bundled models. Steps are the first ones of the "
-    "labels' SCFs, from label stores that keep them: f of a step's Hamiltonian shall be the label, "
-    "the Hamiltonian that the SCF went on with (both at random depths), or the Fock matrix of its "
-    "density (solved by Anderson's iteration). Commutator: the gradient of one fitted Fock matrix "
-    "as a loss. Alignment: the error in the true orbitals in the place of the orbital rotation.",
+    "labels' SCFs, from label stores that keep them: f of a step's Hamiltonian shall be the label "
+    "(at random depths), the Hamiltonian that the SCF went on with, or the Fock matrix of its "
+    "density (both solved by Anderson's iteration). Commutator: the gradient of one fitted Fock "
+    "matrix as a loss. Alignment: the error in the true orbitals in the place of the orbital "
+    "rotation.",
     "gradient: norm of the orbital gradient of the predicted Hamiltonian's density, by the root of "
     "an electron pair, milli-hartree; of superposed atoms in the first row.",
 )
@@ -77,7 +78,7 @@ def run(options: Options) -> Report:
         label = VARIANTS[way].label
         try:
             ours = results[way] = _way(way, dataset, geometries, options)
-        except DEQHError as error:  # the others may not diverge
+        except NumericalError as error:  # the others may not diverge
             rows.append([label, f"failed: {error}", *["-"] * 6])
             continue
         rows.append([
@@ -114,6 +115,7 @@ def _dataset(options: Options) -> Dataset:
                     f"{path} has {file.steps} steps of each SCF, and {wanted} are needed: a label "
                     f"store by 'python -m pyscf_deqh.data label … --steps {wanted}', or 'make data'"
                 )
+    dataset.check_split("test")
     return dataset
 
 

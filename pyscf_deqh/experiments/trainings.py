@@ -12,6 +12,7 @@ import torch
 from lightning import Callback
 
 from ..checkpoint import load_model, resolve_model
+from ..errors import NumericalError
 from ..metrics import HamiltonianErrors
 from ..nn.deqh import SolverSettings
 from ..nn.qhnet import QHNetConfig
@@ -74,7 +75,7 @@ def _solver_step(
     """
     solver = {
         "gradient": gradient, "forward": forward, "forward_max_iterations": iterations,
-        "backward_max_iterations": 8, "start": "reference",
+        "backward": forward, "backward_max_iterations": 8, "start": "reference",
     }  # fmt: skip
     optimizer = {
         "learning_rate": 2e-3, "weight_decay": 1e-3, "rotation_weight": 30.0, "ema_decay": 0.995
@@ -104,7 +105,7 @@ VARIANTS = {
         "alignment", "random-depth", 3, losses={"rotation_weight": 0.0, "alignment_weight": 1.0}
     ),
     "solution": _solver_step("steps to the solution", "random-depth", 3, steps="solution"),
-    "next": _solver_step("steps to the next one", "random-depth", 3, steps="next"),
+    "next": _solver_step("steps to the next one", "implicit", 8, "anderson", steps="next"),
     "fock": _solver_step("steps to their Fock matrix", "implicit", 8, "anderson", steps="fock"),
     "commutator": _solver_step("commutator", "random-depth", 3, consistency="commutator"),
 }
@@ -171,6 +172,7 @@ class Training:
                 max_minutes=minutes,
                 batch_size=recipe.batch_size,
                 batches_per_epoch=size.steps_per_epoch,
+                validate_every=size.validate_every,
                 seed=self.seed,
             ),
         )
@@ -204,7 +206,7 @@ class Training:
         for name in ("alignment_weight", "jacobian_weight"):
             if not settings["optimizer"][name]:
                 del settings["optimizer"][name]
-        settings["data"]["databases"] = [path.name for path in self.dataset.databases]
+        settings["data"]["databases"] = self.dataset.rows
         return settings | {"max_test": options.size.max_test}
 
 
@@ -220,6 +222,7 @@ def run_training(
     cache = ResultCache(folder / "result.json", training.settings(options))
 
     def make() -> dict[str, Any]:
+        training.dataset.check_split("test")
         print(f"{training.name} ({VARIANTS[training.variant].label})", flush=True)
         config, model = training.config(options), folder / "model"
         if not (model / "config.json").is_file():
@@ -273,3 +276,17 @@ def train_variant(variant: str, dataset: Dataset, options: Options) -> dict[str,
         str(seed): run_training(Training(variant, dataset, seed), options) for seed in options.seeds
     }
     return over_seeds(list(runs.values())) | {"runs": runs}
+
+
+def try_variants(
+    variants: Sequence[str], dataset: Dataset, options: Options, failures: list[str]
+) -> dict[str, dict[str, Any]]:
+    """:func:`train_variant` of each; those that diverged are left out, and ``failures`` gets a
+    sentence for each."""
+    found = {}
+    for variant in variants:
+        try:
+            found[variant] = train_variant(variant, dataset, options)
+        except NumericalError as error:
+            failures.append(f"{VARIANTS[variant].label} on {dataset.name} failed: {error}")
+    return found

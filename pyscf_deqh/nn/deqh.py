@@ -27,6 +27,9 @@ SOLVERS = ("fixed_point_iter", "anderson", "broyden")
 STARTS = ("identity", "reference")
 # Rows of a state at once: no second matrix of thousands of orbitals for a sum of squares.
 _ROWS = 256
+# Regularization of Anderson's iteration, hartree squared: torchdeq's own, 1e-4, is larger than a
+# difference of two states near the solution.
+_ANDERSON = 1e-8
 GRADIENTS = ("implicit", "random-depth")
 
 
@@ -244,7 +247,9 @@ class DEQH(nn.Module):
             return self._applied(state, injected, 1 + int(torch.randint(limit, ())))
         if not self.training and limit == 1:
             return self._applied(state, injected, 1)  # without a solver's copies
-        solved, info = self._deq(lambda x: self.backbone.filter(x, injected), state)
+        solved, info = self._deq(
+            lambda x: self.backbone.filter(x, injected), state, solver_kwargs={"lam": _ANDERSON}
+        )
         return Solution(
             self.backbone.hamiltonian(solved[-1], injected),
             info["nstep"].to(torch.long),

@@ -192,6 +192,16 @@ class BlockCoupling(nn.Module):
             ]
         )
         self.register_buffer("path", path_of, persistent=False)
+        # Of each element, whether its blocks have a path's two shells.
+        has = torch.tensor(
+            [
+                [k < ls.count(l) for l, count in enumerate(template.counts) for k in range(count)]
+                for ls in (template.shells[number] for number in template.numbers)
+            ]
+        )
+        first, second = torch.tensor([p for _, members in sorted(paths.items()) for p in members]).T
+        self.register_buffer("has_first", has[:, first], persistent=False)
+        self.register_buffer("has_second", has[:, second], persistent=False)
 
     def _path_offsets(self) -> list[int]:
         return [sum(g.count for g in self.groups[:i]) for i in range(len(self.groups))]

@@ -42,6 +42,8 @@ _POTENTIAL_SCALE = 0.01  # hartree / e, typical change of the potential at an at
 _NEIGHBOURS = 16.0  # typical number of atoms within the cutoff, for the scale of message sums
 # By which components of a matrix may be off in single precision, in sizes of its largest.
 _ROUNDING = 1e-6
+# Of elements and pairs of them that are rare in the data, so many are taken to be like all others.
+_TYPICAL = 20
 # Pairs in a slice, whose features take some 4 MB a layer.
 _PAIRS_AT_ONCE = 1024
 
@@ -364,83 +366,121 @@ class SO2Net(Backbone):
     @torch.no_grad()
     def standardize(self, batches: Iterable[GraphBatch]) -> None:
         """Set input shifts and scales and initial output scales from labelled batches."""
-        sums = _Moments(self)
+        moments = {name: _Moments(self) for name in ("static", "state")}
         for graph in batches:
             density, matrices = self._static_matrices(graph)
-            sums.add("static", graph, matrices)
+            moments["static"].add(graph, matrices)
             target = graph.hamiltonian - graph.reference
-            matrices = self._state_matrices(graph, target, density)
-            sums.add("state", graph, matrices)
-        for name in ("static", "state"):
-            shift, atom_scale, pair_scale = sums.result(name)
-            getattr(self, f"{name}_shift").copy_(shift)
-            getattr(self, f"{name}_atom_scale").copy_(atom_scale)
-            getattr(self, f"{name}_pair_scale").copy_(pair_scale)
-        by_element, by_pair = sums.target_scales()
+            moments["state"].add(graph, self._state_matrices(graph, target, density))
+        for name, found in moments.items():
+            getattr(self, f"{name}_shift").copy_(found.shift())
+            getattr(self, f"{name}_atom_scale").copy_(found.atom_scale())
+            getattr(self, f"{name}_pair_scale").copy_(found.pair_scale())
+        by_element, by_pair = moments["state"].target_scales()
         self.output_shift.copy_(self.state_shift[..., 0])
         self.output_atom_scale.copy_(by_element)
         self.output_pair_scale.copy_(by_pair)
 
 
 class _Moments:
-    """Means of scalar components by element, and root mean squares by path."""
+    """Means of scalar components by element, and root mean squares by path, of M matrices.
+
+    A path counts where both elements have its shells: else heavy elements' shells, which most atoms
+    lack, would seem small. Sums, so that batches may be many.
+    """
 
     def __init__(self, net: SO2Net):
-        self.net = net
-        self.parts: dict[str, list[tuple[Tensor, Tensor, Tensor, Tensor]]] = {}
+        self.coupling = net.coupling
+        self._scalar = net.coupling.is_scalar.to(net.output_shift.device)[:, None]
+        self._n = len(net.template.numbers)
+        self._sums: list[Tensor] = []
 
-    def add(self, name: str, graph: GraphBatch, matrices: list[Tensor]) -> None:
-        couple = self.net.coupling.couple
-        atoms = couple(graph.onsite_blocks(*matrices))
-        pairs = couple(graph.blocks(*graph.edge_index, *matrices))
-        pair = graph.element[graph.edge_index]
-        self.parts.setdefault(name, []).append((graph.element, pair, atoms, pairs))
+    def add(self, graph: GraphBatch, matrices: list[Tensor]) -> None:
+        couple, n = self.coupling.couple, self._n
+        atoms = couple(graph.onsite_blocks(*matrices)).double()
+        if not self._sums:
+            shape = atoms.shape[1:]
+            shapes = ((n, *shape), (n, *shape), (n,), (n * n, *shape), (n * n,))
+            self._sums = [atoms.new_zeros(shape) for shape in shapes]
+        total, squares, count, pair_squares, pair_count = self._sums
+        total.index_add_(0, graph.element, atoms)
+        squares.index_add_(0, graph.element, atoms.square())
+        count += torch.bincount(graph.element, minlength=n)
+        for part in graph.pair_slices(_PAIRS_AT_ONCE):
+            pair = graph.edge_index[:, part]
+            blocks = couple(graph.blocks(*pair, *matrices)).double()
+            first, second = graph.element[pair]
+            pair_squares.index_add_(0, n * first + second, blocks.square())
+            pair_count += torch.bincount(n * first + second, minlength=n * n)
 
-    def _joined(self, name: str) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        element, pair, atoms, pairs = zip(*self.parts[name], strict=True)
-        return torch.cat(element), torch.cat(pair, dim=1), torch.cat(atoms), torch.cat(pairs)
+    def shift(self) -> Tensor:
+        """(elements, T T, M); zero for what is no scalar."""
+        total, _, count, *_ = self._sums
+        return total / count.clamp_min(1)[:, None, None] * self._scalar
 
-    def _by_path(self, mean_square: Tensor, whole: Tensor | None = None) -> Tensor:
-        """RMS over the components of each path; 1 where a path never occurs, or holds nothing but
-        rounding: of what is constant, or vanishes by symmetry.
+    def _centred(self) -> Tensor:
+        """Sums of squares (elements, T T, M) about the shifts."""
+        _, squares, count, *_ = self._sums
+        return (squares - count[:, None, None] * self.shift().square()).clamp_min(0)
 
-        Args:
-            mean_square: of each component.
-            whole: the same before its mean was taken off.
-        """
-        path = self.net.coupling.path
-        shape = (self.net.coupling.n_paths, *mean_square.shape[1:])
-        count = torch.bincount(path).view(-1, *[1] * (mean_square.dim() - 1))
-        rms = (mean_square.new_zeros(shape).index_add(0, path, mean_square) / count).sqrt()
-        largest = (mean_square if whole is None else whole).amax(0).sqrt()
-        return torch.where(rms > _ROUNDING * largest + 1e-8, rms, torch.ones_like(rms))
+    def _by_path(self, squares: Tensor) -> Tensor:
+        """Sums over the components of each path, (…, T T, M) -> (…, paths, M), by their number."""
+        path = self.coupling.path
+        shape = (*squares.shape[:-2], self.coupling.n_paths, squares.shape[-1])
+        found = squares.new_zeros(shape).index_add(-2, path, squares)
+        return found / torch.bincount(path)[:, None]
 
-    def result(self, name: str) -> tuple[Tensor, Tensor, Tensor]:
-        element, _, atoms, pairs = self._joined(name)
-        shift = torch.zeros_like(getattr(self.net, f"{name}_shift"))
-        for z in range(len(shift)):
-            if (element == z).any():
-                shift[z] = atoms[element == z].double().mean(0)
-        shift *= self.net.coupling.is_scalar.to(shift)[:, None]
-        centred = (atoms - shift[element]).square().mean(0)
-        atom_scale = self._by_path(centred, atoms.square().mean(0))
-        return shift, atom_scale, self._by_path(pairs.square().mean(0))
+    def _on_atoms(self) -> Tensor:
+        """How many atoms have each path, (elements, paths)."""
+        has = self.coupling.has_first & self.coupling.has_second
+        return self._sums[2][:, None] * has
+
+    def _on_pairs(self) -> Tensor:
+        """How many pairs have each path, (elements elements, paths)."""
+        has = self.coupling.has_first[:, None] & self.coupling.has_second[None]
+        return self._sums[4][:, None] * has.flatten(0, 1)
+
+    def atom_scale(self) -> Tensor:
+        """(paths, M)."""
+        count = self._on_atoms().sum(0).clamp_min(1)[:, None]
+        largest = self._by_path(self._sums[1]).sum(0) / self._sums[2].sum()
+        return _scale(self._by_path(self._centred()).sum(0) / count, largest)
+
+    def pair_scale(self) -> Tensor:
+        """(paths, M)."""
+        count = self._on_pairs().sum(0).clamp_min(1)[:, None]
+        squares = self._by_path(self._sums[3]).sum(0)
+        return _scale(squares / count, squares / self._sums[4].sum())
 
     def target_scales(self) -> tuple[Tensor, Tensor]:
-        element, pair, atoms, pairs = self._joined("state")
-        atoms = atoms[..., 0] - self.net.state_shift[element][..., 0]
-        pairs = pairs[..., 0]
-        n, paths = len(self.net.state_shift), self.net.coupling.n_paths
-        by_element, by_pair = atoms.new_zeros(n, paths), atoms.new_zeros(n, n, paths)
-        for z in range(n):
-            if (element == z).any():
-                by_element[z] = self._scale(atoms[element == z])
-            for w in range(n):
-                chosen = (pair[0] == z) & (pair[1] == w)
-                if chosen.any():
-                    by_pair[z, w] = self._scale(pairs[chosen])
-        return by_element, by_pair
+        """Of the first matrix by element, (elements, paths), and by pair, (elements, elements,
+        paths)."""
+        by_element = self._by_path(self._centred())[..., 0]
+        by_pair = self._by_path(self._sums[3])[..., 0]
+        pairs = _likely(by_pair, self._on_pairs())
+        return _likely(by_element, self._on_atoms()), pairs.unflatten(0, (self._n, self._n))
 
-    def _scale(self, components: Tensor) -> Tensor:
-        scale = self._by_path(components.square().mean(0))
-        return torch.where(scale == 1.0, torch.zeros_like(scale), scale)
+
+def _scale(mean_square: Tensor, whole: Tensor) -> Tensor:
+    """Root mean squares (paths, M); 1 where a path never occurs, or holds nothing but rounding: of
+    what is constant, or vanishes by symmetry.
+
+    Args:
+        mean_square: of each path.
+        whole: over all atoms or pairs, before a mean was taken off.
+    """
+    rms, largest = mean_square.sqrt(), whole.amax(0).sqrt()
+    return torch.where(rms > _ROUNDING * largest + 1e-8, rms, torch.ones_like(rms))
+
+
+def _likely(squares: Tensor, count: Tensor) -> Tensor:
+    """Root mean squares (kinds, paths) of kinds that may be rare: those of all kinds, as if that
+    many more had been seen, where few were or none, because what has no scale is never learnt.
+
+    Args:
+        squares: sums.
+        count: how many they are of.
+    """
+    mean = squares.sum(0) / count.sum(0).clamp_min(1)
+    mean = torch.where(count.sum(0) > 0, mean, mean[count.sum(0) > 0].mean())
+    return ((squares + _TYPICAL * mean) / (count + _TYPICAL)).sqrt()

@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler, Subset
 
 from ..data.dataset import GraphStore, HamiltonianDataset
-from ..errors import ConfigError
+from ..errors import ConfigError, NumericalError, own_errors
 from ..graph.basis import check_room, template_of
 from ..graph.batch import GraphBatch, collate
 from ..graph.layout import OrbitalTemplate
@@ -228,6 +228,7 @@ class HamiltonianModule(L.LightningModule):
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         self._seconds_before = checkpoint.get("seconds", 0.0)
+        self._started = time.monotonic()  # what came before was preparation
 
     def prepare_data(self) -> None:
         """After the first process of all, that of each node makes graphs that a folder of the
@@ -258,7 +259,9 @@ class HamiltonianModule(L.LightningModule):
 
     def learning_rate_factor(self) -> float:
         options = self.config.optimizer
-        warmup = min(1.0, (self.global_step + 1) / max(options.warmup_steps, 1))
+        done = (self.global_step + 1) / max(options.warmup_steps, 1)
+        # In a run that time limits to few steps by a part of it.
+        warmup = min(1.0, max(done, self.progress() / _WARMUP))
         cosine = 0.5 * (1 + math.cos(math.pi * self.progress()))
         return warmup * (options.final_fraction + (1 - options.final_fraction) * cosine)
 
@@ -350,13 +353,14 @@ class HamiltonianModule(L.LightningModule):
         return means, n_molecules * self.trainer.world_size / sums[-1]
 
     def training_step(self, batch: GraphBatch, batch_idx: int) -> Tensor:
-        parts = self._captured(batch) if self._captured else self._loss(batch)
+        with own_errors():  # eigenvectors of NaN, say
+            parts = self._captured(batch) if self._captured else self._loss(batch)
         loss = parts["loss"]
         if self.trainer.world_size > 1:
             parts, factor = self._over_processes(parts, batch.n_molecules)
             loss = loss * factor.to(loss)
         if not torch.isfinite(parts["loss"]):
-            raise ConfigError(
+            raise NumericalError(
                 f"the training diverged at step {self.global_step}: the loss is NaN or infinite; "
                 "start again with a smaller optimizer.learning_rate or more optimizer.warmup_steps"
             )
@@ -395,4 +399,5 @@ class HamiltonianModule(L.LightningModule):
             )
 
 
+_WARMUP = 0.05  # largest part of a run
 _SHOWN = ("loss", "mae", "orbital_rotation")

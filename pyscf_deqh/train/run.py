@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import signal
 import warnings
 from collections.abc import Callable, Sequence
@@ -34,8 +35,8 @@ from .checkpoints import UNREADABLE, WholeCheckpoints
 from .config import RunConfig, TrainConfig
 from .module import HamiltonianData, HamiltonianModule, build_model
 
-# Batches that the scales of inputs and outputs are measured on.
-_STANDARDIZATION_BATCHES = 25
+# Molecules that the scales of inputs and outputs are measured on: of the rare elements too.
+_STANDARDIZATION_MOLECULES = 1000
 
 
 class _Start(L.Callback):
@@ -59,7 +60,8 @@ class _Start(L.Callback):
             torch.set_num_threads(run.threads)
         if self._standardize:
             if trainer.is_global_zero:
-                pl_module.model.backbone.standardize(data.first_batches(_STANDARDIZATION_BATCHES))
+                batches = math.ceil(_STANDARDIZATION_MOLECULES / run.batch_size)
+                pl_module.model.backbone.standardize(data.first_batches(batches))
             pl_module.load_state_dict(strategy.broadcast(pl_module.state_dict()))
         if run.precision == "64-true":  # Lightning converts the module later, but no copies of it
             pl_module.double()
@@ -310,6 +312,7 @@ def train(
             more processes than molecules in a batch or than were started, or ``init`` is another
             network.
         CheckpointError: the last checkpoint or ``init`` is damaged or missing.
+        NumericalError: the training diverged.
         OutputError: the run's folder takes no more data; its last checkpoint is whole.
     """
     run = config.run
