@@ -171,7 +171,7 @@ def test_scales_are_those_of_atoms_that_have_the_shells():
     for name in ("static_atom_scale", "static_pair_scale", "state_pair_scale"):
         ours, theirs = getattr(together, name)[heavy], getattr(alone, name)[heavy]
         measured = (ours != 1) & (theirs != 1)  # above what counts as rounding
-        assert measured.float().mean() > 0.3
+        assert measured.sum() > 5
         torch.testing.assert_close(ours[measured], theirs[measured])
     for name, value in together.named_buffers():
         torch.testing.assert_close(dict(in_turn.named_buffers())[name], value)
