@@ -23,6 +23,9 @@ _EXTRAS = {
     "pyarrow": "screen",
 }
 
+# In RuntimeErrors without a class of their own: PyTorch's on a CPU, gpu4pyscf's large arrays.
+_NO_MEMORY = ("DefaultCPUAllocator", "cudaErrorMemoryAllocation")
+
 
 def missing_extra(error: ModuleNotFoundError) -> str:
     """What to tell a user who lacks an optional package; any other missing module is raised."""
@@ -110,6 +113,6 @@ def own_errors() -> Iterator[None]:
         kind = type(error).__name__
         if kind == "_LinAlgError":
             raise NumericalError(str(error)) from error
-        if kind == "OutOfMemoryError" or "DefaultCPUAllocator" in str(error):
+        if kind == "OutOfMemoryError" or any(word in str(error) for word in _NO_MEMORY):
             raise NotEnoughMemoryError(str(error)) from error
         raise

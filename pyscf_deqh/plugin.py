@@ -260,6 +260,22 @@ def _know_deqh(scf_class: Any) -> None:
             cls.get_init_guess = get_init_guess
 
 
+def _know_generalized(module: Any) -> None:
+    """gpu4pyscf's GHF makes two spins of whatever guess RHF makes, which ours is not."""
+    original = module.GHF.get_init_guess
+    if original.__module__ == __name__:
+        return
+
+    @functools.wraps(original, assigned=("__doc__", "__name__", "__qualname__"))
+    def get_init_guess(self: Any, mol: Any = None, key: Any = "minao", **kwargs: Any) -> Any:
+        if not (isinstance(key, str) and key.lower() == KEY):
+            return original(self, mol, key, **kwargs)
+        minao = functools.partial(original, self, mol, "minao")
+        return _density(self, self.mol if mol is None else mol, kwargs.get("s1e"), minao)
+
+    module.GHF.get_init_guess = get_init_guess
+
+
 # Of an occupied orbital, what was occupied at the last point as well, if the state is the same.
 _SAME_STATE = 0.7
 
@@ -406,3 +422,4 @@ def register() -> None:
     _know_points()
     if not any(isinstance(finder, AfterImport) for finder in sys.meta_path):
         AfterImport("gpu4pyscf.scf.hf", lambda module: _know_deqh(module.SCF)).install()
+        AfterImport("gpu4pyscf.scf.ghf", _know_generalized).install()

@@ -240,5 +240,6 @@ def full_builds(mf: hf.SCF) -> int:
     of a restart."""
     restarts = sum(cycle.restarted for cycle in mf.deqh_cycles)
     # Before its limit an SCF ends by its criterion alone, which the check may then refuse.
-    checked = mf.conv_check and (mf.converged or mf.cycles < mf.max_cycle)
+    ended = mf.converged or mf.cycles < mf.max_cycle
+    checked = ended and isinstance(mf, hf.SCF) and mf.conv_check  # gpu4pyscf makes none
     return 1 + int(mf.cycles) + bool(checked) + restarts

@@ -318,7 +318,9 @@ class SCF(lib.StreamObject):
         dm = self.own.make_rdm1(mo_coeff.values, mo_occ.values)
         return ndarray(np.asarray(dm), mo_coeff=mo_coeff, mo_occ=mo_occ)
 
-    def get_fock(self, h1e, s1e, vhf, dm, cycle=-1, diis=None):
+    def get_fock(self, h1e=None, s1e=None, vhf=None, dm=None, cycle=-1, diis=None):
+        if vhf is None:
+            h1e, s1e, vhf = self.get_hcore(), self.get_ovlp(), self.get_veff(self.mol, dm)
         f = h1e + vhf
         if diis is not None and cycle >= self.diis_start_cycle:
             f = diis.update(s1e, asarray(dm), f)
@@ -328,6 +330,7 @@ class SCF(lib.StreamObject):
         """As ``gpu4pyscf.scf.hf._kernel``; counts its Fock matrices in ``builds``."""
         mol, tolerance = self.mol, self.conv_tol_grad or self.conv_tol**0.5
         dm = self.get_init_guess(mol, self.init_guess) if dm0 is None else dm0
+        dm = asarray(dm) if isinstance(dm, np.ndarray) else dm
         assert type(dm) is ndarray
         dm = tag_array(dm)
         vhf, h1e, s1e = self.get_veff(mol, dm), self.get_hcore(), self.get_ovlp()
@@ -383,6 +386,10 @@ class UHF(SCF):
 class ROHF(RHF):
     nelec = UHF.nelec
 
+    def init_guess_by_minao(self, mol=None):
+        """PySCF's own, and its arrays."""
+        return self.own.init_guess_by_minao(mol)
+
     def eig(self, h, s, overwrite=False, x=None):
         e, c = super().eig(h, s, overwrite, x)
         alpha = np.einsum("pi,pi->i", c.values, h.focka.values @ c.values)
@@ -394,7 +401,9 @@ class ROHF(RHF):
                                  mo_eb=mo_energy.mo_eb.values)  # fmt: skip
         return wrap(np.asarray(self.own.get_occ(energies)))
 
-    def get_fock(self, h1e, s1e, vhf, dm, cycle=-1, diis=None):
+    def get_fock(self, h1e=None, s1e=None, vhf=None, dm=None, cycle=-1, diis=None):
+        if vhf is None:
+            h1e, s1e, vhf = self.get_hcore(), self.get_ovlp(), self.get_veff(self.mol, dm)
         focka, fockb = h1e + vhf[0], h1e + vhf[1]
         f = roothaan((focka, fockb), dm, s1e)
         if diis is not None and cycle >= self.diis_start_cycle:
@@ -406,7 +415,13 @@ class ROHF(RHF):
 
 
 class GHF(SCF):
-    pass
+    def get_init_guess(self, mol=None, key="minao", **kwargs):
+        """What RHF makes, half of it for each spin."""
+        dm = RHF.get_init_guess(self, mol, key, **kwargs)
+        return wrap(np.kron(np.eye(2) / 2, dm.values))
+
+    def init_guess_by_minao(self, mol=None):
+        return ndarray(scf.hf.init_guess_by_minao(self.mol if mol is None else mol))
 
 
 def roothaan(focks, densities, overlap):

@@ -4,6 +4,7 @@ import functools
 import importlib.util
 import json
 import sys
+from dataclasses import replace
 from types import SimpleNamespace
 
 import gpu_stand_in
@@ -56,10 +57,12 @@ def gpu(monkeypatch):
     from pyscf_deqh.engine.gpu import GPU4PySCF
 
     monkeypatch.setattr(GPU4PySCF, "device", "cpu")
-    original = module.SCF.get_init_guess
+    generalized = sys.modules["gpu4pyscf.scf.ghf"]
+    original, of_spinors = module.SCF.get_init_guess, generalized.GHF.get_init_guess
     plugin._know_deqh(module.SCF)
+    plugin._know_generalized(generalized)
     yield gpu_stand_in
-    module.SCF.get_init_guess = original
+    module.SCF.get_init_guess, generalized.GHF.get_init_guess = original, of_spinors
     gpu_stand_in.remove()
     gpu_engine.cache_clear()
     diis._corrected_class.cache_clear()
@@ -106,8 +109,30 @@ def test_scfs_take_fewer_fock_matrices_to_the_same_result(gpu, method):
     assert abs(reference.kernel() - energy) < 1e-8
 
 
+def test_generalized_spins_have_a_guess(gpu):
+    mf = gpu.GHF(make_mol(WATER)).apply(deqh_guess)
+    mf._deqh = replace(mf._deqh, frugal=False)
+    assert abs(mf.kernel() - scf.RHF(make_mol(WATER)).kernel()) < 1e-8
+    assert mf.deqh_report.fallback is None
+    assert mf.converged
+
+
+@pytest.mark.parametrize("name", ["RKS", "ROKS"])
+def test_the_way_back_is_to_minaos_matrix(gpu, name):
+    mf = getattr(gpu, name)(make_mol(WATER), xc="pbe").apply(deqh_guess)
+    mf.kernel()
+    corrected = mf.DIIS(mf)
+    corrected._cycles = [diis.CorrectedCycle(0.1)]
+    minao = gpu.ndarray(np.asarray(scf.RHF(mf.mol).get_init_guess(key="minao")))
+    expected = mf.get_fock(None, None, None, np.stack([minao, minao]) / 2 if name == "ROKS"
+                           else minao)  # fmt: skip
+    found = corrected._begin_anew(mf.get_fock(None, None, None, mf.make_rdm1()), mf)
+    np.testing.assert_allclose(gpu_engine().host(found), gpu_engine().host(expected), atol=1e-8)
+    assert corrected._cycles[-1].restarted
+
+
 def test_projected_densities_are_tagged_with_their_orbitals(gpu):
-    for name in ("RKS", "UKS", "ROKS"):
+    for name in ("RKS", "UKS"):
         mol = make_mol(WATER, basis="def2-tzvp")
         mf = getattr(gpu, name)(mol, xc="pbe").apply(deqh_guess, max_cycles=0, accelerate=False)
         dm = mf.get_init_guess(mol, "deqh")

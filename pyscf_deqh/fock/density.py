@@ -65,7 +65,8 @@ def _projected(solution: Solution, problem: Problem) -> np.ndarray:
         density = _diagonal(*densities)
     else:
         density = np.stack(densities) if name in ("uhf", "rohf") else sum(densities)
-    if not problem.engine.factorizes:
+    # gpu4pyscf's restricted open shells read no orbitals of both spins.
+    if not problem.engine.factorizes or name == "rohf":
         return density
     return problem.engine.tagged(density, **_tags(name, spins))
 
@@ -79,9 +80,8 @@ def _tags(name: str | None, spins: list[Any]) -> dict[str, Any]:
     if name == "rhf":
         return {"mo_coeff": coefficients, "mo_occ": np.concatenate(ones)}
     up = np.concatenate([ones[0], np.zeros_like(ones[1])])
-    if name == "uhf":
-        coefficients = np.stack([coefficients, coefficients])
-    return {"mo_coeff": coefficients, "mo_occ": np.stack([up, 1 - up])}
+    both = np.stack([coefficients, coefficients])
+    return {"mo_coeff": both, "mo_occ": np.stack([up, 1 - up])}
 
 
 def _class_of(problem: Problem) -> str | None:

@@ -287,7 +287,8 @@ class _Corrected:
         self._begin_plain()
         first = self._first
         if first is None:
-            first = parts_of(mf.get_fock(dm=mf.get_init_guess(mf.mol, key="minao")))
+            density = self._engine.array(mf.get_init_guess(mf.mol, key="minao"))
+            first = parts_of(mf.get_fock(None, None, None, density))
             self._cycles[-1] = replace(self._cycles[-1], restarted=True)
         for own, part in zip(parts_of(f), first, strict=True):
             own[...] = part

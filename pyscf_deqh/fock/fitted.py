@@ -9,6 +9,7 @@ Fock matrices differ from PySCF's by some micro-hartree on average.
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable, Iterator
 from functools import cached_property
 from itertools import starmap
@@ -306,11 +307,14 @@ class FittedFock:
         """Orbitals and their gradients on the grid."""
         _ = self._keeps_integrals  # their room comes first
 
-        def make(first: int) -> Iterator[GridBlock]:
-            arguments = self.mol, self.grids, self.device, self.dtype, first
-            return starmap(GridBlock, self.engine.orbital_values(*arguments))
+        # No circle: what is kept goes when nobody holds this object any more.
+        fitted = weakref.proxy(self)
 
-        return OrbitalValues(make, self._reserve)
+        def make(first: int) -> Iterator[GridBlock]:
+            arguments = fitted.mol, fitted.grids, fitted.device, fitted.dtype, first
+            return starmap(GridBlock, fitted.engine.orbital_values(*arguments))
+
+        return OrbitalValues(make, lambda n_bytes: fitted._reserve(n_bytes))
 
     @property
     def nbytes(self) -> int:

@@ -90,9 +90,10 @@ class Point:
         if not mf.converged or mf.mo_coeff is None or kind not in _KINDS:
             return None
         defect = mf._deqh_defect
-        if defect is not None and defect.shape[-1] != mf.mol.nao:
-            defect = None
         spins = _occupied(mf, kind)
+        if defect is not None:
+            moved = isinstance(defect, np.ndarray) != isinstance(spins[0], np.ndarray)  # to a GPU
+            defect = None if moved or defect.shape[-1] != mf.mol.nao else defect
         return cls(mf.mol.atom_coords(), _system(mf, mf.mol), kind, spins, defect)
 
     def with_orbitals_of(self, mf: hf.SCF) -> Point | None:
