@@ -163,7 +163,6 @@ def make_guess(mf: hf.SCF, mol: Mole, options: Options, overlap: np.ndarray | No
             fitted = fitted or point.fitted.like(mol, point.fitted.device, problem.precision)
             fitted.put_into(problem.cavity)
             solution, fitted, states = lowest_state(problem, solution, fitted)
-            fitted.forget()  # among them are other states
         elif _may_be_another_state(start, settings, solution) and fitted:
             if solution.minimized:
                 notes = (*notes, "DIIS was lost in the density-fitted cycles: direct minimization")

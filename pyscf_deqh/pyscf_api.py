@@ -130,6 +130,12 @@ def cds_energy(mf: hf.SCF) -> float:
     return float(np.ravel(solvent.copy().reset().get_cds())[0])  # which would be remembered
 
 
+def dispersion_energy(mf: hf.SCF) -> float:
+    """What a dispersion correction (D3, D4) adds to the energy, hartree."""
+    corrected = getattr(mf, "do_disp", None)
+    return float(mf.get_dispersion()) if corrected is not None and corrected() else 0.0
+
+
 def frozen_potential(mf: hf.SCF) -> Any:
     """That of a solvent which does not respond, (nao, nao), hartree; None without one."""
     solvent = attribute(mf, "with_solvent")

@@ -10,7 +10,7 @@ import pytest
 import torch
 from conftest import FORMAMIDE, WATER, make_mol
 from packaging import version
-from pyscf import dft, lib, scf
+from pyscf import dft, gto, lib, scf
 
 from pyscf_deqh import ConfigError, corrected_diis, deqh_guess
 from pyscf_deqh.engine import HOST
@@ -520,3 +520,47 @@ def test_functionals_of_turned_spins_keep_pyscfs_diis():
     mf.collinear = "ncol"
     mf.apply(deqh_guess)
     assert mf.DIIS is not diis.CorrectedDIIS
+
+
+@pytest.mark.parametrize("method", [scf.UHF, scf.ROHF])
+def test_a_symmetry_that_is_asked_for_is_kept(method):
+    """The density of an oxygen atom's open shell is not spherical: s and d orbitals would mix,
+    which PySCF forbids in SO3."""
+    mol = gto.M(atom="O 0 0 0", spin=2, basis="cc-pvtz", symmetry=True, verbose=0)
+    plain = method(mol).run()
+    mf = method(mol).apply(corrected_diis).run()
+    assert mf.e_tot == pytest.approx(plain.e_tot, abs=1e-8)
+    assert mf.cycles < plain.cycles
+    assert mf.deqh_cycles[-1].gradient < 1e-4
+    assert all(cycle.accepted for cycle in mf.deqh_cycles[:2])
+
+
+def test_a_fock_matrix_of_the_users_own_is_left_alone():
+    """PySCF shifts its levels by how much the energy has changed."""
+    mf = scf.addons.dynamic_level_shift_(scf.RHF(make_mol(WATER)), factor=0.5)
+    mf.apply(deqh_guess, start="atoms").run()
+    assert mf.converged
+    assert any("get_fock" in note for note in mf.deqh_report.notes)
+
+
+def test_a_diis_that_the_user_puts_in_begins_as_ever():
+    mf = scf.RHF(make_mol(WATER)).apply(deqh_guess, start="atoms")
+    mf.DIIS = scf.ADIIS
+    mf.kernel()
+    assert mf.converged
+    assert mf.diis_start_cycle == scf.hf.SCF.diis_start_cycle
+
+
+def test_newton_has_a_guess_to_its_end():
+    """Without corrected cycles after it."""
+    mf = scf.RHF(make_mol(WATER)).newton().apply(deqh_guess, start="atoms").run()
+    assert mf.deqh_report.fitted_gradients[-1] < 1e-3
+    assert any("newton() uses no DIIS" in note for note in mf.deqh_report.notes)
+
+
+def test_the_last_cycle_may_hold_by_pyscfs_own_criterion():
+    mf = scf.RHF(make_mol(WATER)).set(max_cycle=7)
+    envs = {"mf": mf, "e_tot": -1.0, "last_hf_e": -1.0, "conv_tol": 1e-9, "norm_gorb": 5e-6,
+            "conv_tol_grad": 1e-5, "cycle": 3}  # fmt: skip
+    assert not Strictly()(envs)
+    assert Strictly()(envs | {"cycle": 6})

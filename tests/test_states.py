@@ -160,6 +160,13 @@ def test_not_without_an_aufbau_filling():
     assert mf.converged
 
 
+def test_without_virtual_orbitals_there_is_one_state():
+    mf = scf.UHF(make_mol([("He", (0, 0, 0))], basis="sto-3g"))
+    mf.apply(deqh_guess, start="atoms", lowest=True).run()
+    assert mf.converged
+    assert len(mf.deqh_report.states) == 1
+
+
 @pytest.mark.parametrize("case", ["hydrogen", "smeared", "water"])
 def test_a_charge_beside_a_nucleus_does_not_lead_to_a_higher_state(case):
     """No network knows of it; minao leads to the lower of two solutions."""

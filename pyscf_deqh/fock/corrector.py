@@ -63,10 +63,13 @@ class Corrector:
         self._overlap = overlap
         kind = Shells.kind_of(mf, mf.mol)
         self._shells = _OwnShells(problem.shells.electrons, kind, problem.engine, mf, basis)
+        symmetry = getattr(basis, "orbsym", None)
         if getattr(basis, "ndim", 0) != 2:
-            basis = orthonormal_basis(self._overlap)
+            basis, symmetry = orthonormal_basis(self._overlap), None
         self._basis, self._root = basis, self._overlap @ basis
-        self.gradient = OrbitalGradient(basis, self._root)
+        # Elements of matrices that symmetry does not forbid.
+        self._allowed = None if symmetry is None else np.equal.outer(symmetry, symmetry)
+        self.gradient = OrbitalGradient(basis, self._root, self._allowed)
         if fitted is None:
             fitted = FittedFock(
                 mf.mol, dtype=problem.precision, memory=problem.memory, engine=problem.engine,
@@ -111,12 +114,25 @@ class Corrector:
         """Let go of the last fitted matrices, which have led nowhere."""
         self._model.forget()
 
+    def _symmetric(self, matrices: np.ndarray) -> np.ndarray:
+        """Fock matrices (nao, nao) or (2, nao, nao) without what PySCF leaves out of them: elements
+        between orbitals of different irreducible representations, by which a grid, an open shell
+        or a field may break the symmetry that the user has asked for."""
+        if self._allowed is None:
+            return matrices
+        elements = np.where(self._allowed, self._basis.T @ matrices @ self._basis, 0.0)
+        projected: np.ndarray = self._root @ elements @ self._root.T
+        return projected
+
+    def _build(self, orbitals: Orbitals) -> np.ndarray:
+        return self._symmetric(self._model(orbitals))
+
     def know(self, d: Any, f: Any) -> Orbitals:
         """Take in a density and its full Fock matrix; the density's orbitals."""
         kind, array = self._shells.kind, self._engine.array
         orbitals = _orbitals_of(kind, array(d), f, self._basis, self._root)
         full = np.stack([f.focka, f.fockb]) if kind == Kind.RESTRICTED_OPEN else array(f)
-        self._model.know(orbitals, full)
+        self._model.know(orbitals, self._symmetric(full))
         return orbitals
 
     def solve(self, d: Any, f: Any, tolerance: float, descent: int, enough: float) -> Refined:
@@ -125,8 +141,13 @@ class Corrector:
         self._model.be_accurate(tolerance)
         earlier = self._model.remembered(orbitals)
         density = self._engine.array(d)
+        if self._allowed is not None:
+            tags = dict(
+                zip(("focka", "fockb"), map(self._symmetric, parts_of(f)[1:]), strict=False)
+            )
+            f = self._engine.tagged(self._symmetric(np.asarray(f)), **tags)
         return refine(
-            self._model, self._overlap, self._shells, f, self.max_fitted, tolerance, density,
+            self._build, self._overlap, self._shells, f, self.max_fitted, tolerance, density,
             earlier, descent, enough,
         )  # fmt: skip
 

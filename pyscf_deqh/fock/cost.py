@@ -96,8 +96,9 @@ def seconds_of_matrix(mf: hf.SCF, machine: Rates | None = None) -> float:
     kind = "HF" if numint is None else functional_kind(numint, mf.xc)
     seconds = machine.matrix
     if kind != "HF":
-        points = _POINTS * mf.mol.natm * (mf.grids.level + 1)
-        if mf.grids.weights is not None:
+        if mf.grids.weights is None:
+            points = _POINTS * mf.mol.natm * (getattr(mf.grids, "level", 3) + 1)
+        else:
             points = len(mf.grids.weights)
         seconds += machine.grid * _KINDS.get(kind, 1.0) * points * n
     if attribute(mf, "with_df"):

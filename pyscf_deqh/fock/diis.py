@@ -126,6 +126,9 @@ def accelerate(mf: hf.SCF) -> str | None:
         before = mf.diis_start_cycle
         corrected_diis(mf)
         mf._deqh_diis = before
+    elif reason is not None and not is_corrected(mf) and mf._deqh_diis is not None:
+        # The user has put a DIIS of his own in the place of ours.
+        mf.diis_start_cycle, mf._deqh_diis = mf._deqh_diis, None
     return reason
 
 
@@ -153,6 +156,10 @@ def _unsuitable(mf: hf.SCF) -> str | None:
     """Why corrected cycles do not serve an SCF object."""
     if not fills_by_aufbau(mf):
         return "the orbitals are not filled by energy"
+    if attribute(mf, "_scf") is not None:
+        return "newton() uses no DIIS"
+    if "get_fock" in vars(mf):
+        return "mf.get_fock is another one than PySCF's"
     if getattr(numint_of(mf), "collinear", "col") != "col":
         return "the functional is not collinear"
     return None
@@ -311,7 +318,7 @@ class _Corrected:
         if before is not None and before.accepted:
             leaves = gradient / before.gradient
             self._leaves = min(max(leaves, _LEAVES_AT_LEAST), 1.0)
-            if leaves > _FAILED and gradient > goal:
+            if leaves > _FAILED and gradient > max(goal, method.rounding):
                 method.forget()
                 if len(before.fitted_gradients) <= method.max_fitted or self._moves >= _MAX_MOVES:
                     self._fail(gradient)
@@ -334,7 +341,7 @@ class _Corrected:
         if not accepted:
             method.forget()
         self._waits = int(far and not accepted)
-        if not far and not accepted:
+        if not far and not accepted and gradients[-1] >= tolerance:
             self._fail(gradient)
         seconds = time.perf_counter() - started
         self._cycles[-1] = CorrectedCycle(gradient, tuple(gradients), seconds, accepted)

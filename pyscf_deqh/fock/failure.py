@@ -30,9 +30,10 @@ class Strictly:
             return False
         self.cycles -= 1
         strictly = envs["norm_gorb"] < _BEFORE_THE_CHECK * envs["conv_tol_grad"]
-        if strictly or not self.cycles:
+        last = envs["cycle"] + 1 >= envs["mf"].max_cycle
+        if strictly or last or not self.cycles:
             envs["mf"].check_convergence = None
-        return strictly or not self.cycles
+        return strictly or last or not self.cycles
 
 
 @dataclass

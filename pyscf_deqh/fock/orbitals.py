@@ -43,16 +43,20 @@ class OrbitalGradient:
 
     Attributes:
         basis, root: orthonormal X and S X, (nao, n).
+        allowed: (n, n), between which of these orbitals there may be a gradient; None for all.
     """
 
     basis: np.ndarray
     root: np.ndarray
+    allowed: np.ndarray | None = None
 
     def __call__(self, density: Any, fock: Any) -> float:
         """That of a density matrix and its Fock matrix, of both spins or each of either."""
         norms = []
         for d, f in zip(by_spin(density), by_spin(fock), strict=True):
             product = self.basis.T @ f @ d @ self.root
+            if self.allowed is not None:
+                product = np.where(self.allowed, product, 0.0)
             norms.append(float(np.linalg.norm(product - product.T)))
         return float(np.linalg.norm(norms) / np.sqrt(2))
 
@@ -105,7 +109,8 @@ def nearest_combination(
     gram = gram + np.tril(gram, -1).T
     weights = np.linalg.lstsq(gram[:-1, :-1], gram[:-1, -1], rcond=_DEPENDENT)[0]
     both = np.append(weights, -1.0)
-    return weights, float(np.sqrt(max(both @ gram @ both, 0.0)))
+    rounding = np.finfo(float).eps * (abs(both) @ abs(gram) @ abs(both))
+    return weights, float(np.sqrt(max(both @ gram @ both, rounding)))
 
 
 def orthonormal_basis(overlap: np.ndarray) -> np.ndarray:

@@ -19,7 +19,7 @@ from pyscf import lib
 from ..engine import HOST
 from ..errors import DEQHError, own_errors
 from ..process import one_blas_thread
-from ..pyscf_api import attribute, cds_energy
+from ..pyscf_api import attribute, cds_energy, dispersion_energy
 from .cycles import Solution
 from .density import density_of
 from .descent import MAX_DESCENT, Point, occupied_first, rotated
@@ -73,7 +73,7 @@ def starting_densities(problem: Problem) -> dict[str, np.ndarray]:
     """PySCF's own start, and for singlets of UHF with either way to break their symmetry."""
     mf, mol = problem.mf, problem.mol
     up, down = problem.shells.electrons
-    if problem.shells.kind != Kind.UNRESTRICTED or up != down:
+    if problem.shells.kind != Kind.UNRESTRICTED or up != down or up >= mol.nao:
         return {"minao": np.asarray(mf.get_init_guess(mol, key="minao"))}
     found = {}
     for name, broken in {"minao": 0, "minao, broken": 1, "minao, mixed": "mix"}.items():
@@ -294,7 +294,7 @@ def lowest_state(
             best = int(np.argmin([problem.mf.energy_tot(density) for density in densities]))
         note += f"; {len(candidates)} told apart by full Fock matrices"
     lowest = replace(candidates[best], notes=(*solution.notes, note))
-    rest = problem.mf.energy_nuc() + cds_energy(problem.mf)
+    rest = problem.mf.energy_nuc() + cds_energy(problem.mf) + dispersion_energy(problem.mf)
     return lowest, fitted, tuple(float(state.energy + rest) for state in states)
 
 
@@ -348,6 +348,7 @@ def _searched(
         solution = replace(solution, notes=(*solution.notes, note))
         fitted.free()
         fitted = before.like(problem.mol, before.device, before.dtype)
+    fitted.forget()  # among them are other states, and points between
     builds = solution.fitted_builds + search.builds
     return replace(solution, fitted_builds=builds), fitted, found
 

@@ -57,7 +57,7 @@ def check_molecule(mol: Mole) -> None:
 
     Raises:
         UnsupportedMoleculeError: no atoms, no electrons, a periodic cell, NaN or coincident
-            coordinates.
+            coordinates, another operator than Coulomb's.
     """
     if is_periodic(mol):
         raise UnsupportedMoleculeError("periodic cells are not supported")
@@ -65,6 +65,8 @@ def check_molecule(mol: Mole) -> None:
         raise UnsupportedMoleculeError("the molecule has no atoms")
     if mol.nelectron <= 0:
         raise UnsupportedMoleculeError("the molecule has no electrons")
+    if mol.omega:
+        raise UnsupportedMoleculeError("mol.omega is set: the guess has Coulomb's operator alone")
     positions = mol.atom_coords()
     if not np.isfinite(positions).all():
         raise UnsupportedMoleculeError("the coordinates contain NaN or infinity")
