@@ -212,11 +212,32 @@ def make_integrals(mf: hf.SCF) -> None:
     fitted = attribute(mf, "with_df")
     if isinstance(fitted, df.DF):
         # Without exact exchange PySCF fits the Coulomb matrix without a tensor.
-        if fitted._cderi is None and has_exchange(mf) and not mf.only_dfj:
+        if not has_exchange(mf) or mf.only_dfj:
+            return
+        whole, ranges = _operators(mf)
+        if whole and fitted._cderi is None:
             fitted.build()
+        for omega in ranges:
+            with fitted.range_coulomb(omega) as part:
+                if part._cderi is None:
+                    part.build()
         return
     if mf._eri is None and holds_integrals(mf):
         mf._eri = mf.mol.intor("int2e", aosym="s8")
+
+
+def _operators(mf: hf.SCF) -> tuple[bool, tuple[float, ...]]:
+    """Of which operators an SCF makes exchange matrices: whether Coulomb's is one, and the range
+    separations, negative for the short range (``pyscf.dft.rks.get_veff``)."""
+    numint = numint_of(mf)
+    if numint is None:
+        return True, ()
+    omega, long_range, short_range = numint.rsh_and_hybrid_coeff(mf.xc, spin=mf.mol.spin)
+    if omega == 0:
+        return True, ()
+    if long_range == 0:
+        return False, (-omega,)
+    return short_range != 0, (omega,)
 
 
 def holds_integrals(mf: hf.SCF) -> bool:
@@ -237,7 +258,9 @@ def bytes_of_integrals(mf: hf.SCF) -> int:
     """Memory that two-electron integrals of ``mf`` take now."""
     mf = attribute(mf, "_scf") or mf
     fitted = attribute(mf, "with_df")
-    held = (attribute(mf, "_eri"), fitted and getattr(fitted, "_cderi", None))
+    of_ranges = getattr(fitted, "_rsh_df", None) or {}
+    parts = [fitted, *of_ranges.values()] if fitted else []
+    held = [attribute(mf, "_eri"), *(getattr(part, "_cderi", None) for part in parts)]
     return sum(array.nbytes for array in held if isinstance(array, np.ndarray))
 
 

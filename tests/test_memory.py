@@ -213,3 +213,17 @@ def test_memory_for_one_range_of_exchange_is_not_enough():
     fitted = FittedFock(mol, memory=1.5 * integrals / 0.75e6)
     kinds = {"pbe": True, "b3lyp": True, "hf": True, "wb97x": False, "hse06": False}
     assert {xc: fitted.serves(Functional.of(xc)) for xc in kinds} == kinds
+
+
+@pytest.mark.parametrize("xc", ["b3lyp", "camb3lyp", "hse06", "lc_wpbe"])
+def test_fitted_integrals_of_all_ranges_are_made_before_the_guess(xc):
+    """As many as PySCF makes in its SCF, and none besides."""
+    mol = make_mol(WATER)
+    made, plain = (dft.RKS(mol, xc=xc).density_fit() for _ in range(2))
+    make_integrals(made)
+    plain.set(max_cycle=1).run()
+    for mf in (made, plain):
+        mf.with_df._rsh_df = {k: d for k, d in mf.with_df._rsh_df.items() if d._cderi is not None}
+    assert made.with_df._rsh_df.keys() == plain.with_df._rsh_df.keys()
+    assert (made.with_df._cderi is None) == (plain.with_df._cderi is None)
+    assert bytes_of_integrals(made) == bytes_of_integrals(plain) > 0

@@ -22,15 +22,13 @@ from .orbitals import (
     scaled,
     spin_contamination,
 )
-from .problem import Problem
+from .problem import ROUNDING, Problem
 from .refine import Refined, refine
 from .shells import Kind, Shells
 
 if TYPE_CHECKING:
     from .fitted import FittedFock
 
-# What single precision leaves of the gradient, hartree per root of an electron pair.
-_ROUNDING = 7e-7
 # Natural occupations of an open shell's orbitals lie between these.
 _OPEN = (0.5, 1.5)
 
@@ -81,7 +79,7 @@ class Corrector:
         self.rounding = 0.0
         if fitted.dtype.itemsize == 4:
             spinors = 3.0 if kind == Kind.GENERALIZED else 1.0
-            self.rounding = spinors * _ROUNDING * problem.gradient_scale
+            self.rounding = spinors * ROUNDING * problem.gradient_scale
         self._core_hamiltonian = problem.core_hamiltonian
         solvent = attribute(mf, "with_solvent")
         responds = solvent is not None and not getattr(solvent, "frozen", False)

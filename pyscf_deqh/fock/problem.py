@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 _DEPENDENT = 1e-4  # eigenvalue of the overlap
 # Threshold of PySCF (norm of the gradient, hartree) below which single precision is too little.
 _SINGLE = 1e-5
+# What single precision leaves of the gradient, hartree per root of an electron pair.
+ROUNDING = 7e-7
 
 
 def check_method(mf: hf.SCF) -> Functional:
@@ -133,7 +135,8 @@ class Problem:
         """Of fitted Fock matrices: single, unless basis or threshold ask for more."""
         import torch
 
-        double = self.nearly_dependent or self.gradient_tolerance < _SINGLE
+        least = max(_SINGLE, ROUNDING * self.gradient_scale)
+        double = self.nearly_dependent or self.gradient_tolerance < least
         return torch.float64 if double else torch.float32
 
     @property
