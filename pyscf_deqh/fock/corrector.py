@@ -61,9 +61,11 @@ class Corrector:
         self._overlap = overlap
         kind = Shells.kind_of(mf, mf.mol)
         self._shells = _OwnShells(problem.shells.electrons, kind, problem.engine, mf, basis)
+        if getattr(basis, "ndim", 0) != 2 and basis is not None:
+            basis = basis[0]
         symmetry = getattr(basis, "orbsym", None)
-        if getattr(basis, "ndim", 0) != 2:
-            basis, symmetry = orthonormal_basis(self._overlap), None
+        if basis is None:
+            basis = orthonormal_basis(self._overlap)
         self._basis, self._root = basis, self._overlap @ basis
         # Elements of matrices that symmetry does not forbid.
         self._allowed = None if symmetry is None else np.equal.outer(symmetry, symmetry)
