@@ -238,6 +238,19 @@ _PASSING: dict[str, Any] = {
 }
 
 
+def _with_key(original: Callable[..., Any]) -> Callable[..., Any]:
+    """A class's ``get_init_guess`` that knows the key ``'deqh'`` as well."""
+
+    @functools.wraps(original, assigned=("__doc__", "__name__", "__qualname__"))
+    def get_init_guess(self: Any, mol: Any = None, key: Any = "minao", **kwargs: Any) -> Any:
+        if not (isinstance(key, str) and key.lower() == KEY):
+            return original(self, mol, key, **kwargs)
+        minao = functools.partial(original, self, mol, "minao")
+        return _density(self, self.mol if mol is None else mol, kwargs.get("s1e"), minao)
+
+    return get_init_guess
+
+
 def _know_deqh(scf_class: Any) -> None:
     """Make an SCF class and all that take their guess from it know the key ``'deqh'``."""
     for name, default in (_KEPT | _PASSING).items():
@@ -247,13 +260,7 @@ def _know_deqh(scf_class: Any) -> None:
     if original.__module__ == __name__:
         return
 
-    @functools.wraps(original, assigned=("__doc__", "__name__", "__qualname__"))
-    def get_init_guess(self: Any, mol: Any = None, key: Any = "minao", **kwargs: Any) -> Any:
-        if not (isinstance(key, str) and key.lower() == KEY):
-            return original(self, mol, key, **kwargs)
-        minao = functools.partial(original, self, mol, "minao")
-        return _density(self, self.mol if mol is None else mol, kwargs.get("s1e"), minao)
-
+    get_init_guess = _with_key(original)
     for cls in (scf_class, *_subclasses(scf_class)):
         # Some classes hold the function itself.
         if vars(cls).get("get_init_guess") is original:
@@ -265,15 +272,7 @@ def _know_generalized(module: Any) -> None:
     original = module.GHF.get_init_guess
     if original.__module__ == __name__:
         return
-
-    @functools.wraps(original, assigned=("__doc__", "__name__", "__qualname__"))
-    def get_init_guess(self: Any, mol: Any = None, key: Any = "minao", **kwargs: Any) -> Any:
-        if not (isinstance(key, str) and key.lower() == KEY):
-            return original(self, mol, key, **kwargs)
-        minao = functools.partial(original, self, mol, "minao")
-        return _density(self, self.mol if mol is None else mol, kwargs.get("s1e"), minao)
-
-    module.GHF.get_init_guess = get_init_guess
+    module.GHF.get_init_guess = _with_key(original)
 
 
 # Of an occupied orbital, what was occupied at the last point as well, if the state is the same.

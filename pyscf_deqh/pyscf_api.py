@@ -208,7 +208,6 @@ def make_integrals(mf: hf.SCF) -> None:
     PySCF decides by what the process holds at the first Fock build. A guess that had its own
     integrals in memory by then would leave none for PySCF's.
     """
-    mf = attribute(mf, "_scf") or mf  # newton() has its Fock matrices from the object that it wraps
     fitted = attribute(mf, "with_df")
     if isinstance(fitted, df.DF):
         # Without exact exchange PySCF fits the Coulomb matrix without a tensor.
@@ -247,16 +246,19 @@ def holds_integrals(mf: hf.SCF) -> bool:
     own = getattr(mf.get_jk, "__func__", None) in (hf.RHF.get_jk, uhf.UHF.get_jk)
     if not own or mf._eri is not None or mf.mol.incore_anyway or mf._is_mem_enough():
         return own
-    megabytes = mf.mol.nao**4 / 1e6
-    if megabytes < mf.max_memory:  # in an empty process there would be room
+    if mf.mol.nao**4 / 1e6 < mf.max_memory:  # in an empty process there would be room
         trim_memory()
-    taken = lib.current_memory()[0] - memory_of_torch()
-    return bool(megabytes + taken < 0.95 * mf.max_memory)
+    return integrals_fit(mf.mol, lib.current_memory()[0] - memory_of_torch(), mf.max_memory)
+
+
+def integrals_fit(mol: Mole, taken: float, max_memory: float) -> bool:
+    """Whether PySCF holds two-electron integrals in memory, of which so many MB are taken."""
+    return bool(mol.nao**4 / 1e6 + taken < 0.95 * max_memory)
 
 
 def bytes_of_integrals(mf: hf.SCF) -> int:
     """Memory that two-electron integrals of ``mf`` take now."""
-    mf = attribute(mf, "_scf") or mf
+    mf = attribute(mf, "_scf") or mf  # newton() has its Fock matrices from the object that it wraps
     fitted = attribute(mf, "with_df")
     of_ranges = getattr(fitted, "_rsh_df", None) or {}
     parts = [fitted, *of_ranges.values()] if fitted else []

@@ -536,22 +536,6 @@ def test_a_symmetry_that_is_asked_for_is_kept(method):
     assert all(cycle.accepted for cycle in mf.deqh_cycles[:2])
 
 
-def test_a_fock_matrix_of_the_users_own_is_left_alone():
-    """PySCF shifts its levels by how much the energy has changed."""
-    mf = scf.addons.dynamic_level_shift_(scf.RHF(make_mol(WATER)), factor=0.5)
-    mf.apply(deqh_guess, start="atoms").run()
-    assert mf.converged
-    assert any("get_fock" in note for note in mf.deqh_report.notes)
-
-
-def test_a_diis_that_the_user_puts_in_begins_as_ever():
-    mf = scf.RHF(make_mol(WATER)).apply(deqh_guess, start="atoms")
-    mf.DIIS = scf.ADIIS
-    mf.kernel()
-    assert mf.converged
-    assert mf.diis_start_cycle == scf.hf.SCF.diis_start_cycle
-
-
 def test_newton_has_a_guess_to_its_end():
     """Without corrected cycles after it."""
     mf = scf.RHF(make_mol(WATER)).newton().apply(deqh_guess, start="atoms").run()

@@ -270,8 +270,10 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
     if good:
         lines += [*_builds(rows, good), ""]
         for title, chosen in (("A guess of this package", True), ("PySCF's own start", False)):
-            some = [row for row in rows if (row["deqh"].get("fallback") is None) == chosen]
-            of_good = [row for row in some if row in good]
+            some, of_good = (
+                [row for row in part if (row["deqh"].get("fallback") is None) == chosen]
+                for part in (rows, good)
+            )
             if of_good:
                 lines += [f"{title} in run deqh:", "", *_builds(some, of_good), ""]
         lines += [*_by_family(good), ""]

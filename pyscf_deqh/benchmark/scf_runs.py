@@ -16,7 +16,7 @@ from ..data.geometry import Geometry
 from ..fock.cycles import CycleSettings
 from ..guess import Guess, Options, cycles_after, make_guess, starts_of
 from ..process import trim_memory
-from ..pyscf_api import bytes_of_integrals, full_builds
+from ..pyscf_api import bytes_of_integrals, full_builds, integrals_fit
 from ..starts import Start
 from ..starts.atoms import AtomsStart
 
@@ -200,7 +200,7 @@ def run_classical(mol: gto.Mole, method: Method, init: str) -> SCFRun:
         options = method.options(AtomsStart(), max_cycles=_ENOUGH_CYCLES)
         return run_guess(mol, method, init, options)[0]
     trim_memory()
-    if mol.nao**4 / 1e6 + _PLAIN_PROCESS < 0.95 * mol.max_memory:
+    if integrals_fit(mol, _PLAIN_PROCESS, mol.max_memory):
         mol = mol.copy(deep=False)
         mol.incore_anyway = True  # as without PyTorch in the process
     mf, fitted = method.scf(mol), 0

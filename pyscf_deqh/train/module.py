@@ -258,11 +258,11 @@ class HamiltonianModule(L.LightningModule):
         return min(max(done, self.time_used()), 1.0)
 
     def learning_rate_factor(self) -> float:
-        options = self.config.optimizer
+        options, progress = self.config.optimizer, self.progress()
         done = (self.global_step + 1) / max(options.warmup_steps, 1)
         # In a run that time limits to few steps by a part of it.
-        warmup = min(1.0, max(done, self.progress() / _WARMUP))
-        cosine = 0.5 * (1 + math.cos(math.pi * self.progress()))
+        warmup = min(1.0, max(done, progress / _WARMUP))
+        cosine = 0.5 * (1 + math.cos(math.pi * progress))
         return warmup * (options.final_fraction + (1 - options.final_fraction) * cosine)
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
