@@ -106,6 +106,9 @@ def density_on_grid(block: GridBlock, orbitals: Tensor, density: Tensor, kind: s
     if few or kind == "MGGA":
         right = block.rows(orbitals).T @ values
         left = right[0]
+    elif 5 * orbitals.shape[1] < values.shape[1]:
+        rows = block.rows(orbitals)
+        left, right = rows @ (rows.T @ values[0]), values
     else:
         left, right = block.pairs(density) @ values[0], values
     rho = (left * right).sum(1)
