@@ -3,14 +3,12 @@
 Usage: python examples/cluster.py molecules.xyz results.parquet [SCHEDULER]
 
 SCHEDULER is the address of a Dask scheduler (tcp://host:8786), its scheduler file (.json), or a
-file that describes the jobs of a batch system (docs/scaling.md). Without one, a scheduler and two
-workers of this machine play the cluster. Run it again with more molecules: the file is extended.
+file that describes the jobs of a batch system (docs/scaling.md). Without one, two workers of this
+machine play the cluster. Run it again with more molecules: the file is extended.
 """
 
 import sys
-from contextlib import ExitStack
 
-from distributed import LocalCluster
 from pyarrow import parquet
 
 from pyscf_deqh.benchmark.scf_runs import Method
@@ -19,11 +17,8 @@ from pyscf_deqh.screen import screen
 
 if __name__ == "__main__":  # workers import this file
     molecules, results, *address = sys.argv[1:]
-    with ExitStack() as stack:
-        if not address:
-            cluster = LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=":0")
-            address = [stack.enter_context(cluster).scheduler_address]
-        found = screen(read_geometries(molecules), results, Method(xc="pbe"), scheduler=address[0])
+    where = {"scheduler": address[0]} if address else {"workers": 2}
+    found = screen(read_geometries(molecules), results, Method(xc="pbe"), **where)
     print(f"{found['written']} molecules now, {found['failed']} without a result")
     columns = ["name", "energy", "gap", "full_builds", "seconds", "error"]
     for row in parquet.read_table(results, columns=columns).to_pylist():

@@ -7,15 +7,14 @@ Usage: python examples/screening.py molecules.xyz
 
 import sys
 
-from pyscf import dft, gto
+from pyscf import dft
 
-import pyscf_deqh  # noqa: F401 - makes the guess known to PySCF
+from pyscf_deqh.benchmark.scf_runs import Method
 from pyscf_deqh.data.geometry import read_geometries
 
+method = Method(basis="def2-svp")  # with charge= and spin= of the comment lines
 for geometry in read_geometries(sys.argv[1]):
-    unpaired = int(geometry.numbers.sum()) % 2
-    mol = gto.M(atom=geometry.atom(), basis="def2-svp", spin=unpaired, verbose=2)
-    mf = dft.KS(mol, xc="b3lyp")
+    mf = dft.KS(method.molecule(geometry), xc="b3lyp")
     mf.init_guess = "deqh"
     mf.kernel()
     print(f"{geometry.name}: {mf.e_tot:.8f} hartree, {mf.cycles} cycles")

@@ -163,11 +163,16 @@ def weights_hash(model: str | Path) -> str:
 def load_model(name: str | Path = DEFAULT_MODEL, device: str = "cpu") -> tuple[DEQH, ModelSpec]:
     """Load a bundled model by name, or any exported model by its folder.
 
+    Args:
+        name: of a bundled model, or an exported model's folder.
+        device: PyTorch's name of it.
+
     Returns:
         The model in evaluation mode, float32, on ``device``; and its specification.
 
     Raises:
         CheckpointError: not found, of another format, truncated or altered.
+        RuntimeError: of PyTorch's: no such device.
     """
     import_torch()
     from safetensors import SafetensorError

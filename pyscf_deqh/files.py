@@ -65,10 +65,12 @@ def replacing(path: Path) -> Iterator[Path]:
     """A file to write, which takes the place of ``path`` at the end if nothing is raised.
 
     It lies in the same folder, so that the change is one step, and no other process has its name.
+    Of a symbolic link the file that it names is replaced.
 
     Raises:
         OutputError: it cannot be written; ``path`` stays as it was.
     """
+    path = path.resolve()
     part = path.with_name(f"{path.name}.{secrets.token_hex(4)}.part")
     try:
         with writing(path):
@@ -126,6 +128,23 @@ def only_writer(path: Path) -> Iterator[None]:
         with suppress(OSError):
             lock.unlink()
         os.close(handle)
+
+
+def is_being_written(path: Path) -> bool:
+    """Whether another process is in :func:`only_writer` of a file."""
+    path = path.resolve()
+    lock = path.with_name(f"{path.name}.lock")
+    try:
+        handle = os.open(lock, os.O_RDONLY)
+    except OSError:
+        return False
+    try:
+        fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except OSError as error:
+        return isinstance(error, BlockingIOError)
+    finally:
+        os.close(handle)
+    return False
 
 
 def _locked(lock: Path) -> int | None:

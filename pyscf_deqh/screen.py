@@ -14,6 +14,7 @@ import sys
 import time
 from collections import deque
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,12 +24,13 @@ from pyscf.data.elements import ELEMENTS
 from tqdm import tqdm
 
 from .benchmark.scf_runs import Method
-from .checkpoint import DEFAULT_MODEL, weights_hash
+from .checkpoint import DEFAULT_MODEL, list_models, resolve_model, weights_hash
 from .data.geometry import Geometry, read_geometries
 from .data.make.label import row_ids
 from .errors import DatasetError, exit_status
 from .plugin import deqh_guess
 from .pyscf_api import full_builds
+from .report import Report
 from .single_build import single_build
 from .table import RowTable
 from .tasks import Failure, add_options, outcomes
@@ -86,17 +88,19 @@ def one_molecule(geometry: Geometry, method: Method, single: bool = False) -> di
     mol = method.molecule(geometry)
     mf = method.scf(mol)
     options: dict[str, Any] = {
-        "model": method.model, "device": method.device, "on_unsupported": "minao"
+        "model": method.model, "device": method.device, "on_unsupported": "minao",
+        "max_cycles": method.max_cycles,
     }  # fmt: skip
     started = time.perf_counter()
     found = single_build(mf, **options) if single else None
     if not single:
-        deqh_guess(mf, **options).kernel()
+        deqh_guess(mf, accelerate=method.accelerate, **options).kernel()
     seconds = time.perf_counter() - started
     occupied = mf.mo_occ > 0
     homo = float(mf.mo_energy[occupied].max())
     lumo = float(mf.mo_energy[~occupied].min()) if not occupied.all() else None
-    report = mf.deqh_report
+    # One electron is solved for without a guess.
+    report = mf.deqh_report or Report("PySCF's")
     remarks = [*report.notes, *([f"minao: {report.fallback}"] if report.fallback else [])]
     return {
         "formula": _formula(geometry),
@@ -133,8 +137,11 @@ def _formula(geometry: Geometry) -> str:
 
 def _settings(method: Method, single: bool) -> dict[str, Any]:
     """What all rows of a file have to be made with."""
+    further = ("conv_tol", "conv_tol_grad", "max_cycles", "accelerate")
+    chosen = {key: getattr(method, key) for key in further}
     return {
         **method.details,
+        **{key: value for key, value in chosen.items() if value != getattr(Method, key)},
         "weights": weights_hash(method.model),
         "pyscf": pyscf.__version__,
         "single_build": single,
@@ -173,6 +180,9 @@ def screen(
         CheckpointError: no such model.
     """
     method = method or Method()
+    folder = resolve_model(method.model)
+    if str(method.model) not in list_models():
+        method = replace(method, model=folder)  # workers may be in other folders
     by_id = dict(zip(row_ids(geometries), geometries, strict=True))
     prints = {row_id: fingerprint(geometry) for row_id, geometry in by_id.items()}
     with RowTable(Path(out), COLUMNS, _settings(method, single)) as table:

@@ -7,7 +7,7 @@ opens the file next, after a kill for instance, finds them there.
 from __future__ import annotations
 
 import json
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Any
@@ -38,7 +38,7 @@ class RowTable:
 
         if path.suffix != ".parquet":
             raise ConfigError(f"{path}: rows are written to a .parquet file")
-        self.path, self.settings = path, settings
+        self.path, self.settings = path.resolve(), settings
         types = {
             name: pa.list_(pa.float64()) if kind == "doubles" else pa.type_for_alias(kind)
             for name, kind in columns.items()
@@ -58,11 +58,17 @@ class RowTable:
             stack.enter_context(only_writer(self.path))
             with writing(self._journal_path):
                 self._journal = open(self._journal_path, "a+", encoding="utf-8")
-            stack.callback(self._journal.close)
+            stack.callback(self._close)
             self._written = self._read_parquet()
-            self._read_journal()
+            with writing(self._journal_path):
+                self._read_journal()
             self._closing = stack.pop_all()
         return self
+
+    def _close(self) -> None:
+        # What a full disk has not taken is tried once more here; the first error says why.
+        with suppress(OSError):
+            self._journal.close()
 
     def _read_parquet(self) -> Any:
         import pyarrow as pa
@@ -72,13 +78,14 @@ class RowTable:
             return self._schema.empty_table()
         try:
             table = parquet.read_table(self.path)
-        except pa.ArrowInvalid as error:
+        except (pa.ArrowException, OSError) as error:
             raise DatasetError(f"{self.path} is no Parquet file: {error}") from error
         found = (table.schema.metadata or {}).get(_METADATA)
         if not table.schema.equals(self._schema) or found is None:
             raise DatasetError(f"{self.path} was not made by this command: name another file")
-        self._check_settings(json.loads(found))
-        return table
+        if len(table):
+            self._check_settings(json.loads(found))
+        return table if len(table) else self._schema.empty_table()
 
     def _check_settings(self, found: dict[str, Any]) -> None:
         if changed := differences(found, self.settings):
@@ -90,20 +97,20 @@ class RowTable:
     def _read_journal(self) -> None:
         """Rows of a run that was killed; a line that was being written is cut off."""
         self._journal.seek(0)
-        head = self._journal.readline()
-        end = len(head.encode())
-        if not head.endswith("\n"):
-            self._journal.truncate(0)
-            self._append(self.settings)
-            return
         try:
-            settings = dict(json.loads(head))
+            head = self._journal.readline()
+            end = len(head.encode())
+            settings = dict(json.loads(head)) if head.endswith("\n") else {}
             while (line := self._journal.readline()).endswith("\n"):
                 row = json.loads(line)
                 self._rows[row["id"]] = row
                 end += len(line.encode())
         except (ValueError, KeyError, TypeError) as error:
             raise DatasetError(f"{self._journal_path} is damaged: {error}") from error
+        if not self._rows:
+            self._journal.truncate(0)
+            self._append(self.settings)
+            return
         self._check_settings(settings)
         self._journal.truncate(end)
 
@@ -120,8 +127,15 @@ class RowTable:
         """Keep a row, in the place of one with the same ``id``; what it lacks is null.
 
         Raises:
+            DatasetError: it does not fit the columns.
             OutputError: it cannot be written; those before are kept.
         """
+        import pyarrow as pa
+
+        try:
+            pa.Table.from_pylist([row], self._schema)
+        except (pa.ArrowException, OverflowError, UnicodeError) as error:
+            raise DatasetError(f"a row does not fit the columns of {self.path}: {error}") from error
         with writing(self._journal_path):
             self._append(row)
         self._rows[row["id"]] = row
@@ -133,10 +147,13 @@ class RowTable:
         traceback: TracebackType | None,
     ) -> None:
         with self._closing:
-            self._write()
+            self._write(failed=kind is not None)
 
-    def _write(self) -> None:
+    def _write(self, failed: bool) -> None:
         """Old and new rows, sorted by id, into a new file that takes the old one's place.
+
+        Args:
+            failed: whether an error comes next; then no file is made for no rows.
 
         Raises:
             OutputError: it cannot be written; all rows are in the journal then.
@@ -144,7 +161,7 @@ class RowTable:
         import pyarrow as pa
         from pyarrow import compute, parquet
 
-        if self._rows or not self.path.exists():
+        if self._rows or not (failed or self.path.exists()):
             replaced = compute.is_in(
                 self._written.column("id"), pa.array(list(self._rows), "int64")
             )
@@ -152,4 +169,5 @@ class RowTable:
             table = pa.concat_tables([self._written.filter(compute.invert(replaced)), new])
             with replacing(self.path) as part:
                 parquet.write_table(table.sort_by("id"), part)
-        self._journal_path.unlink()
+        with writing(self._journal_path):
+            self._journal_path.unlink()

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import json
 import logging
 import os
 import sys
@@ -39,8 +40,10 @@ _QUEUES = {
     "slurm": "SLURMCluster",
 }
 _PATIENCE = 30  # seconds until a scheduler has to answer
+_THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 _REFRESH = 1.0  # seconds between looks at how many workers there are
 _AGAIN = (MemoryError, OSError)  # what may have been the machine's fault
+_UNSOUND = "CUDA error"
 
 
 @dataclass(frozen=True)
@@ -117,7 +120,7 @@ def _run(
             looked, slots = time.monotonic(), sum(client.nthreads().values()) + 1
         while tasks and len(running) < slots:
             task = tasks.popleft()
-            future = client.submit(_attempt, function, task[1], pure=False)
+            future = client.submit(_attempt_in_worker, function, task[1], pure=False)
             running[future] = task
             completed.add(future)
         future = next(completed)
@@ -145,7 +148,16 @@ def _attempt(function: Callable[..., Any], arguments: tuple[Any, ...]) -> Any | 
     try:
         return function(*arguments)
     except Exception as error:
-        return Failure(f"{type(error).__name__}: {error}", isinstance(error, _AGAIN))
+        reason = f"{type(error).__name__}: {error}".encode(errors="backslashreplace").decode()
+        return Failure(reason, isinstance(error, _AGAIN))
+
+
+def _attempt_in_worker(function: Callable[..., Any], arguments: tuple[Any, ...]) -> Any | Failure:
+    found = _attempt(function, arguments)
+    if isinstance(found, Failure) and _UNSOUND in found.reason:
+        # No task of this process will find the GPU sound again: let a new one take the next.
+        os._exit(1)
+    return found
 
 
 @contextmanager
@@ -159,7 +171,7 @@ def _client(workers: int | None, scheduler: str | None) -> Iterator[Client]:
         elif scheduler.endswith((".yaml", ".yml")):
             options["address"] = stack.enter_context(_queue(Path(scheduler)))
         elif scheduler.endswith(".json"):
-            options["scheduler_file"] = scheduler
+            options["address"] = _address_in(Path(scheduler))
         else:
             options["address"] = scheduler
         try:
@@ -172,10 +184,28 @@ def _client(workers: int | None, scheduler: str | None) -> Iterator[Client]:
         yield client
 
 
+def _address_in(file: Path) -> str:
+    """The address in a scheduler's file, which it may still have to write.
+
+    Raises:
+        ConfigError: there is none.
+    """
+    until = time.monotonic() + _PATIENCE
+    while not file.exists() and time.monotonic() < until:
+        time.sleep(0.1)
+    try:
+        return str(json.loads(file.read_text())["address"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ConfigError(f"{file} names no Dask scheduler: {error!r}") from error
+
+
 @contextmanager
 def _same_environment() -> Iterator[None]:
-    """Take back what Dask sets for its workers in this process too: numbers of threads, say."""
+    """Take back what Dask sets for its workers in this process too: numbers of threads, say, of
+    which it would leave them those that the user has set."""
     before = dict(os.environ)
+    for name in _THREADS:
+        os.environ.pop(name, None)
     try:
         yield
     finally:

@@ -4,7 +4,8 @@
     def test_backbone(check):
         check(untrained("mine", channels=8))
 
-Networks are checked in float64 and untrained. They get a reference that turns exactly with the
+Each check raises AssertionError where it does not hold. Networks are checked in float64 and
+untrained. They get a reference that turns exactly with the
 molecule: the one-electron Hamiltonian in the place of a Kohn-Sham matrix on a grid.
 """
 
@@ -68,7 +69,14 @@ def untrained(name: str, seed: int = 0, **options: Any) -> DEQH:
 
 
 def predicted(model: DEQH, *molecules: Atoms, charge: int = 0) -> Tensor:
-    """Hamiltonians (molecules, nao, nao) of a batch, in the layout's order of orbitals."""
+    """Hamiltonians (molecules, nao, nao) of a batch, hartree, float64, in the layout's order of
+    orbitals; smaller molecules' are filled up with zeros.
+
+    Args:
+        model: the network.
+        molecules: symbols and positions, angstrom.
+        charge: of each.
+    """
     backbone = model.backbone
     graphs = [_graph(atoms, charge, backbone.config.reference) for atoms in molecules]
     batch = collate(graphs, backbone.template, backbone.cutoff, torch.float64)

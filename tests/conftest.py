@@ -10,7 +10,7 @@ from multiprocessing import get_context
 import numpy as np
 import pytest
 import torch
-from pyscf import gto
+from pyscf import dft, gto
 
 from pyscf_deqh.data.geometry import Geometry
 from pyscf_deqh.data.make.label import LabelSettings, label
@@ -31,6 +31,20 @@ NUMBERS = (1, 6, 7, 8, 9)
 
 def make_mol(atoms=FORMAMIDE, **options) -> gto.Mole:
     return gto.M(atom=atoms, **({"basis": "def2-svp", "verbose": 0} | options))
+
+
+# Files that take longest, longest first: one of them at the end would keep a single worker busy.
+_LONG = (
+    "experiments", "fitted", "diis", "train", "faults", "everyday_molecules", "processes",
+    "machine_faults", "tasks", "speed", "memory", "backbones", "plugin", "starts", "states",
+    "steps", "solvents", "descent", "examples", "points", "pyscf_tests", "suite", "label",
+    "benchmark", "random_guesses", "single_build_benchmark",
+)  # fmt: skip
+
+
+def pytest_collection_modifyitems(items):
+    places = {f"test_{name}": place for place, name in enumerate(_LONG)}
+    items.sort(key=lambda item: places.get(item.path.stem, len(places)))
 
 
 @contextmanager
@@ -58,6 +72,12 @@ def every_scf_is_worth_a_guess(monkeypatch):
         monkeypatch.setattr(f"{module}.too_cheap", lambda mf, again=False: None)
 
 
+@pytest.fixture
+def coarse_grids(monkeypatch):
+    """Of PySCF's SCFs, for tests that compare SCFs on one grid."""
+    monkeypatch.setattr(dft.gen_grid.Grids, "level", 1)
+
+
 @pytest.fixture(scope="session")
 def template() -> OrbitalTemplate:
     return template_of("def2-svp", NUMBERS)
@@ -76,9 +96,14 @@ def quick_workers():
 
     They still get and give all by pickling, but a start takes no seconds of imports.
     """
+    from distributed.utils import get_mp_context
+
     context = get_context("forkserver")
-    context.set_forkserver_preload(["distributed", "pyscf_deqh.data.dataset"])
     with pytest.MonkeyPatch.context() as patch, start_of_workers("forkserver"):
+        get_mp_context()  # Dask sets a list of its own at its first call
+        context.set_forkserver_preload([
+            "distributed", "pyscf_deqh.data.dataset", "pyscf_deqh.data.make.label"
+        ])  # fmt: skip
         patch.setattr("pyscf_deqh.data.dataset.get_context", lambda method: context)
         yield
 
@@ -108,7 +133,7 @@ def labelled(tmp_path_factory, quick_workers):
         z, distance = ((1, 1), 0.7) if i % 2 else ((9, 1), 0.9)
         positions = np.array([[0, 0, 0], [0, 0.3, distance + 0.01 * i]])
         geometries.append(Geometry(np.array(z, np.int32), positions, {"qm9_id": str(i)}))
-    label(geometries, folder / "a.db", LabelSettings(xc="hf"), 2, progress=False)
+    label(geometries, folder / "a.db", LabelSettings(xc="hf"), 0, progress=False)
     return folder
 
 

@@ -13,6 +13,8 @@ from pyscf_deqh.fock.cycles import CycleSettings
 from pyscf_deqh.predict import predict_hamiltonian
 from pyscf_deqh.starts.atoms import AtomsStart
 
+pytestmark = pytest.mark.usefixtures("coarse_grids")
+
 METHOD = Method(xc="pbe", device="cpu")
 
 
@@ -79,7 +81,7 @@ def test_parts_change_one_thing():
 def two_variants(monkeypatch, tmp_path):
     monkeypatch.setitem(PARTS, "start", PARTS["start"][2:])
     xyz = tmp_path / "water.xyz"
-    xyz.write_text("3\nname=water\n" + "".join(f"{s} {x} {y} {z}\n" for s, (x, y, z) in WATER))
+    xyz.write_text("3\n\n" + "".join(f"{s} {x} {y} {z}\n" for s, (x, y, z) in WATER))
     out = tmp_path / "out.json"
     return ["ablation", "--parts", "start", "--molecules", str(xyz), "--json", str(out)], out
 
@@ -146,3 +148,8 @@ def test_table():
         "| where the SCF with corrected cycles starts | fitted Fock matrices |"
     )
     assert len(lines) == 3
+    lost = row | {"molecule": "c", "fitted_builds": 1, "hamiltonian_mae": None, "cycles": 50,
+                  "energy_error": 1.0, "converged": False}  # fmt: skip
+    with_it = ablation_table([*rows, lost]).splitlines()
+    assert with_it[2] == lines[2]
+    assert with_it[-1] == "- network, density-fitted cycles: c"

@@ -9,6 +9,8 @@ from pyscf_deqh.benchmark.scf_runs import Method
 from pyscf_deqh.benchmark.sets import BUNDLED
 from pyscf_deqh.data.geometry import read_geometries
 
+pytestmark = pytest.mark.usefixtures("coarse_grids")
+
 
 @pytest.mark.slow
 def test_fewer_cycles_and_the_same_energy_on_unseen_molecules():

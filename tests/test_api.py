@@ -13,6 +13,9 @@ WRITTEN = Path(__file__).with_name("api.txt")
 
 def described(name, value):
     """Lines of a function, or of a class with what is public in it."""
+    if isinstance(value, tuple):
+        yield f"{name}: {', '.join(member.__name__ for member in value)}"
+        return
     if not inspect.isclass(value):
         yield f"{name}{inspect.signature(value)}"
         return
@@ -32,7 +35,8 @@ def described(name, value):
 
 def interface():
     names = {name: getattr(pyscf_deqh, name) for name in pyscf_deqh.__all__}
-    names |= {"nn.backbones.register": backbones.register, "nn.deqh.Backbone": deqh.Backbone}
+    names |= {"nn.backbones.register": backbones.register, "nn.deqh.Backbone": deqh.Backbone,
+              "testing.CHECKS": testing.CHECKS}  # fmt: skip
     for name, value in vars(testing).items():
         if getattr(value, "__module__", "") == testing.__name__ and not name.startswith("_"):
             names[f"testing.{name}"] = value

@@ -17,6 +17,8 @@ from pyscf_deqh.errors import ConfigError
 from pyscf_deqh.fock.fitted import FittedFock
 from pyscf_deqh.fock.potentials import Potentials
 
+pytestmark = pytest.mark.usefixtures("coarse_grids")
+
 
 def test_bundled_molecules_are_test_molecules():
     geometries = read_geometries(BUNDLED)

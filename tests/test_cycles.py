@@ -14,6 +14,8 @@ from pyscf_deqh import (
 from pyscf_deqh.fock import cycles
 from pyscf_deqh.starts.network import NetworkStart
 
+pytestmark = pytest.mark.usefixtures("coarse_grids")
+
 
 @pytest.mark.parametrize("basis", ["def2-tzvp", "cc-pvdz", "sto-3g"])
 def test_other_basis_sets_get_a_projected_guess(basis):

@@ -118,7 +118,7 @@ def test_arrays_of_labels(tmp_path):
     assert survive(path, read_labels, DatasetError) > TRIALS // 4
 
 
-def test_graph_store(labels):
+def test_graph_store(labels, quick_workers):
     store = GraphStore(labels.parent, "none", "def2-svp")
     keys = store.build([(str(labels), i) for i in range(3)], 1, False)
     store.__dict__["_connection"].close()

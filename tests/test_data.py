@@ -335,7 +335,7 @@ def test_labels_of_different_methods_are_refused(tmp_path):
     geometries = read_geometries(write_xyz(tmp_path / "a.xyz", 1))
     for xc in ("hf", "pbe"):
         settings = LabelSettings(xc=xc, conv_tol=1e-8)
-        label(geometries, tmp_path / f"{xc}.db", settings, workers=1, progress=False)
+        label(geometries, tmp_path / f"{xc}.db", settings, workers=0, progress=False)
     files, store = (
         (tmp_path / "hf.db", tmp_path / "pbe.db"),
         GraphStore(tmp_path, "sad", "def2-svp"),
@@ -354,7 +354,7 @@ def test_labels_in_several_basis_sets(tmp_path):
     for basis in ("def2-svp", "6-31g*"):
         files.append(tmp_path / f"{len(files)}.db")
         settings = LabelSettings(xc="hf", basis=basis, conv_tol=1e-8)
-        label(geometries, files[-1], settings, workers=1, progress=False)
+        label(geometries, files[-1], settings, workers=0, progress=False)
     store = GraphStore(tmp_path, "none", "def2-svp", ("6-31G*",))
     template = template_of("def2-svp", (1, 8))
     graphs = list(HamiltonianDataset(files, "all", store, progress=False))

@@ -119,3 +119,21 @@ def test_options():
         DeepHConfig(reference="minao")
     with pytest.raises(ConfigError, match="more than there are spherical harmonics"):
         DeepHConfig(pair_features=25)
+
+
+def test_an_axis_without_a_plane_of_its_own():
+    """An atom that sees others on its pair's axis alone, while the other atom sees more."""
+    carbons = [("C", (0, 0, z)) for z in (0.0, 1.21, 2.58, 3.79, 5.25)]
+    # At different distances: among equal neighbours the first one makes a frame.
+    hydrogens = [
+        ("H", (r * np.cos(a), r * np.sin(a), 5.61))
+        for r, a in ((1.03, 0.3), (1.05, 2.4), (1.07, 4.5))
+    ]
+    atoms = [("H", (0, 0, -1.06)), *carbons, *hydrogens]
+    model = untrained("deeph", cutoff=6.4, **SMALL)
+    turn = np.linalg.qr(np.random.default_rng(0).normal(size=(3, 3)))[0]
+    turn *= np.linalg.det(turn)
+    turned = [(s, tuple(turn @ np.array(r))) for s, r in atoms]
+    # Orbitals turn among each other by an orthogonal matrix.
+    before, after = (torch.linalg.eigvalsh(predicted(model, a)[0]) for a in (atoms, turned))
+    torch.testing.assert_close(after, before, atol=1e-9, rtol=0)

@@ -21,7 +21,7 @@ class LinearBackbone(Backbone):
     self_consistent = True
 
     def __init__(self, onsite_only=False):
-        super().__init__(None, None)
+        super().__init__(None, SimpleNamespace(reference="sad"))
         g = torch.Generator().manual_seed(0)
         a = torch.randn(N, N, dtype=torch.float64, generator=g)
         c = torch.randn(2, N, N, dtype=torch.float64, generator=g)
@@ -123,6 +123,9 @@ def test_start_and_iteration_limit():
     torch.testing.assert_close(model(GRAPH, initial=given).hamiltonian, given)
     model.configure(settings(forward_max_iterations=1, start="reference"))
     torch.testing.assert_close(model(GRAPH).hamiltonian, backbone.c)
+    # Without a reference there is none to start from.
+    backbone.config.reference = "none"
+    torch.testing.assert_close(model(GRAPH).hamiltonian, once)
 
 
 def test_norm_of_the_jacobian():
@@ -172,6 +175,8 @@ def test_norm_of_a_networks_jacobian_by_finite_differences(template, make):
         {"backward": "none"},
         {"start": "minao"},
         {"forward_max_iterations": 0},
+        {"forward": "anderson", "forward_max_iterations": 2},
+        {"backward": "anderson", "backward_max_iterations": 1},
     ],
 )
 def test_settings_are_checked(options):

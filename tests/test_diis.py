@@ -24,6 +24,8 @@ from pyscf_deqh.fock.orbitals import orthonormal_basis
 from pyscf_deqh.fock.shells import Kind
 from pyscf_deqh.process import one_blas_thread
 
+pytestmark = pytest.mark.usefixtures("coarse_grids")
+
 CATION = {"charge": 1, "spin": 1}
 METHODS = {
     "RHF": (scf.RHF, {}),

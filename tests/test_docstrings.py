@@ -7,7 +7,7 @@ import importlib
 
 import pytest
 
-MODULES = ("checkpoint", "plugin", "predict", "fock.diis")
+MODULES = ("checkpoint", "plugin", "predict", "single_build", "fock.diis")
 
 
 @pytest.mark.parametrize("name", MODULES)

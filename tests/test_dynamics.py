@@ -205,6 +205,15 @@ def test_a_failing_trajectory_ends_alone(tmp_path):
     assert [g.info["trajectory"] for g in read_xyz(out)] == ["1"]
 
 
+def test_frames_of_several_molecules_stay_in_their_splits(tmp_path):
+    starts = [hydrogen(id=str(i)) for i in (7, 12)]
+    simulate(starts, tmp_path / "a.xyz", FAST, 2, workers=0, progress=False)
+    assert sorted(g.molecule for g in read_xyz(tmp_path / "a.xyz")) == [7, 7, 12, 12]
+    # Frames of one molecule are all that there is to split.
+    simulate(starts[:1], tmp_path / "b.xyz", FAST, 2, workers=0, progress=False)
+    assert len({g.molecule for g in read_xyz(tmp_path / "b.xyz")}) == 2
+
+
 def test_ions(tmp_path):
     """Forces are those of the ion: HeH+ is a molecule, HeH is none, nor has it an even number of
     electrons."""

@@ -59,6 +59,7 @@ class Molecule:
             mf = scf.UHF(mol) if self.kind == "UHF" else scf.hf.RHF(mol)
         else:
             mf = getattr(dft, f"{unrestricted}KS")(mol, xc=self.settings.get("xc", "b3lyp"))
+            mf.grids.level = 1
         mf.set(**{name: x for name, x in self.settings.items() if name != "xc"})
         return self.wrap(mf) if self.wrap else mf
 

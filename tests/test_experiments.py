@@ -3,6 +3,7 @@
 import json
 import shutil
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pytest
@@ -12,6 +13,8 @@ from pyscf import dft, scf
 
 from pyscf_deqh.data.formats import open_labels
 from pyscf_deqh.data.formats.store import LabelStore
+from pyscf_deqh.data.make.convert import convert
+from pyscf_deqh.data.make.label import label
 from pyscf_deqh.data.record import Record
 from pyscf_deqh.data.splits import split_ids
 from pyscf_deqh.errors import ConfigError
@@ -26,6 +29,7 @@ from pyscf_deqh.experiments.options import Options
 from pyscf_deqh.experiments.report import spread, with_spread
 from pyscf_deqh.experiments.samples import SPLIT_SIZES
 from pyscf_deqh.experiments.sizes import size_of
+from pyscf_deqh.files import only_writer
 from pyscf_deqh.graph.basis import shells_of, template_of
 from pyscf_deqh.graph.batch import collate
 from pyscf_deqh.graph.build import build_graph
@@ -36,11 +40,13 @@ from pyscf_deqh.starts.atoms import AtomsStart
 def smoke(tmp_path_factory, quick_workers):
     """The folder of a smoke run of everything."""
     folder = tmp_path_factory.mktemp("smoke")
-    assert main(["all", "--out", str(folder)]) == 0
-    for name in ("rivals", "losses"):
-        assert main([name, "--datasets", "water", "--out", str(folder)]) == 0
-    for name in ("bases", "solver"):
-        assert main([name, "--out", str(folder)]) == 0
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("pyscf_deqh.experiments.samples.label", partial(label, workers=0))
+        assert main(["all", "--out", str(folder)]) == 0
+        for name in ("rivals", "losses"):
+            assert main([name, "--datasets", "water", "--out", str(folder)]) == 0
+        for name in ("bases", "solver"):
+            assert main([name, "--out", str(folder)]) == 0
     return folder
 
 
@@ -319,6 +325,15 @@ def test_data_are_recognised(smoke, tmp_path):
         find_datasets([smoke / "samples", smoke / "samples" / "water.db"], ())
     with pytest.raises(ConfigError, match="no file or folder"):
         find_datasets([tmp_path / "none"], ())
+    with (
+        only_writer(tmp_path / "mine_0.db"),
+        pytest.raises(ConfigError, match=r"mine_0\.db is being written to"),
+    ):
+        find_datasets([tmp_path], ())
+    assert set(find_datasets([tmp_path], ())) == set(found) - {"water"}
+    convert(tmp_path / "QH9Stable.db", tmp_path / "qh9.store", progress=False)
+    with pytest.raises(ConfigError, match=r"was made of QH9Stable\.db"):
+        find_datasets([tmp_path / "qh9.store"], ())
 
 
 def test_missing_data(tmp_path, capsys):

@@ -202,7 +202,7 @@ def test_long_range_integrals_are_those_of_the_screened_operator():
 
 
 def test_blocks_change_nothing(monkeypatch):
-    mol = make_mol(FORMAMIDE)
+    mol = make_mol(WATER)
     c, hcore = some_orbitals(mol), scf.hf.get_hcore(mol)
     monkeypatch.setattr(host, "NEGLIGIBLE", 0.0)
     for xc in ("lda,vwn", "b3lyp", "m062x"):

@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import file_size_limit
+from pyarrow import parquet
 from test_killed import energies, hamiltonians, label, md, positions, suite, train, weights
 
 from pyscf_deqh import CheckpointError, DatasetError, OutputError, load_model
@@ -140,6 +141,18 @@ def steps(folder):
             "--json", "rows.json"]  # fmt: skip
 
 
+def screen(folder):
+    frames = [f"2\nname=h{i}\nH 0 0 0\nH 0 0 {0.7 + 0.001 * i}\n" for i in range(60)]
+    (folder / "a.xyz").write_text("".join(frames))
+    return ["pyscf_deqh.screen", "a.xyz", "--xc", "hf", "--basis", "sto-3g", "--workers", "0",
+            "--out", "a.parquet"]  # fmt: skip
+
+
+def row_energies(folder):
+    table = parquet.read_table(folder / "a.parquet", columns=["name", "energy"])
+    return {row["name"]: row["energy"] for row in table.to_pylist()}
+
+
 def last_energies(folder):
     rows = json.loads((folder / "rows.json").read_text())["rows"]
     return {row["name"]: row["deqh"]["energy"] for row in rows}
@@ -167,7 +180,8 @@ def kilobytes(folder):
 @pytest.mark.parametrize(
     ("command", "content"),
     [(label, hamiltonians), (embed, positions), (md, positions), (train, weights),
-     (train_with_full_logs, weights), (suite, energies), (steps, last_energies)],
+     (train_with_full_logs, weights), (suite, energies), (steps, last_energies),
+     (screen, row_energies)],
 )  # fmt: skip
 def test_a_full_disk(command, content, part, tmp_path):
     """Of so large a part of the space that the command takes."""

@@ -30,6 +30,8 @@ from pyscf_deqh.fock.orbitals import solve_roothaan
 from pyscf_deqh.fock.reference import sad_reference
 from pyscf_deqh.fock.system import System
 
+pytestmark = pytest.mark.usefixtures("coarse_grids")
+
 RADICAL = [("N", (0.0, 0.0, 0.14)), ("H", (0.0, 0.80, -0.49)), ("H", (0.0, -0.80, -0.49))]
 
 

@@ -15,6 +15,8 @@ from pyscf_deqh import UnsupportedMoleculeError, deqh_guess
 from pyscf_deqh.after_import import AfterImport
 from pyscf_deqh.fock.functional import Functional
 
+pytestmark = pytest.mark.usefixtures("coarse_grids")
+
 # Stand-ins with the guesses of gpu4pyscf: its classes are none of PySCF's and hold the function
 # that PySCF had when they were imported (1.8.1), or one of their own that takes any unknown key for
 # minao (1.9.0). Without a GPU the rest is PySCF's.

@@ -24,6 +24,8 @@ from pyscf_deqh import predict as predict_module
 from pyscf_deqh.checkpoint import DEFAULT_MODEL, resolve_model
 from pyscf_deqh.fock.fitted import FittedFock
 
+pytestmark = pytest.mark.usefixtures("coarse_grids")
+
 # The bundled model that iterates; the default one applies f once.
 EQUILIBRIUM = "b3lyp-def2svp-equilibrium"
 

@@ -15,6 +15,8 @@ from pyscf_deqh import deqh_guess, plugin
 from pyscf_deqh.fock.shells import Kind
 from pyscf_deqh.starts.previous import Point, expected_defect
 
+pytestmark = pytest.mark.usefixtures("coarse_grids")
+
 
 def moved(atoms, step, seed=0):
     """Atoms displaced at random, by so many angstrom on average."""

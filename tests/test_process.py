@@ -10,7 +10,7 @@ import pytest
 import torch
 from conftest import FORMAMIDE, WATER, make_mol
 from pyscf import dft, lib
-from threadpoolctl import threadpool_info
+from threadpoolctl import threadpool_info, threadpool_limits
 
 from pyscf_deqh import predict as predict_module
 from pyscf_deqh.guess import Options, make_guess
@@ -122,6 +122,11 @@ def _handler_while_interrupts_wait():
 
 
 def test_blas_with_threads_of_its_own_gets_one():
+    with threadpool_limits(2):
+        _check_blas()
+
+
+def _check_blas():
     before = threadpool_info()
     own = {p["filepath"] for p in before if p.get("threading_layer") == "pthreads"}
     with one_blas_thread:

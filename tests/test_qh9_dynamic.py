@@ -176,6 +176,6 @@ def test_geometries_of_a_molecule_stay_in_one_split_when_they_are_labelled_anew(
     path = write(tmp_path / "a.db", rows)
     geometries = read_geometries(path)
     assert [geometry.qm9_id for geometry in geometries] == [41, 41, 41]
-    label(geometries, tmp_path / "new.db", LabelSettings(xc="hf"), workers=1, progress=False)
+    label(geometries, tmp_path / "new.db", LabelSettings(xc="hf"), workers=0, progress=False)
     with open_labels(tmp_path / "new.db") as file:
         assert file.molecules() == [41, 41, 41]

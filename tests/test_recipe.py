@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from test_data import FAST
 
-from pyscf_deqh import DatasetError
+from pyscf_deqh import ConfigError, DatasetError
 from pyscf_deqh.data.__main__ import main
 from pyscf_deqh.data.formats.store import LabelStore
 from pyscf_deqh.data.make.embed import geometry_of
@@ -90,6 +90,18 @@ def test_labels(tmp_path, recipes, capsys):
     with pytest.raises(DatasetError, match="another geometry with id 20"):
         label(other, out, FAST, 0, progress=False)
     capsys.readouterr()
+
+
+def test_ions_by_their_smiles_alone(tmp_path):
+    out, recipes = tmp_path / "a.store", [GeometryRecipe("[NH4+]", {"id": "20"})]
+    assert label(recipes, out, FAST, 0, progress=False) == (1, {})
+    assert label(recipes, out, FAST, 0, progress=False) == (0, {})
+
+
+def test_a_file_without_room_for_seeds_is_refused(tmp_path):
+    recipes = [GeometryRecipe("O", {"id": "3", "seed": "1"})]
+    with pytest.raises(ConfigError, match=r"no place for the seeds .* name a \.store"):
+        label(recipes, tmp_path / "a.db", FAST, 0, progress=False)
 
 
 def test_numbers_of_rows_without_an_id(tmp_path):

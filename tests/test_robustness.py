@@ -10,6 +10,8 @@ from pyscf_deqh.benchmark import robustness
 from pyscf_deqh.benchmark.__main__ import main
 from pyscf_deqh.benchmark.scf_runs import Method
 
+pytestmark = pytest.mark.usefixtures("coarse_grids")
+
 
 def test_cases_are_the_same_each_time_and_can_be_run():
     assert robustness.cases(30) == robustness.cases(60)[:30]

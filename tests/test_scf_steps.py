@@ -13,6 +13,7 @@ from pyscf_deqh.data.formats.store import LabelStore
 from pyscf_deqh.data.make.label import LabelSettings, label
 from pyscf_deqh.errors import ConfigError, DatasetError
 from pyscf_deqh.graph.batch import collate
+from pyscf_deqh.nn.so2net import SO2NetConfig
 from pyscf_deqh.train.config import (
     DataConfig,
     OptimizerConfig,
@@ -138,8 +139,13 @@ def config_of(labels, folder, **changes):
         "data": DataConfig(databases=[labels], cache=folder / "cache", workers=1),
         "optimizer": OptimizerConfig(warmup_steps=1),
         "steps": StepsConfig(target="fock", n=2),
-        "run": RunConfig(folder=folder / "run", max_epochs=12, batch_size=2, accelerator="cpu"),
-    }
+        "run": RunConfig(
+            folder=folder / "run", max_epochs=1, batches_per_epoch=12, batch_size=2,
+            accelerator="cpu",
+        ),
+        "so2net": SO2NetConfig(natural_channels=4, pseudo_channels=2, injection_layers=1,
+                               filter_layers=1, invariants=8, radial_functions=8),
+    }  # fmt: skip
     return TrainConfig(**(options | changes))
 
 
@@ -160,6 +166,7 @@ def test_where_they_cannot_be(labels, tmp_path):
         TrainConfig(steps=StepsConfig(target="density"))
     with pytest.raises(ConfigError, match="two or more where the target is the next"):
         TrainConfig(steps=StepsConfig(target="next", n=1))
-    predictor = config_of(labels, tmp_path, backbone="phisnet")
+    small = {"channels": 6, "radial_functions": 8, "modules": 1}
+    predictor = config_of(labels, tmp_path, backbone="phisnet", options=small)
     with pytest.raises(ConfigError, match="phisnet is a predictor"):
         train(predictor)

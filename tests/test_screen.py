@@ -16,9 +16,12 @@ from test_data import hydrogen
 
 from pyscf_deqh import ConfigError, DatasetError, OutputError
 from pyscf_deqh.benchmark.scf_runs import Method
+from pyscf_deqh.checkpoint import DEFAULT_MODEL, resolve_model
 from pyscf_deqh.data.geometry import Geometry
 from pyscf_deqh.screen import COLUMNS, fingerprint, main, screen
 from pyscf_deqh.table import RowTable
+
+pytestmark = pytest.mark.usefixtures("coarse_grids")
 
 SMALL = Method(xc="hf", basis="sto-3g")
 
@@ -71,6 +74,48 @@ def test_one_fock_matrix_instead_of_an_scf(tmp_path):
     assert row["gap"] == pytest.approx(mf.mo_energy[5] - mf.mo_energy[4], abs=1e-4)
     with pytest.raises(DatasetError, match="single_build: True there, False now"):
         run([water], out, Method())
+
+
+@pytest.mark.parametrize("basis", ["Def2-SVP", "lanl2dz"])
+def test_basis_sets_of_valence_electrons_bring_their_potentials(basis):
+    """However the name is spelled, and whatever the element."""
+    numbers, positions = np.array([11, 53]), np.array([[0.0, 0, 0], [0, 0, 2.7]])
+    mol = Method(basis=basis).molecule(Geometry(numbers, positions))
+    cores = {"Def2-SVP": (0, 28), "lanl2dz": (10, 46)}[basis]
+    assert tuple(numbers - mol.atom_charges()) == cores
+
+
+def test_one_electron_is_solved_without_a_guess(tmp_path):
+    out = tmp_path / "a.parquet"
+    geometry = Geometry(np.array([1]), np.zeros((1, 3)), {})
+    assert run([geometry], out, Method(xc="hf", basis="sto-3g"))["failed"] == 0
+    (row,) = rows_of(out).values()
+    assert row["energy"] == pytest.approx(-0.46658, abs=1e-5)  # hartree, of this basis set
+    assert row["start"] == "PySCF's"
+
+
+def test_rows_of_looser_thresholds_are_of_another_method(tmp_path):
+    out = tmp_path / "a.parquet"
+    loose = Method(xc="hf", basis="sto-3g", conv_tol=1e-5)
+    run([hydrogen()], out, loose)
+    with pytest.raises(DatasetError, match="conv_tol: 1e-05 there, None now"):
+        run([hydrogen()], out)
+
+
+def test_a_model_of_ones_own_is_found_from_everywhere(tmp_path, monkeypatch):
+    """Workers may be in other folders."""
+    asked = []
+
+    def row(geometry, method, single):
+        asked.append(method.model)
+        return {"error": None}
+
+    monkeypatch.setattr("pyscf_deqh.screen.one_molecule", row)
+    monkeypatch.chdir(resolve_model(DEFAULT_MODEL).parent)
+    for model in (DEFAULT_MODEL, f"./{DEFAULT_MODEL}"):
+        method = Method(xc="hf", basis="sto-3g", model=model)
+        run([hydrogen()], tmp_path / f"{len(asked)}.parquet", method)
+    assert asked == [DEFAULT_MODEL, resolve_model(DEFAULT_MODEL)]
 
 
 def test_an_output_is_extended(tmp_path):
@@ -173,6 +218,9 @@ def test_strange_files_are_refused_and_stay(tmp_path):
         pass
     assert path.read_bytes() == b"PAR1 or not"
     path.unlink()
+    journal.write_bytes(b"\xff\xfe\n")
+    with pytest.raises(DatasetError, match="is damaged"), table(path):
+        pass
     journal.write_text('{"xc": "hf"}\n{"id": 1}\nnonsense\n')
     with pytest.raises(DatasetError, match="is damaged"), table(path):
         pass
@@ -194,6 +242,46 @@ def test_an_error_in_the_middle_keeps_the_rows(tmp_path):
     with pytest.raises(KeyboardInterrupt):
         interrupted()
     assert rows_of(tmp_path / "a.parquet")[3]["name"] == "kept"
+
+
+def test_settings_of_no_rows_bind_nobody(tmp_path):
+    path = tmp_path / "a.parquet"
+    path.with_name("a.parquet.journal").write_text('{"xc": "pbe"}\n')  # killed before a row
+    with table(path) as rows:
+        rows.add({"id": 1})
+    assert list(rows_of(path)) == [1]
+
+    def interrupted():
+        with table(tmp_path / "b.parquet"):
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
+    assert not (tmp_path / "b.parquet").exists()
+
+
+def test_what_does_not_fit_is_refused_before_it_is_kept(tmp_path):
+    def add(row):
+        with table(tmp_path / "a.parquet") as rows:
+            rows.add({"id": 1, "name": "fits"})
+            rows.add(row)
+
+    for row in ({"id": 2**64}, {"id": 2, "error": "\udcff"}):
+        with pytest.raises(DatasetError, match="does not fit"):
+            add(row)
+        assert list(rows_of(tmp_path / "a.parquet")) == [1]
+    with pytest.raises(DatasetError, match="too large"):
+        run([hydrogen(id=str(2**64))], tmp_path / "b.parquet")
+
+
+def test_a_link_stays_a_link(tmp_path):
+    place, link = tmp_path / "there" / "a.parquet", tmp_path / "a.parquet"
+    place.parent.mkdir()
+    link.symlink_to(place)
+    with table(link) as rows:
+        rows.add({"id": 1})
+    assert link.is_symlink()
+    assert list(rows_of(place)) == [1]
 
 
 def test_fingerprints():

@@ -7,6 +7,8 @@ from pyscf import dft, lib, scf
 
 from pyscf_deqh import deqh_guess, plugin
 
+pytestmark = pytest.mark.usefixtures("coarse_grids")
+
 
 def hartree_fock(key="deqh"):
     mf = scf.RHF(make_mol(WATER))

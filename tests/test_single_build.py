@@ -6,6 +6,8 @@ from pyscf import dft, scf
 
 from pyscf_deqh import ConfigError, single_build
 
+pytestmark = pytest.mark.usefixtures("coarse_grids")
+
 CATION = {"charge": 1, "spin": 1}
 METHODS = {
     "RHF": (scf.RHF, {}),

@@ -12,6 +12,8 @@ from pyscf_deqh.fock.auxiliary import LIGHT
 from pyscf_deqh.fock.fitted import FittedFock
 from pyscf_deqh.pyscf_api import cavity_of
 
+pytestmark = pytest.mark.usefixtures("coarse_grids")
+
 
 def in_solvent(name, mol):
     mf = scf.RHF(mol)

@@ -17,6 +17,8 @@ from pyscf_deqh.fock.fitted import FittedFock
 from pyscf_deqh.fock.problem import Problem
 from pyscf_deqh.fock.states import StateSearch, _Rotations, beside_saddle_point
 
+pytestmark = pytest.mark.usefixtures("coarse_grids")
+
 
 def stretched(distance=3.0):
     return gto.M(atom=f"H 0 0 0; H 0 0 {distance}", basis="cc-pvdz", verbose=0)

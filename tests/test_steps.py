@@ -15,6 +15,7 @@ from pyscf_deqh import ConfigError
 from pyscf_deqh.benchmark import steps, trajectories
 from pyscf_deqh.benchmark.__main__ import main
 from pyscf_deqh.benchmark.steps import table
+from pyscf_deqh.data.geometry import Geometry
 
 BUTANE = """14
 name=butane
@@ -34,6 +35,12 @@ H -2.1000 -0.7300  0.8800
 H -2.1000 -0.7300 -0.8800
 """
 XYZ = "3\nname=water\nO 0 0 0.15\nH 0 0.8 -0.45\nH 0 -0.8 -0.45\n"
+
+
+@pytest.fixture(autouse=True)
+def a_short_warm_up(monkeypatch):
+    hydrogen = Geometry(np.array([1, 1]), np.array([[0, 0, 0], [0, 0, 0.74]]), {"name": "H2"})
+    monkeypatch.setattr(steps, "WATER", hydrogen)
 
 
 @pytest.fixture

@@ -540,6 +540,10 @@ def test_what_does_not_go_together_is_refused(tmp_path, database, path, capsys):
     assert "float64 alone" in capsys.readouterr().err
     assert main([*command, str(database)]) == 2
     assert "is the file to convert" in capsys.readouterr().err
+    with open_for_writing(tmp_path / "steps.store", None, 2) as file:
+        file.write_settings(SETTINGS)
+    assert main([*command, str(tmp_path / "steps.store")]) == 2
+    assert "has 2 steps of each SCF" in capsys.readouterr().err
     # A database of QH9 has one place for the settings of all its rows.
     for out, key in (("c.store", "xc"), ("c.db", "basis"), ("d.db", "pyscf_version")):
         with open_for_writing(tmp_path / out) as file:
@@ -601,7 +605,7 @@ def test_labels_into_a_store(tmp_path, capsys):
     written, failures = label(geometries[:2], out, FAST, 1, progress=False, precision="float32")
     assert (written, failures) == (2, {})
     assert label(geometries, out, FAST, 0, progress=False) == (1, {})
-    label(geometries, tmp_path / "a.db", FAST, 1, progress=False)
+    label(geometries, tmp_path / "a.db", FAST, 0, progress=False)
     with open_labels(out) as store, open_labels(tmp_path / "a.db") as wanted:
         assert store.precision == "float32"
         assert store.ids() == wanted.ids()
@@ -613,7 +617,7 @@ def test_labels_into_a_store(tmp_path, capsys):
         label(geometries, out, FAST, 0, progress=False)
     xyz = write_xyz(tmp_path / "a.xyz", 4)
     command = ["label", str(xyz), "--out", str(tmp_path / "b.store"), "--xc", "hf"]
-    assert main([*command, "--workers", "1", "--exclude", str(out)]) == 0
+    assert main([*command, "--workers", "0", "--exclude", str(out)]) == 0
     with open_labels(tmp_path / "b.store") as store:
         assert store.molecules() == [3]
 

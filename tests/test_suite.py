@@ -17,6 +17,8 @@ from pyscf_deqh.data.geometry import Geometry, read_geometries
 from pyscf_deqh.data.splits import split_of
 from pyscf_deqh.graph.basis import n_orbitals
 
+pytestmark = pytest.mark.usefixtures("coarse_grids")
+
 # Bundled molecules
 
 
@@ -263,7 +265,7 @@ def test_resumption(benchmarked, tmp_path):
     assert benchmarked == []
 
 
-def test_molecules_side_by_side(spawned_workers, tmp_path):
+def test_molecules_side_by_side(quick_workers, tmp_path):
     """Workers count the same Fock builds, and one's failure is no other's."""
     bad = Geometry(np.array([1, 1]), np.zeros((2, 3)), {"name": "bad"})
     two = [WATER, bad, replace(WATER, info={"name": "again"})]

@@ -13,7 +13,7 @@ import pytest
 from conftest import file_size_limit
 from worker_functions import attempt, threads
 
-from pyscf_deqh import ConfigError
+from pyscf_deqh import ConfigError, tasks
 from pyscf_deqh.tasks import Failure, outcomes
 
 pytestmark = pytest.mark.usefixtures("quick_workers")
@@ -86,8 +86,9 @@ def test_more_tasks_while_outcomes_are_taken(tmp_path):
     assert found == {number: number**2 for number in range(8)}
 
 
-def test_workers_have_one_thread_each(spawned_workers):
+def test_workers_have_one_thread_each(spawned_workers, monkeypatch):
     """And this process has its own, and its children theirs, as before."""
+    monkeypatch.setenv("OMP_NUM_THREADS", "3")
     before = dict(os.environ)
     ((_, found),) = outcomes(threads, deque([("", ())]), workers=1)
     assert found == (1, {1})
@@ -118,6 +119,16 @@ def test_files_that_describe_no_cluster(text, match, tmp_path):
     file = tmp_path / "cluster.yaml"
     file.write_text(text)
     with pytest.raises(ConfigError, match=match):
+        next(outcomes(attempt, squares(tmp_path), scheduler=str(file)))
+
+
+@pytest.mark.parametrize("text", [None, "{", "[]", '{"id": 1}'])
+def test_scheduler_files_without_an_address(text, tmp_path, monkeypatch):
+    monkeypatch.setattr(tasks, "_PATIENCE", 0)
+    file = tmp_path / "scheduler.json"
+    if text is not None:
+        file.write_text(text)
+    with pytest.raises(ConfigError, match="names no Dask scheduler"):
         next(outcomes(attempt, squares(tmp_path), scheduler=str(file)))
 
 

@@ -1,5 +1,6 @@
 """The list of geometries for training: whole, and without molecules of tests."""
 
+import importlib.util
 from collections import Counter
 from pathlib import Path
 
@@ -32,6 +33,51 @@ def test_tests_are_of_the_test_split_alone(chosen):
     assert {split_of(recipe.molecule) for recipe in tests} == {"test"}
     ids = {recipe.whole_number("id") for recipe in [*tests, *chosen]}
     assert len(ids) == len(tests) + len(chosen)  # of one store
+
+
+@pytest.fixture(scope="module")
+def choose():
+    pytest.importorskip("rdkit")
+    spec = importlib.util.spec_from_file_location("choose", LISTS / "choose.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.mark.parametrize(
+    ("known", "form"),
+    [
+        ("CCCC(CCC)C(=O)[O-]", "CCCC(CCC)C(=O)O"),
+        ("O=S(=O)([O-])c1ccc2ccccc2c1", "O=S(=O)(O)c1ccc2ccccc2c1"),
+        ("[NH3+]CCS(=O)(=O)[O-]", "NCCS(=O)(=O)O"),
+        ("O=C(O)c1ccccc1C(=O)O", "O=C(O)c1ccccc1C(=O)[O-]"),
+        ("O=C([O-])CC(O)(CC(=O)[O-])C(=O)O", "O=C(O)CC(O)(CC(=O)O)C(=O)O"),
+        ("c1cc[cH-]c1", "C1=CCC=C1"),
+        ("OC1=NN=C(O)C=C1", "O=c1ccc(=O)[nH][nH]1"),
+        ("C[C@H](N)O", "C[C@@H](N)O"),
+    ],
+)
+def test_other_forms_of_a_molecule_are_known(choose, known, form):
+    assert choose.Forms([known]).have(form)
+    assert choose.Forms([form]).have(known)
+
+
+@pytest.mark.parametrize(
+    ("known", "other"), [("CC=CCO", "C=CCCO"), ("CCO", "COC"), ("c1ccccc1", "C1CCCCC1")]
+)
+def test_other_molecules_are_not(choose, known, other):
+    assert not choose.Forms([known]).have(other)
+
+
+@pytest.mark.slow
+def test_no_molecule_is_for_test_in_another_form(choose, chosen):
+    lists = [*read_recipes(LISTS / "molecules.smi"), *read_recipes(LISTS / "qm9.smi")]
+    tests = [r.smiles for r in lists if split_of(r.molecule) == "test"]
+    forms = choose.Forms([*tests, *choose.benchmark_molecules()])
+    assert not [recipe.smiles for recipe in chosen if forms.have(recipe.smiles)]
+    trained = choose.Forms(recipe.smiles for recipe in chosen)
+    tests = read_recipes(LISTS / "test.smi")
+    assert not [recipe.smiles for recipe in tests if trained.have(recipe.smiles)]
 
 
 def test_no_molecule_is_for_test_anywhere(chosen):

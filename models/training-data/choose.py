@@ -7,21 +7,25 @@ Of the molecules of up to 14 heavy atoms in ``molecules.smi`` that are for train
 all that have Si, P, S, Cl or Br, all ions, and a random selection of the others; of ``qm9.smi`` a
 random selection. Each comes once, as the minimum near one conformer or, more often, as a moment of
 its dynamics at 300 to 500 K; those with a rare element once more, as the other of both. What is for
-test or validation in one list, or is a molecule of a benchmark, is left out of the training of the
-other, whatever its stereochemistry. Boron is left out: there are four molecules with it.
+test or validation, or is a molecule of a benchmark, is left out of training in whatever form:
+another list's, stereoisomers, tautomers, acids of anions and bases of cations. Boron is left out:
+there are four molecules with it.
 
-``test.smi`` has molecules of the test split, drawn in the same way, none of them of a benchmark.
+``test.smi`` has molecules of the test split, drawn in the same way, none of them of a benchmark or
+of another split in the other list.
 """
 
 from __future__ import annotations
 
+import functools
 import itertools
 import random
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from rdkit import Chem, RDLogger
+from rdkit.Chem.MolStandardize import rdMolStandardize
 
 from pyscf_deqh.data.make.embed import molecule_lines
 from pyscf_deqh.data.make.recipe import GeometryRecipe, read_recipes
@@ -47,6 +51,58 @@ def flat(smiles: str) -> str:
     return Chem.MolToSmiles(Chem.MolFromSmiles(smiles), isomericSmiles=False)
 
 
+def bare(smiles: str) -> str:
+    """Heavy atoms and which are bonded, and the hydrogen atoms of the neutral molecule: the same
+    for all that differ by where protons and electrons are, and for some that differ by more."""
+    molecule = Chem.RWMol(Chem.MolFromSmiles(smiles))
+    protons = sum(atom.GetTotalNumHs() for atom in molecule.GetAtoms())
+    protons -= Chem.GetFormalCharge(molecule)
+    Chem.Kekulize(molecule, clearAromaticFlags=True)
+    for atom in molecule.GetAtoms():
+        atom.SetFormalCharge(0)
+        atom.SetNumExplicitHs(0)
+        atom.SetNoImplicit(True)
+        atom.SetNumRadicalElectrons(0)
+        atom.SetChiralTag(Chem.ChiralType.CHI_UNSPECIFIED)
+    for bond in molecule.GetBonds():
+        bond.SetBondType(Chem.BondType.SINGLE)
+        bond.SetStereo(Chem.BondStereo.STEREONONE)
+    return f"{Chem.MolToSmiles(molecule, isomericSmiles=False)} H{protons}"
+
+
+@functools.cache
+def tautomer(smiles: str) -> str:
+    """Canonical SMILES of the neutral molecule's canonical tautomer."""
+    molecule = rdMolStandardize.Uncharger().uncharge(Chem.MolFromSmiles(smiles))
+    enumerator = rdMolStandardize.TautomerEnumerator()
+    enumerator.SetMaxTautomers(200)
+    return flat(Chem.MolToSmiles(enumerator.Canonicalize(molecule)))
+
+
+class Forms:
+    """Molecules, known in all of their forms."""
+
+    def __init__(self, molecules: Iterable[str]):
+        self._tautomers: dict[str, set[str]] = {}
+        self._ions: set[str] = set()
+        for smiles in set(map(flat, molecules)):
+            self._tautomers.setdefault(bare(smiles), set()).add(smiles)
+            if is_ion(smiles):
+                self._ions.add(bare(smiles))
+
+    def have(self, smiles: str) -> bool:
+        """Whether a molecule is one of them: of ions by their atoms and bonds alone."""
+        known = self._tautomers.get(bare(smiles), set())
+        if not known or is_ion(smiles) or bare(smiles) in self._ions:
+            return bool(known)
+        smiles = flat(smiles)
+        return smiles in known or tautomer(smiles) in map(tautomer, known)
+
+
+def is_ion(smiles: str) -> bool:
+    return Chem.GetFormalCharge(Chem.MolFromSmiles(smiles)) != 0
+
+
 def benchmark_molecules() -> Iterator[str]:
     for path in sorted(BENCHMARKS.glob("*.smi")):
         yield from (line.split()[0] for _, line in molecule_lines(path))
@@ -70,13 +126,16 @@ def main() -> None:
         recipe.info.setdefault("heavy", str(molecule.GetNumHeavyAtoms()))
         recipe.info.setdefault("charge", str(Chem.GetFormalCharge(molecule)))
     names = {id(recipe): flat(recipe.smiles) for recipe in everything}
-    # The strictest split of each molecule.
-    order = ("train", "valid", "test")
-    benchmarks = set(map(flat, benchmark_molecules()))
-    splits: dict[str, str] = dict.fromkeys(benchmarks, "test")
+    of_split: dict[str, list[str]] = {"train": [], "valid": [], "test": []}
     for recipe in everything:
-        name, split = names[id(recipe)], split_of(recipe.molecule)
-        splits[name] = max(splits.get(name, "train"), split, key=order.index)
+        of_split[split_of(recipe.molecule)].append(recipe.smiles)
+    benchmarks = list(benchmark_molecules())
+    # What no molecule of a split may be.
+    others = {
+        "train": Forms([*of_split["valid"], *of_split["test"], *benchmarks]),
+        "valid": Forms([*of_split["test"], *benchmarks]),
+        "test": Forms([*of_split["train"], *of_split["valid"], *benchmarks]),
+    }
     taken: set[str] = set()
 
     small = [r for r in everything if r.qm9_id is None and r.n_heavy <= HEAVY]
@@ -95,9 +154,9 @@ def main() -> None:
         found: list[GeometryRecipe] = []
         for recipe in recipes:
             name, split = names[id(recipe)], split_of(recipe.molecule)
-            right = (split == "test") == tests and splits[name] == split
-            usable = right and name not in taken
-            if usable and elements(recipe) <= KNOWN and len(found) != limit:
+            right = (split == "test") == tests and name not in taken
+            usable = right and elements(recipe) <= KNOWN and len(found) != limit
+            if usable and not others[split].have(recipe.smiles):
                 taken.add(name)
                 found.append(recipe)
         return found
@@ -105,7 +164,6 @@ def main() -> None:
     limits = {"rare": None, "ions": None, "others": OTHERS, "QM9": QM9}
     parts = {name: chosen(kinds[name], limit, tests=False) for name, limit in limits.items()}
     write("geometries.smi", parts, rng)
-    taken |= benchmarks
     tests = {name: chosen(kinds[name], limit, tests=True) for name, limit in TESTS.items()}
     write("test.smi", tests, rng)
 

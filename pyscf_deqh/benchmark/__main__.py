@@ -96,6 +96,8 @@ def main(argv: list[str] | None = None) -> int:
     except DEQHError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    if results.interrupted:
+        return 130
     return 1 if results.failures else 0
 
 

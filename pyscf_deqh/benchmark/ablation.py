@@ -12,7 +12,6 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from pyscf import gto
 from tqdm import tqdm
 
@@ -27,10 +26,10 @@ from ..starts import Start
 from ..starts.atoms import AtomsStart
 from ..starts.network import NetworkStart
 from .environment import environment
-from .ratios import distribution
+from .ratios import distribution, hamiltonian_mae
 from .report import markdown_table
 from .scf_runs import Method, SCFRun, run_guess
-from .sets import BUNDLED, in_random_order
+from .sets import BUNDLED, distinct_names, in_random_order
 
 _ENOUGH_CYCLES = 30
 # What single precision allows.
@@ -108,14 +107,14 @@ def _solution(mol: gto.Mole, method: Method) -> SCFRun:
 
 
 def _row(run: SCFRun, guess: Guess, converged: SCFRun) -> dict[str, Any]:
-    hamiltonian = guess.solution.hamiltonian
+    hamiltonian = None if guess.report.fallback else guess.solution.hamiltonian
     corrected = sum(n + 1 for n in run.corrected if n)
     return {
         "fitted_builds": len(guess.report.fitted_gradients) + corrected,
         "full_builds": run.full_builds,
-        "hamiltonian_mae": float(np.abs(hamiltonian - converged.hamiltonian).mean()),
+        "hamiltonian_mae": hamiltonian_mae(hamiltonian, converged),
         "cycles": run.cycles,
-        "converged": run.converged,
+        "converged": run.converged and converged.converged,
         "energy_error": run.energy - converged.energy,
     }
 
@@ -182,36 +181,39 @@ def run_ablation(
     """
     results = Results(method, path)
     todo = [
-        (geometry, [(part, variant) for part in parts for variant in PARTS[part]
-                    if not results.has(part, variant, geometry.name)])
-        for geometry in geometries
+        (geometry, name, [(part, variant) for part in parts for variant in PARTS[part]
+                          if not results.has(part, variant, name)])
+        for geometry, name in zip(geometries, distinct_names(geometries), strict=True)
     ]  # fmt: skip
-    bar = tqdm(total=sum(len(variants) for _, variants in todo), unit="SCF", disable=not progress)
+    bar = tqdm(total=sum(len(entry[2]) for entry in todo), unit="SCF", disable=not progress)
     with bar:
-        for geometry, variants in todo:
+        for geometry, name, variants in todo:
             if not variants:
                 continue
             mol = method.molecule(geometry)
             converged = _solution(mol, method)
             for part, variant in variants:
-                bar.set_postfix_str(f"{geometry.name}, {variant.title}")
+                bar.set_postfix_str(f"{name}, {variant.title}")
                 run, guess = run_guess(mol, method, "deqh", variant.options(method))
                 row = _row(run, guess, converged)
                 del guess  # each SCF finds the memory that the others did
-                results.add({"part": part, "variant": variant.title,
-                             "molecule": geometry.name} | row)  # fmt: skip
+                results.add({"part": part, "variant": variant.title, "molecule": name} | row)
                 bar.update()
     return results
 
 
 def _cell(rows: Iterable[dict[str, Any]], name: str, factor: float, digits: int) -> str:
-    values = distribution(factor * row[name] for row in rows)
+    known = (row[name] for row in rows)
+    values = distribution(None if value is None else factor * value for value in known)
     return f"{values['mean']:.{digits}f} ± {values['std']:.{digits}f}"
 
 
 def ablation_table(rows: Sequence[dict[str, Any]]) -> str:
-    """Mean ± standard deviation over molecules, one table in Markdown for each part."""
+    """Mean ± standard deviation over molecules, one table in Markdown for each part; SCFs that did
+    not converge are left out and listed below."""
     lines = []
+    lost = [f"- {r['variant']}: {r['molecule']}" for r in rows if not r["converged"]]
+    rows = [row for row in rows if row["converged"]]
     for part, variants in PARTS.items():
         cells = []
         for variant in variants:
@@ -227,6 +229,8 @@ def ablation_table(rows: Sequence[dict[str, Any]]) -> str:
                 ])  # fmt: skip
         if cells:
             lines += [*markdown_table([_MEANING[part], *_COLUMNS], cells), ""]
+    if lost:
+        lines += ["Not converged, left out:", "", *lost]
     return "\n".join(lines)
 
 

@@ -40,7 +40,7 @@ from .environment import sources
 from .ratios import distribution
 from .report import markdown_table, new_figure
 from .resume import read_rows, write_rows
-from .scf_runs import ALL_ELECTRON, Method
+from .scf_runs import Method
 from .sets import FOLDER
 
 _XC = ("hf", "pbe", "b3lyp", "m06-2x", "camb3lyp")
@@ -54,6 +54,7 @@ _SMALL = 7  # atoms
 _WEIGHTS = {"upu23": 0.1}  # of families that take minutes for each SCF
 # Orbitals; molecules that have more in each basis set get the one with the fewest.
 _MAX_ORBITALS = 120
+_ALL_ELECTRON = 36  # last element for which other basis sets than the def2 ones are drawn
 # Hartree: where an energy counts as another one.
 _SAME = 1e-6
 # Where a run counts as slower: this part, and so many seconds.
@@ -117,7 +118,7 @@ class Case:
 
 def _size(geometry: Geometry, basis: str) -> float:
     """Orbitals of a molecule; infinitely many where the basis set lacks one of its elements."""
-    if geometry.numbers.max() > ALL_ELECTRON and not basis.startswith("def2"):
+    if geometry.numbers.max() > _ALL_ELECTRON and not basis.startswith("def2"):
         return float("inf")
     try:
         return n_orbitals(geometry.numbers, basis)

@@ -14,6 +14,7 @@ from pyscf.data.elements import ELEMENTS
 from ..checkpoint import DEFAULT_MODEL
 from ..data.geometry import Geometry
 from ..fock.cycles import CycleSettings
+from ..graph.basis import needs_ecp
 from ..guess import Guess, Options, cycles_after, make_guess, starts_of
 from ..process import trim_memory
 from ..pyscf_api import bytes_of_integrals, full_builds, integrals_fit
@@ -27,7 +28,6 @@ NO_NETWORK = "no-network"
 INITS = (*CLASSICAL, CHEAP_SCF, NO_NETWORK)
 _ENOUGH_CYCLES = 20
 _PLAIN_PROCESS = 171  # MB of a process of PySCF alone at its first Fock matrix (nicotine)
-ALL_ELECTRON = 36  # of the def2 basis sets
 
 
 @dataclass(frozen=True)
@@ -73,8 +73,8 @@ class Method:
 
     def molecule(self, geometry: Geometry) -> gto.Mole:
         """With charge and spin of the geometry's comment line, if there are any; the last atoms are
-        ghosts, as many as ``ghosts`` says there. Elements from rubidium on have the effective core
-        potential of a def2 basis set."""
+        ghosts, as many as ``ghosts`` says there. Elements of which the basis set has valence
+        electrons alone have its effective core potential."""
         atoms, numbers = geometry.atom(), geometry.numbers
         n_real = len(numbers) - (geometry.whole_number("ghosts") or 0)
         charge = geometry.whole_number("charge")
@@ -83,11 +83,11 @@ class Method:
         spin = self.spin if spin is None else spin
         n_electrons = int(numbers[:n_real].sum()) - charge
         ghosts = [(f"ghost-{ELEMENTS[z]}", r) for z, r in atoms[n_real:]]
-        ecp = {ELEMENTS[z]: self.basis for z in set(numbers.tolist()) if z > ALL_ELECTRON}
+        elements = set(numbers[:n_real].tolist())
         return gto.M(
             atom=[*atoms[:n_real], *ghosts],
             basis=self.basis,
-            ecp=ecp if self.basis.startswith("def2") else {},
+            ecp={ELEMENTS[z]: self.basis for z in elements if needs_ecp(z, self.basis)},
             charge=charge,
             spin=n_electrons % 2 if spin is None else spin,
             verbose=0,

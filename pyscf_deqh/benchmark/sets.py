@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import random
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,6 +30,12 @@ def in_random_order(geometries: Sequence[Geometry]) -> list[Geometry]:
     shuffled = list(geometries)
     random.Random(SEED).shuffle(shuffled)
     return shuffled
+
+
+def distinct_names(geometries: Sequence[Geometry]) -> list[str]:
+    """Their own, with that of their place in the file or folder where several have the same."""
+    counts = Counter(geometry.name for geometry in geometries)
+    return [g.name if g.info and counts[g.name] == 1 else f"{g.name} {g.place}" for g in geometries]
 
 
 @dataclass(frozen=True)

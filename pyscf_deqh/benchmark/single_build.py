@@ -89,23 +89,28 @@ def run(
     """
     settings = {"weights": weights_hash(model)}
     rows = read_rows(path, settings, lambda row: (row["set"], row["molecule"])) if path else []
+    rows = [row for row in rows if "reason" not in row]  # those that failed get another chance
     done = {(row["set"], row["molecule"]) for row in rows}
     todo = [(g, SUITE[name]) for name in sets for g in SUITE[name].geometries(n)]
     todo = [(g, entry) for g, entry in todo if (entry.name, g.name) not in done]
     for geometry, entry in tqdm(todo, unit="mol", disable=not progress):
         warm_up(replace(entry.method(model, device), charge=0, spin=None), "minao")
-        rows.append(one_molecule(geometry, entry, model, device))
+        try:
+            rows.append(one_molecule(geometry, entry, model, device))
+        except Exception as error:  # of one molecule: the others go on
+            reason = f"{type(error).__name__}: {error}"
+            rows.append({"set": entry.name, "molecule": geometry.name, "reason": reason})
         if path:
             write_rows(path, settings, rows)
     return rows
 
 
 def table(rows: Sequence[dict[str, Any]]) -> str:
-    """Mean ± standard deviation over the molecules of each set, in Markdown; SCFs that did not
-    converge are left out and counted below."""
+    """Mean ± standard deviation over the molecules of each set, in Markdown; those that failed, and
+    SCFs that did not converge, are left out and listed below."""
     cells = []
     for name, entry in SUITE.items():
-        found = [r for r in rows if r["set"] == name and r["converged"]]
+        found = [r for r in rows if r["set"] == name and r.get("converged")]
         if not found:
             continue
         errors = [1e6 * abs(r["error"]) for r in found]
@@ -120,9 +125,13 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
             _spread([r["seconds"] / r["scf_seconds"] for r in found]),
         ])  # fmt: skip
     lines = markdown_table(_COLUMNS, cells)
-    failed = [f"{r['set']} {r['molecule']}" for r in rows if not r["converged"]]
+    failed = [
+        f"- {r['set']} {r['molecule']}: {r.get('reason', 'SCF not converged')}"
+        for r in rows
+        if not r.get("converged")
+    ]
     if failed:
-        lines += ["", "SCF not converged, left out: " + ", ".join(failed)]
+        lines += ["", "Left out:", "", *failed]
     return "\n".join(lines)
 
 

@@ -17,7 +17,6 @@ from __future__ import annotations
 import argparse
 import importlib
 import sys
-from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -36,7 +35,7 @@ from .ratios import distribution
 from .report import markdown_table
 from .resume import read_rows, write_rows
 from .scf_runs import Method
-from .sets import BUNDLED, in_random_order
+from .sets import BUNDLED, distinct_names, in_random_order
 from .trajectories import RUNS
 
 _BERNY = ("baker", "birkholz")
@@ -62,12 +61,6 @@ def _geometries(molecules: str) -> list[Geometry]:
         geometry.info = {"name": name, "charge": str(reference["charge"])}
         geometries.append(geometry)
     return sorted(geometries, key=lambda geometry: len(geometry.numbers))
-
-
-def _names(geometries: Sequence[Geometry]) -> list[str]:
-    """Their own, with that of their place in the file or folder where several have the same."""
-    counts = Counter(geometry.name for geometry in geometries)
-    return [g.name if g.info and counts[g.name] == 1 else f"{g.name} {g.place}" for g in geometries]
 
 
 def run_molecule(
@@ -185,7 +178,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     def run() -> int:
         rows = read_rows(args.json, settings)
         geometries = _geometries(args.molecules)[: args.n]
-        done, names = {row["name"] for row in rows}, _names(geometries)
+        done, names = {row["name"] for row in rows}, distinct_names(geometries)
         todo = [(k, g) for k, g in enumerate(geometries) if names[k] not in done]
         if todo:
             # The first calls of a process load PyTorch, the model, and libraries; water itself is

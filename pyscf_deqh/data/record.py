@@ -210,10 +210,12 @@ class WritableLabels(LabelFile):
     """A file of labels that takes more of them; what a method has written survives a kill.
 
     Attributes:
-        holds_ions: whether the format has a place for a molecule's charge.
+        holds_ions, holds_seeds: whether the format has a place for a molecule's charge, and for
+            the seed of its geometry.
     """
 
     holds_ions: bool = True
+    holds_seeds: bool = True
 
     @abstractmethod
     def atoms(self, row_id: int) -> tuple[np.ndarray, np.ndarray]:

@@ -22,8 +22,8 @@ _SYMBOLS = {
 NOTES = [
     "H and ε in micro-hartree, ψ in 10^-2; mean ± standard deviation (n - 1) over seeds of the "
     "mean over test molecules.",
-    "Cosine learning-rate schedule and our choice of training length; the paper has a polynomial "
-    "decay and does not give its number of steps.",
+    "Cosine learning-rate schedule and our choice of training length; the published code has a "
+    "polynomial decay, and the paper does not give the number of steps.",
 ]
 
 

@@ -15,6 +15,7 @@ from ..data.formats.store import LabelStore
 from ..data.geometry import Geometry
 from ..data.splits import split_ids
 from ..errors import ConfigError
+from ..files import is_being_written
 
 MD17 = ("water", "ethanol", "malondialdehyde", "uracil")
 QH9 = ("stable-id", "stable-ood", "dynamic-geo", "dynamic-mol")
@@ -117,6 +118,21 @@ def _md17_molecule(path: Path) -> str | None:
     return next((name for name in MD17 if name in stem), None)
 
 
+def _refuse_published(path: Path) -> None:
+    """Refuse copies of published data, whose ids are none of QM9's and whose splits are lost.
+
+    Raises:
+        ConfigError: it is one.
+    """
+    with open_labels(path) as file:
+        known = file.provenances().values() if isinstance(file, LabelStore) else ()
+        for source in (str(provenance.source) for provenance in known):
+            if "qh9stable" in source.lower() or QH9DynamicDatabase.format in source:
+                raise ConfigError(
+                    f"{path} was made of {source}: name that file, whose splits are published"
+                )
+
+
 def find_datasets(paths: Sequence[Path], split_sizes: Sequence[int]) -> dict[str, Dataset]:
     """Data sets by name.
 
@@ -130,11 +146,17 @@ def find_datasets(paths: Sequence[Path], split_sizes: Sequence[int]) -> dict[str
         split_sizes: training, validation and perhaps test rows for ``md17``; empty: published.
 
     Raises:
-        ConfigError: a path does not exist, or two files are of the same data set.
+        ConfigError: a path does not exist, another process writes to it, two files are of the same
+            data set, or one is a copy of published data.
     """
     found: dict[str, Dataset] = {}
     own: list[Path] = []
     for path in _files(paths):
+        if is_being_written(path):
+            raise ConfigError(
+                f"{path} is being written to: trainings on it would be on different labels. Wait, "
+                "or name a copy"
+            )
         molecule = _md17_molecule(path)
         if molecule is not None:
             with open_labels(path) as file:
@@ -150,6 +172,7 @@ def find_datasets(paths: Sequence[Path], split_sizes: Sequence[int]) -> dict[str
                 names = [name for name in QH9 if name.startswith("dynamic") == dynamic]
                 new = {name: Dataset(name, (path,), f"qh9-{name}") for name in names}
             else:
+                _refuse_published(path)
                 own.append(path)
                 continue
         for name in new:

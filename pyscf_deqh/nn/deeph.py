@@ -193,10 +193,14 @@ def _normalized(x: Tensor, graph: GraphBatch) -> Tensor:
 class LocalCoordinates(nn.Module):
     """The last layer: what both atoms of a pair see of their neighbours, in the pair's frame."""
 
+    _axial: Tensor
+
     def __init__(self, atom: int, pair: int, harmonics: int):
         super().__init__()
         width = 2 * atom + pair + (harmonics + 1) ** 2
         self.degrees = list(range(harmonics + 1))
+        axial = [m == 0 for degree in self.degrees for m in range(-degree, degree + 1)]
+        self.register_buffer("_axial", torch.tensor(axial), persistent=False)
         self.message = GatedLinear(width, atom)
         self.out = nn.Sequential(nn.Linear(2 * atom + pair, _HIDDEN), nn.SiLU())
 
@@ -217,6 +221,9 @@ class LocalCoordinates(nn.Module):
         edge = pairs.triple_edge
         i, k = pairs.atoms[:, edge]
         harmonics = self._harmonics(pairs, turn[pair], edge)
+        # What turns about an axis without a plane is arbitrary.
+        whole = pairs.freedom[pair, None] == _WHOLE
+        harmonics = torch.where(whole | self._axial, harmonics, 0.0)
         message = self.message(torch.cat([x[i], x[k], e[edge], harmonics], dim=-1))
         onto = x.new_zeros(len(e), message.shape[1])
         return onto.index_add(0, pair, message * fading[edge, None])

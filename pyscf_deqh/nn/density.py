@@ -25,7 +25,8 @@ def _purified(hamiltonian: Tensor, electron_pairs: Tensor) -> Tensor:
     highest, lowest = (diagonal + radius).amax(-1), (diagonal - radius).amin(-1)
     highest, lowest = highest[:, None, None], lowest[:, None, None]
     eye = torch.eye(hamiltonian.shape[-1], dtype=hamiltonian.dtype, device=hamiltonian.device)
-    p = (highest * eye - hamiltonian) / (highest - lowest)
+    width = (highest - lowest).clamp_min(torch.finfo(hamiltonian.dtype).tiny)
+    p = (highest * eye - hamiltonian) / width
     for step in range(_MAX_PURIFICATIONS):
         square = p @ p
         trace, of_square = (m.diagonal(dim1=-2, dim2=-1).sum(-1) for m in (p, square))

@@ -30,6 +30,7 @@ _ROWS = 256
 # Regularization of Anderson's iteration, hartree squared: torchdeq's own, 1e-4, is larger than a
 # difference of two states near the solution.
 _ANDERSON = 1e-8
+_ANDERSON_BEGINS = 2
 GRADIENTS = ("implicit", "random-depth")
 
 
@@ -159,8 +160,8 @@ class SolverSettings:
             ``forward_max_iterations``, and only the last application is differentiated. Cheaper,
             and it teaches f to arrive at H* from everywhere on the way, the start included.
         backward, backward_max_iterations, backward_tolerance: solver of the implicit gradient.
-        start: ``identity`` (the paper) or ``reference``. A Hamiltonian given to the call
-            (PySCF's own guess, say) overrides it.
+        start: ``identity`` (the paper) or ``reference``, where the network has one. A Hamiltonian
+            given to the call (PySCF's own guess, say) overrides it.
     """
 
     forward: str = "fixed_point_iter"
@@ -183,6 +184,14 @@ class SolverSettings:
                 raise ConfigError(f"solver.{name}: {value!r} is not one of {', '.join(known)}")
         if self.forward_max_iterations < 1 or self.backward_max_iterations < 1:
             raise ConfigError("solver: at least one forward and one backward iteration")
+        for name in ("forward", "backward"):
+            limit = getattr(self, f"{name}_max_iterations")
+            # Of torchdeq's loop the first two iterations are none.
+            if getattr(self, name) == "anderson" and limit <= _ANDERSON_BEGINS:
+                raise ConfigError(
+                    f"solver.{name}_max_iterations: {limit}, but anderson's first "
+                    f"{_ANDERSON_BEGINS} change nothing"
+                )
 
     def to_config(self) -> dict[str, Any]:
         return asdict(self)
@@ -223,8 +232,9 @@ class DEQH(nn.Module):
         ).train(self.training)
 
     def initial_hamiltonian(self, graph: GraphBatch) -> Tensor:
-        """H^0 (B, n, n): the identity (to preserve Hermiticity, Sec. 4.2) or the reference."""
-        if self.settings.start == "reference":
+        """H^0 (B, n, n): the reference, or the identity (to preserve Hermiticity, Sec. 4.2), which
+        serves networks that have no reference as well."""
+        if self.settings.start == "reference" and self.backbone.config.reference != "none":
             return graph.reference
         return torch.diag_embed(graph.orbital_mask.to(graph.overlap.dtype))
 

@@ -8,6 +8,7 @@ from torch import Tensor
 from ..graph.batch import GraphBatch
 
 MILLI = 1e3
+_SMALLEST_GAP = 0.05  # hartree
 _LOW = 0.9  # weight of the occupied orbitals' block in the alignment
 
 
@@ -27,7 +28,9 @@ def orbital_rotation(error: Tensor, graph: GraphBatch) -> Tensor:
     """First-order rotation (B,) of the occupied space that an error of the Hamiltonian causes.
 
     ``|| C_occ^T (H - H*) C_virt / (e_virt - e_occ) ||`` in the true orbitals. The part of the error
-    that changes the density, and so the SCF's start; the mean absolute error is blind to it.
+    that changes the density, and so the SCF's start; the mean absolute error is blind to it. Unlike
+    in :class:`~pyscf_deqh.metrics.HamiltonianErrors` no difference of energies is below 0.05
+    hartree: one molecule with a small gap may not outweigh a batch.
     """
     _, orbitals, energies = graph.labels
     occupied = _lowest(graph.n_occupied, error)
@@ -35,7 +38,7 @@ def orbital_rotation(error: Tensor, graph: GraphBatch) -> Tensor:
     error = orbitals.mT @ error @ orbitals
     gap = energies[:, None, :] - energies[:, :, None]
     pairs = occupied[:, :, None] & virtual[:, None, :]
-    rotation = torch.where(pairs, error / gap.clamp_min(0.05), torch.zeros_like(error))
+    rotation = torch.where(pairs, error / gap.clamp_min(_SMALLEST_GAP), torch.zeros_like(error))
     return torch.sqrt(rotation.square().sum((1, 2)) + 1e-20)
 
 

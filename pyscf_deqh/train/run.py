@@ -202,8 +202,10 @@ def _trainer(config: TrainConfig, further: Sequence[L.Callback] = ()) -> L.Train
     run, options = config.run, config.optimizer
     precision: Any = run.precision
     folder = run.folder / "checkpoints"
+    # Without labels in the training their loss is no criterion: orbitals' energies are left open.
+    best = "valid/loss" if config.consistency.labels else "valid/orbital_rotation"
     callbacks: list[L.Callback] = [
-        ModelCheckpoint(folder, "best", monitor="valid/loss", enable_version_counter=False),
+        ModelCheckpoint(folder, "best", monitor=best, enable_version_counter=False),
         # After every epoch, whether validated or not: that is what --resume goes on from.
         ModelCheckpoint(
             folder, "last", save_on_train_epoch_end=True, enable_version_counter=False

@@ -46,7 +46,7 @@ def _square(blob: Any, name: str) -> np.ndarray:
 
 
 class NablaDFTDatabase(SQLiteLabels):
-    """A database of nablaDFT or PhiSNet; rows are known by their ``id``.
+    """A database of nablaDFT; rows are known by their ``id``.
 
     Raises:
         DatasetError: not a database, or a wrong schema.

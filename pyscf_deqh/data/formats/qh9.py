@@ -79,7 +79,7 @@ class QH9Database(SQLiteLabels, WritableLabels):
     """
 
     format = "QH9"
-    holds_ions = False
+    holds_ions = holds_seeds = False
 
     def __init__(self, path: str | Path, writable: bool = False):
         self.path = Path(path)

@@ -79,6 +79,8 @@ def writing(labels: LabelFile) -> Iterator[None]:
         raise DatasetError(
             f"another process writes to {labels.path}: wait for it, and run the same command again"
         ) from error
+    except sqlite3.DatabaseError as error:
+        raise DatasetError(f"{labels.path} is damaged: {error}") from error
 
 
 def table_columns(connection: sqlite3.Connection) -> dict[str, set[str]]:

@@ -47,6 +47,11 @@ def convert(
         _target(labels, Path(out), precision) as target,
         writing(target),
     ):
+        if target.steps > labels.steps:
+            raise DatasetError(
+                f"{out} has {target.steps} steps of each SCF, {source} has {labels.steps}: name "
+                "another file"
+            )
         _write_settings(labels, target)
         todo = _todo(labels, target)
         written = 0

@@ -21,7 +21,7 @@ from pyscf import dft, gto, scf
 from pyscf.scf.dispersion import parse_dft
 from tqdm import tqdm
 
-from ...errors import ConfigError, DatasetError
+from ...errors import ConfigError, DatasetError, own_errors
 from ...files import differences
 from ...fock.auxiliary import HEAVY, LIGHT
 from ...fock.fitted import FittedFock
@@ -145,7 +145,8 @@ def _work(
         "charge": geometry.charge or None,
         "seed": geometry.whole_number("seed"),
     }
-    solved = solve(geometry, settings, device, steps)
+    with own_errors():  # of memory, which another attempt may have
+        solved = solve(geometry, settings, device, steps)
     meta["energy"] = solved.energy
     return Record(
         row_id, geometry.numbers, geometry.positions, solved.hamiltonian, meta, steps=solved.steps
@@ -157,7 +158,7 @@ def row_ids(geometries: Sequence[Geometry | GeometryRecipe]) -> list[int]:
     that it was read from, else that among ``geometries``.
 
     Raises:
-        DatasetError: an ``id`` or ``qm9_id`` that is no whole number, or an id twice.
+        DatasetError: an ``id`` or ``qm9_id`` that is no whole number of 63 bits, or an id twice.
     """
     ids = []
     for place, geometry in zip(places(geometries), geometries, strict=True):
@@ -165,6 +166,8 @@ def row_ids(geometries: Sequence[Geometry | GeometryRecipe]) -> list[int]:
         if row_id is None:
             md = geometry.info.get("kind") == "md"
             row_id = place if qm9_id is None else 10 * qm9_id + md
+        if abs(row_id) >= 2**63:
+            raise DatasetError(f"{geometry.name}: the id {row_id} is too large")
         ids.append(row_id)
     if len(set(ids)) != len(ids):
         raise DatasetError("two geometries have the same id: give each an id=… in its comment line")
@@ -209,14 +212,17 @@ def _check_atoms(database: WritableLabels, done: dict[int, Geometry | GeometryRe
     """Refuse to take other molecules for those that the rows hold."""
     for row_id, molecule in done.items():
         meta = database.meta(row_id)
+        charge = molecule.charge
         if isinstance(molecule, GeometryRecipe):
             same = _made_by(molecule.info) == _made_by(meta)
+            if "charge" not in molecule.info:
+                charge = int(meta.get("charge") or 0)  # the SMILES has it
         else:
             numbers, positions = database.atoms(row_id)
             same = np.array_equal(numbers, molecule.numbers) and np.allclose(
                 positions, molecule.positions, rtol=0, atol=1e-6
             )
-        if not same or molecule.charge != int(meta.get("charge") or 0):
+        if not same or charge != int(meta.get("charge") or 0):
             raise DatasetError(
                 f"{database.path} holds another geometry with id {row_id}: give each an id=… of "
                 "its own in its comment line, or write to another file"
@@ -257,8 +263,8 @@ def label(
         The number of rows written by this call, and the reasons of all failures in ``out`` by id.
 
     Raises:
-        ConfigError: a functional that ``density_fit`` has a part of only, or a precision or steps
-            that the format does not have.
+        ConfigError: a functional that ``density_fit`` has a part of only, or a precision, steps or
+            seeds that the format does not have.
         DatasetError: other settings in ``out``, or other geometries with the same ids; repeated
             ids; a disk that takes no more data, or another process that writes the same rows (all
             rows written before are kept).
@@ -268,11 +274,14 @@ def label(
     if settings.density_fit and (what := _beyond_the_grid(settings.xc)):
         raise ConfigError(f"density_fit leaves out the {what} of {settings.xc}: label without it")
     geometries = list(geometries)
-    if any(isinstance(molecule, GeometryRecipe) for molecule in geometries):
+    recipes = [molecule for molecule in geometries if isinstance(molecule, GeometryRecipe)]
+    if recipes:
         check_packages()
     by_id = dict(zip(row_ids(geometries), geometries, strict=True))
     written = 0
     with open_for_writing(out, precision, steps) as database, writing(database):
+        if not database.holds_seeds and any("seed" in recipe.info for recipe in recipes):
+            raise ConfigError(f"{out} has no place for the seeds of geometries: name a .store")
         _check_settings(database, settings)
         done = set(database.ids())
         _check_atoms(database, {i: g for i, g in by_id.items() if i in done})

@@ -11,7 +11,7 @@ import os
 import shlex
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -88,6 +88,8 @@ def simulate(
         raise ConfigError("frames, temperature and interval must be positive")
     plan = _Plan(engine, temperature, seed)
     trajectories = _numbered(starts)
+    if len(trajectories) > 1:  # frames of several molecules stay in the splits of these
+        trajectories = {n: _with_molecule(start) for n, start in trajectories.items()}
     written = 0
     failures: dict[int, str] = {}
     try:
@@ -209,6 +211,13 @@ def _numbered(starts: Sequence[Geometry]) -> dict[int, Geometry]:
             raise DatasetError(f"two start geometries are of molecule {number}: keep one of them")
         numbered[number] = geometry
     return numbered
+
+
+def _with_molecule(start: Geometry) -> Geometry:
+    """With what splits know the molecule by: the ``id`` of a frame is one of its own."""
+    if start.molecule is None:
+        return start
+    return replace(start, info={**start.info, "qm9_id": str(start.molecule)})
 
 
 def _last_frames(path: Path) -> tuple[int, dict[int, _Frame]]:
