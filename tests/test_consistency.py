@@ -68,6 +68,7 @@ def test_a_solution_of_the_scf_has_none(loss):
     batch = batch_of(*mols)
     exact = padded([solution(mol) for mol in mols], batch)
     losses = SelfConsistency(loss, "pbe", "def2-svp", ELEMENTS)
+    torch.manual_seed(0)
     error = torch.randn_like(exact) * 1e-2
     far = exact + padded([e[:n, :n] for e, n in zip(error + error.mT, batch.nao)], batch)  # noqa: B905
     # Fitted matrices in single precision.

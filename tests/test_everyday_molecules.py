@@ -151,7 +151,7 @@ SLOW = {
     "name",
     [pytest.param(name, marks=pytest.mark.slow if name in SLOW else ()) for name in MOLECULES],
 )
-def test_a_guess_ends_where_pyscf_does_or_lower_in_fewer_full_builds(name, monkeypatch):
+def test_a_guess_ends_where_pyscf_does_or_lower_in_few_full_builds(name, monkeypatch):
     molecule = MOLECULES[name]
     if molecule.cheap:
         monkeypatch.setattr("pyscf_deqh.guess.too_cheap", cost.too_cheap)

@@ -311,6 +311,7 @@ def test_a_killed_writer_leaves_what_it_committed(tmp_path):
         child = forked(write_on, path)
         while not path.exists() or (found := count(path)) <= n:
             time.sleep(0.002)
+            assert os.waitpid(child, os.WNOHANG) == (0, 0)  # alive
         os.kill(child, signal.SIGKILL)
         os.waitpid(child, 0)
         with open_labels(path) as store:

@@ -189,6 +189,7 @@ def test_by_a_scheduler(scheduler, tmp_path):
     work.mkdir()
     while not file.exists():
         time.sleep(0.05)
+        assert process.poll() is None
     found = dict(outcomes(attempt, squares(work, 6), scheduler=str(file)))
     assert found == {number: number**2 for number in range(6)}
     # A scheduler that goes away is an error, and no endless wait.

@@ -30,7 +30,7 @@ def occupied(mf, hamiltonian):
 
 
 for name, atoms in MOLECULES.items():
-    mol = gto.M(atom=atoms, basis="def2-svp", ecp="def2-svp", verbose=0)
+    mol = gto.M(atom=atoms, basis="def2-svp", ecp={"I": "def2-svp"}, verbose=0)
     mf = dft.RKS(mol, xc="b3lyp").run()
     overlap, hcore = mf.get_ovlp(), mf.get_hcore()
     basis = orthonormal_basis(overlap)

@@ -42,6 +42,8 @@ from .recipe import GeometryRecipe
 
 # Orbital gradient (hartree) at which fitted Fock matrices hand over to PySCF's.
 _COARSE_GRADIENT = 1e-3
+# The same, below which fitted ones are made in double precision.
+_SINGLE = 5e-5
 
 
 @dataclass(frozen=True)
@@ -95,10 +97,12 @@ def solve(
         atom=geometry.atom(), basis=settings.basis, charge=geometry.charge, unit="angstrom",
         verbose=0,
     )  # fmt: skip
-    fitted = FittedFock(mol, device, torch.float64)
+    tolerance = math.sqrt(settings.conv_tol) if settings.density_fit else _COARSE_GRADIENT
+    # Of exchange and functional single precision leaves a tenth of what the fit is off, or less.
+    dtype = torch.float64 if tolerance < _SINGLE else torch.float32
+    fitted = FittedFock(mol, device, dtype, coulomb=torch.float64)
     system = System(mol)
     start = sad_reference(system, fitted)
-    tolerance = math.sqrt(settings.conv_tol) if settings.density_fit else _COARSE_GRADIENT
     energies = []
 
     def build(orbitals: Orbitals) -> np.ndarray:
