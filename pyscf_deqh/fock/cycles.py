@@ -28,7 +28,7 @@ LOST = 0.05
 # Where cycles stop, in the same unit: where corrected cycles follow, which hold in a neighbourhood
 # of this size, alone, where the error of the fitted Fock matrices is of this size, and where that
 # error is known from a neighbouring geometry.
-NEAR, CONVERGED, CORRECTED = 4e-3, 4e-4, 4e-5
+NEAR, CONVERGED, CORRECTED = 4e-3, 4e-4, 1e-5
 
 
 @dataclass(frozen=True)
