@@ -30,7 +30,7 @@ geomopt = ["geometric>=1.0", "pyberny>=0.7"]
 pyg = ["torch_geometric>=2.6"]
 docs = ["sphinx>=8.1", "myst-nb>=1.1", "furo>=2024.8.6"]
 gpu = ["gpu4pyscf-cuda12x>=1.8"]
-pytest = ["hypothesis>=6.100", "pytest>=8", "pytest-xdist>=3.5"]
+pytest = ["hypothesis>=6.100", "pytest>=8", "pytest-xdist>=3.8"]
 
 setup(
     name="pyscf_deqh",

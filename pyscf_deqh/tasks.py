@@ -191,12 +191,13 @@ def _address_in(file: Path) -> str:
         ConfigError: there is none.
     """
     until = time.monotonic() + _PATIENCE
-    while not file.exists() and time.monotonic() < until:
+    while True:
+        try:
+            return str(json.loads(file.read_text())["address"])
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            if time.monotonic() > until:
+                raise ConfigError(f"{file} names no Dask scheduler: {error!r}") from error
         time.sleep(0.1)
-    try:
-        return str(json.loads(file.read_text())["address"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ConfigError(f"{file} names no Dask scheduler: {error!r}") from error
 
 
 @contextmanager

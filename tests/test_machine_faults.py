@@ -252,7 +252,9 @@ while hits < int(sys.argv[1]):
 @pytest.mark.parametrize("times", [3, pytest.param(30, marks=pytest.mark.slow)])
 def test_interrupts_at_random_moments(times, tmp_path):
     """After each of them the same SCF and a new one are what they would have been."""
-    run(["-c", SCF + INTERRUPTS, str(times)], tmp_path, OMP_NUM_THREADS="2")
+    # Beside other tests threads that spin would take minutes.
+    threads = {"OMP_NUM_THREADS": "2", "OMP_WAIT_POLICY": "PASSIVE"}
+    run(["-c", SCF + INTERRUPTS, str(times)], tmp_path, **threads)
 
 
 # Many guesses

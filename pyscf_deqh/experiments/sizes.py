@@ -88,8 +88,8 @@ _BY_NAME = {
                        "filter_layers": 1, "invariants": 16, "radial_functions": 8},
         },
         water=_SMOKE, md17=_SMOKE, qh9=_SMOKE,
-        steps=6, minutes=0.0, steps_per_epoch=3, validate_every=1, warmup_steps=2,
-        max_validation=2, max_test=3, acceleration_molecules=2,
+        steps=6, minutes=0.0, steps_per_epoch=6, validate_every=1, warmup_steps=2,
+        max_validation=2, max_test=3, acceleration_molecules=1,
         counted_geometries=3, scf_geometries=1, curve_molecules=2, noise_draws=30,
     ),
     # What two CPU cores train in ten minutes. With fewer radial functions, untrained networks of
