@@ -96,7 +96,7 @@ MOLECULES = {
         5, None, "UKS",
     ),
     "2-butyne, Pople's basis, UKS": Molecule(BUTYNE, 6, None, "UKS", None, BP86, POPLE),
-    "2-butyne, Pople's basis": Molecule(BUTYNE, 4, settings=BP86, mol=POPLE),
+    "2-butyne, Pople's basis": Molecule(BUTYNE, 5, settings=BP86, mol=POPLE),
     "water in PCM": Molecule(WATER, 4, wrap=lambda mf: mf.PCM()),
     "water in SMD": Molecule(WATER, 4, wrap=in_water),
     "water in ddCOSMO": Molecule(WATER, 6, wrap=lambda mf: mf.ddCOSMO()),
