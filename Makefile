@@ -24,8 +24,9 @@ data: $(VENV)/.data
 	done
 
 # One process with one thread for each core; the tests of a file share what it sets up.
+PARALLEL := --numprocesses auto --dist loadscope --no-loadscope-reorder
 test: $(VENV)/.dev
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --dist loadscope --no-loadscope-reorder
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(PARALLEL)
 
 # What touches PySCF, on another version of it.
 AGAINST_PYSCF := plugin cycles diis solvents fitted refine shells reference settings_of_the_user \
@@ -34,12 +35,12 @@ test-pyscf: $(VENV)/.dev
 	$(BIN)/python -m pip install --quiet --no-deps --upgrade --target $(VENV)/pyscf-$(PYSCF) \
 		pyscf==$(PYSCF)
 	PYTHONPATH=$(VENV)/pyscf-$(PYSCF) OMP_NUM_THREADS=1 $(BIN)/python -m pytest \
-		--numprocesses auto --dist loadscope --no-loadscope-reorder $(AGAINST_PYSCF:%=tests/test_%.py)
+		$(PARALLEL) $(AGAINST_PYSCF:%=tests/test_%.py)
 
 # What a user installs: on another Python, and with the lowest versions of all but PyTorch.
 CORE := plugin cycles starts settings_of_the_user report imports
 RUN_CORE = $(BIN)/python -m pip install --quiet pytest pytest-xdist && OMP_NUM_THREADS=1 \
-	$(BIN)/python -m pytest --numprocesses auto --dist loadscope --no-loadscope-reorder $(CORE:%=tests/test_%.py)
+	$(BIN)/python -m pytest $(PARALLEL) $(CORE:%=tests/test_%.py)
 test-core: $(VENV)/.core
 	$(RUN_CORE)
 

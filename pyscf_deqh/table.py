@@ -83,9 +83,10 @@ class RowTable:
         found = (table.schema.metadata or {}).get(_METADATA)
         if not table.schema.equals(self._schema) or found is None:
             raise DatasetError(f"{self.path} was not made by this command: name another file")
-        if len(table):
-            self._check_settings(json.loads(found))
-        return table if len(table) else self._schema.empty_table()
+        if not len(table):
+            return self._schema.empty_table()
+        self._check_settings(json.loads(found))
+        return table
 
     def _check_settings(self, found: dict[str, Any]) -> None:
         if changed := differences(found, self.settings):

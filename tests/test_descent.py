@@ -139,17 +139,15 @@ def test_it_does_not_end_with_lower_orbitals_empty():
         ("Ti 0 0 0; Cl 0 0 2.26", 1),
     ],
 )
+@pytest.mark.usefixtures("coarse_grids")
 def test_scfs_that_pyscf_does_not_bring_to_an_end(atoms, spin):
     """Not in 50 cycles from minao; the energy is that of PySCF's second-order solver from there."""
     mol = gto.M(atom=atoms, basis="def2-svp", spin=spin, verbose=0)
     mf = dft.UKS(mol, xc="b3lyp").apply(deqh_guess, start="atoms")
-    mf.grids.level = 1
     mf.kernel()
     assert mf.converged
     assert mf.cycles < 12
-    again = dft.UKS(mol, xc="b3lyp")
-    again.grids.level = 1
-    again = again.newton()
+    again = dft.UKS(mol, xc="b3lyp").newton()
     again.kernel(mf.mo_coeff, mf.mo_occ)
     assert again.converged
     assert mf.e_tot == pytest.approx(again.e_tot, abs=2e-7)

@@ -13,6 +13,8 @@ from pyscf_deqh import deqh_guess
 from pyscf_deqh.fock import cost
 from pyscf_deqh.pyscf_api import full_builds
 
+pytestmark = pytest.mark.usefixtures("coarse_grids")
+
 MIX = {"init_guess_breaksym": "mix"}
 WATER = "O 0 0 0; H 0 -.757 .587; H 0 .757 .587"
 BUTYNE = (
@@ -59,7 +61,6 @@ class Molecule:
             mf = scf.UHF(mol) if self.kind == "UHF" else scf.hf.RHF(mol)
         else:
             mf = getattr(dft, f"{unrestricted}KS")(mol, xc=self.settings.get("xc", "b3lyp"))
-            mf.grids.level = 1
         mf.set(**{name: x for name, x in self.settings.items() if name != "xc"})
         return self.wrap(mf) if self.wrap else mf
 

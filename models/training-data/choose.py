@@ -51,6 +51,7 @@ def flat(smiles: str) -> str:
     return Chem.MolToSmiles(Chem.MolFromSmiles(smiles), isomericSmiles=False)
 
 
+@functools.cache
 def bare(smiles: str) -> str:
     """Heavy atoms and which are bonded, and the hydrogen atoms of the neutral molecule: the same
     for all that differ by where protons and electrons are, and for some that differ by more."""
@@ -92,8 +93,9 @@ class Forms:
 
     def have(self, smiles: str) -> bool:
         """Whether a molecule is one of them: of ions by their atoms and bonds alone."""
-        known = self._tautomers.get(bare(smiles), set())
-        if not known or is_ion(smiles) or bare(smiles) in self._ions:
+        atoms = bare(smiles)
+        known = self._tautomers.get(atoms, set())
+        if not known or is_ion(smiles) or atoms in self._ions:
             return bool(known)
         smiles = flat(smiles)
         return smiles in known or tautomer(smiles) in map(tautomer, known)
