@@ -7,6 +7,7 @@ from conftest import FORMAMIDE, make_mol, transformed
 from e3nn import o3
 
 from pyscf_deqh.errors import ConfigError
+from pyscf_deqh.graph.basis import template_of
 from pyscf_deqh.graph.batch import collate
 from pyscf_deqh.graph.build import build_graph
 from pyscf_deqh.nn.irreps import BlockCoupling, Channels, DegreeLinear, rms_normalize
@@ -76,6 +77,30 @@ def test_uncoupling_is_the_way_back(template):
     back = coupling.uncouple(coupling.couple(blocks)[..., 0])
     (gradient,) = torch.autograd.grad(back.square().sum(), blocks)
     torch.testing.assert_close(gradient[..., 0], 2 * blocks[..., 0], atol=1e-12, rtol=0)
+
+
+def test_an_excerpt_is_a_part_of_the_coupling():
+    """Blocks of atoms without the shells of heavier ones: components, and the way back."""
+    template = template_of("def2-svp", (1, 6, 8, 16, 35))
+    coupling = BlockCoupling(template, LMAX)
+    for element in (1, 6, 16, 35):
+        slots = np.sort(template.slots(element))
+        counts = template.counts_in(slots)
+        excerpt = coupling.excerpt(counts)
+        small = torch.randn(2, len(slots), len(slots), dtype=torch.float64)
+        blocks = small.new_zeros(2, template.size, template.size)
+        blocks[:, slots[:, None], slots] = small
+        torch.testing.assert_close(blocks[:, excerpt.slots][:, :, excerpt.slots], small)
+        of_small = excerpt.coupling.couple(small.flatten(1)[..., None])[..., 0]
+        whole = coupling.couple(blocks.flatten(1)[..., None])[..., 0]
+        torch.testing.assert_close(whole[:, excerpt.components], of_small, atol=1e-13, rtol=0)
+        # Nothing is in the other components.
+        torch.testing.assert_close(whole.square().sum(), of_small.square().sum())
+        torch.testing.assert_close(excerpt.coupling.uncouple(of_small), small, atol=1e-13, rtol=0)
+        assert torch.equal(
+            coupling.path[excerpt.components],
+            torch.arange(coupling.n_paths)[excerpt.paths][excerpt.coupling.path],
+        )
 
 
 def test_coupling_needs_high_enough_degrees(template):

@@ -54,6 +54,25 @@ def test_batches_with_a_reference_do_not_mix_molecules(template):
         torch.testing.assert_close(h[:n, :n], alone, atol=RELATIVE * alone.abs().max(), rtol=0)
 
 
+def test_molecules_beside_heavier_ones_are_what_they_are_alone():
+    """Alone, their blocks have no room for the shells of chlorine and bromine."""
+    model = small_model(template_of("def2-svp", (1, 6, 7, 8, 17, 35)), "sad", start="reference")
+    molecules = ("H 0 0 0; H 0 0 .8", FORMAMIDE, "H 0 0 0; Cl 0 0 1.3", "H 0 0 0; Br 0 0 1.4")
+    graphs = []
+    for atoms in molecules:
+        reference = build_graph(make_mol(atoms), "sad").reference
+        label = reference + 1e-3 * np.diag(np.arange(len(reference)))
+        graphs.append(build_graph(make_mol(atoms), "sad", label))
+    batch = collate(graphs, model.backbone.template, model.backbone.cutoff, torch.float64)
+    model.backbone.standardize([batch])
+    together = solve(model, *graphs)
+    for graph, h in zip(graphs, together, strict=True):
+        n = graph.nao
+        alone = solve(model, graph)[0]
+        torch.testing.assert_close(h[:n, :n], alone, atol=RELATIVE * alone.abs().max(), rtol=0)
+        assert np.abs(alone.numpy() - graph.reference).max() > 1e-4
+
+
 def test_hermitian_with_a_reference(template):
     h = solve(small_model(template, "sad"), build_graph(make_mol(), "sad"))[0]
     torch.testing.assert_close(h, h.T, atol=1e-13, rtol=0)

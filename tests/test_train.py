@@ -374,6 +374,13 @@ def test_batches_hold_molecules_of_similar_size():
     assert [len(b) for b in SizeBatches([3, 1, 2], 8, seed=0)] == [3]
 
 
+def test_batches_hold_molecules_of_similar_elements():
+    sizes = [(5 + 9 * (i % 4 == 0), i) for i in range(96)]
+    batches = list(SizeBatches(sizes, 8, seed=3))
+    of_one_kind = [len({sizes[i][0] for i in batch}) == 1 for batch in batches]
+    assert sum(of_one_kind) >= len(batches) - 1  # one batch may hold both
+
+
 @pytest.mark.parametrize("length", [5, 12, 30])
 def test_epochs_can_be_parts_of_a_pass_or_several(length):
     batches = SizeBatches(list(range(103)), 8, seed=3, length=length)

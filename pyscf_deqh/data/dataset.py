@@ -36,7 +36,7 @@ from .record import LabelFile, Record
 from .splits import split_ids
 
 # Change when the content of a graph or of the store changes, so that old caches are not read.
-_FORMAT = 2
+_FORMAT = 3
 _OPTIONAL = ("shells", "steps")
 _MATRICES = [f.name for f in fields(MolecularGraph) if f.name not in ("n_occupied", *_OPTIONAL)]
 # Zero without a reference Hamiltonian; then they are not stored.
@@ -48,7 +48,8 @@ _MMAP_BYTES = 2**40
 _TIMEOUT = 60  # seconds that another process may write for
 
 _SCHEMA = """
-CREATE TABLE IF NOT EXISTS graphs (key TEXT NOT NULL PRIMARY KEY, graph BLOB);
+CREATE TABLE IF NOT EXISTS graphs
+    (key TEXT NOT NULL PRIMARY KEY, heaviest INTEGER, graph BLOB);
 CREATE TABLE IF NOT EXISTS files
     (id INTEGER PRIMARY KEY, path TEXT UNIQUE, size INTEGER, mtime_ns INTEGER);
 CREATE TABLE IF NOT EXISTS rows
@@ -166,10 +167,11 @@ class GraphStore:
         with self._usable():
             return self._connect().execute(query, (key,)).fetchone() is not None
 
-    def sizes(self) -> dict[str, int]:
-        """Length of every graph in bytes, by key: a measure of its molecule's size."""
+    def sizes(self) -> dict[str, tuple[int, int]]:
+        """Largest atomic number, and length of the graph in bytes, of every graph by its key."""
+        query = "SELECT key, heaviest, length(graph) FROM graphs"
         with self._usable():
-            return dict(self._connect().execute("SELECT key, length(graph) FROM graphs"))
+            return {key: (heaviest, n) for key, heaviest, n in self._connect().execute(query)}
 
     def __getitem__(self, key: str) -> MolecularGraph:
         query = "SELECT graph FROM graphs WHERE key = ?"
@@ -231,8 +233,8 @@ class GraphStore:
             for made in self._made(missing, workers or os.cpu_count() or 1):
                 with connection:
                     connection.executemany(
-                        "INSERT OR REPLACE INTO graphs VALUES (?, ?)",
-                        [(key, blob) for _, _, key, blob in made if blob is not None],
+                        "INSERT OR REPLACE INTO graphs VALUES (?, ?, ?)",
+                        [(key, *graph) for _, _, key, graph in made if graph is not None],
                     )
                     connection.executemany(
                         "INSERT OR REPLACE INTO rows VALUES (?, ?, ?)",
@@ -262,8 +264,8 @@ class GraphStore:
             pool.shutdown(cancel_futures=True)
 
 
-# Path, row, key, and the encoded graph unless the store has it already.
-_Made = tuple[str, int, str, bytes | None]
+# Path, row, key; largest atomic number and encoded graph, unless the store has it already.
+_Made = tuple[str, int, str, tuple[int, bytes] | None]
 _worker_store: GraphStore
 
 
@@ -305,7 +307,7 @@ def _make(rows: list[tuple[str, int]]) -> list[_Made]:
                 graph.steps = _steps(file, row_id, n)
         except (UnsupportedMoleculeError, RuntimeError) as error:
             raise DatasetError(f"{path}, {file.row_name} {row_id}: {error}") from error
-        made.append((path, row_id, key, _encode(graph)))
+        made.append((path, row_id, key, (int(graph.numbers.max()), _encode(graph))))
     return made
 
 
@@ -413,8 +415,8 @@ class HamiltonianDataset(Dataset):
     def __len__(self) -> int:
         return len(self.keys)
 
-    def sizes(self) -> list[int]:
-        """Bytes of each graph, which order the molecules by their number of AOs."""
+    def sizes(self) -> list[tuple[int, int]]:
+        """Largest atomic number, and bytes of each graph, which go with its number of AOs."""
         sizes = self.store.sizes()
         return [sizes[key] for key in self.keys]
 

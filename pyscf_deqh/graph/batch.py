@@ -89,6 +89,7 @@ class GraphBatch:
         n_occupied, nao: (B,).
         overlap, reference, atomic_density, basis_vectors: (B, n, n), zero padded.
         max_occupied: largest of ``n_occupied``, or more.
+        shell_counts: shells of each angular momentum that atoms have, or more.
         hamiltonian, target_orbitals, target_energies: labels, (B, n, n), (B, n, n), (B, n).
         steps: of the labels' SCFs, (B, K, 2, n, n).
     """
@@ -107,6 +108,7 @@ class GraphBatch:
     atomic_density: Tensor
     basis_vectors: Tensor
     max_occupied: int
+    shell_counts: tuple[int, ...]
     hamiltonian: Tensor | None = None
     target_orbitals: Tensor | None = None
     target_energies: Tensor | None = None
@@ -165,6 +167,10 @@ class GraphBatch:
             return value.to(device, kind, non_blocking=value.is_pinned())
 
         return self.map(move)
+
+    def of_slots(self, slots: Tensor | slice) -> GraphBatch:
+        """A copy whose template has these slots alone."""
+        return replace(self, orbital=self.orbital[:, slots])
 
     def pin_memory(self) -> GraphBatch:
         """What PyTorch's loader calls to have batches where a GPU can fetch them by itself."""
@@ -344,6 +350,9 @@ def collate(
     beyond = np.tile([[0, 0, 1.1 * cutoff], [0, 0, -1.1 * cutoff]], (spare_pairs // 2, 1))
     pairs = [part.pairs + first for part, first in zip(parts, first_atom, strict=False)]
     no_orbital = np.full((spare_atoms, template.size), -1)
+    # Of the elements, and of other basis sets.
+    slots = [template.slots(z) for z in np.unique(np.concatenate([g.numbers for g in graphs]))]
+    slots += [np.nonzero((part.orbital >= 0).any(0))[0] for part in parts]
     molecule = np.repeat(np.arange(len(graphs)), [part.n_atoms for part in parts])
     labelled, steps = all(g.hamiltonian is not None for g in graphs), graphs[0].steps
     return GraphBatch(
@@ -363,6 +372,7 @@ def collate(
         atomic_density=padded("atomic_density", n, n),
         basis_vectors=padded("basis_vectors", n, n),
         max_occupied=n if few_shapes else max(g.n_occupied for g in graphs),
+        shell_counts=template.counts if few_shapes else template.counts_in(np.concatenate(slots)),
         hamiltonian=padded("hamiltonian", n, n) if labelled else None,
         target_orbitals=padded("target_orbitals", n, n) if labelled else None,
         target_energies=padded("target_energies", n) if labelled else None,

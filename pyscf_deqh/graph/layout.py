@@ -44,6 +44,13 @@ class OrbitalTemplate:
         l_max = max(max(ls) for ls in self.shells.values())
         return tuple(max(ls.count(l) for ls in self.shells.values()) for l in range(l_max + 1))
 
+    def counts_in(self, slots: np.ndarray) -> tuple[int, ...]:
+        """Number of shells of each angular momentum that hold these template positions."""
+        shells = np.repeat(np.arange(len(self.template_shells)),
+                           [2 * l + 1 for l in self.template_shells])  # fmt: skip
+        degrees = np.array(self.template_shells)[np.unique(shells[slots])]
+        return tuple(np.bincount(degrees, minlength=len(self.counts)).tolist())
+
     @property
     def template_shells(self) -> tuple[int, ...]:
         """Angular momentum of each template shell."""

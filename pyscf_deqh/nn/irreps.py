@@ -9,10 +9,11 @@ linear map, which makes every network built from these parts equivariant to refl
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -131,13 +132,20 @@ class BlockCoupling(nn.Module):
     what belongs to the same two shells is multiplied: between two selections there is one small
     product for each (l1, l2).
 
+    Args:
+        template: of the orbitals of all elements.
+        lmax: largest degree.
+        counts: shells of each angular momentum that blocks have; the template's by default.
+
     Raises:
         ConfigError: ``lmax`` is below twice the largest angular momentum of the basis set.
     """
 
-    def __init__(self, template: OrbitalTemplate, lmax: int):
+    def __init__(self, template: OrbitalTemplate, lmax: int, counts: Sequence[int] = ()):
         super().__init__()
-        shells, size = template.template_shells, template.size
+        self._template, self._lmax, self._counts = template, lmax, counts or template.counts
+        shells = [l for l, count in enumerate(self._counts) for _ in range(count)]
+        size = sum(2 * l + 1 for l in shells)
         if lmax < 2 * max(shells):
             raise ConfigError(
                 f"lmax = {lmax} cannot represent blocks of shells up to l = {max(shells)}; "
@@ -151,10 +159,11 @@ class BlockCoupling(nn.Module):
                 for degree in range(abs(l1 - l2), l1 + l2 + 1):
                     paths.setdefault((degree, bool((l1 + l2 + degree) % 2)), []).append((a, b))
         self.size = size
+        self._paths = dict(sorted(paths.items()))
         self.groups: list[_Group] = []
         place: dict[tuple[int, int, int], tuple[int, int]] = {}  # of m = -L, and the step of m
         at = 0
-        for (degree, pseudo), members in sorted(paths.items()):
+        for (degree, pseudo), members in self._paths.items():
             self.groups.append(_Group(degree, pseudo, len(members), at))
             for k, (a, b) in enumerate(members):
                 place[a, b, degree] = at + k, len(members)
@@ -195,11 +204,11 @@ class BlockCoupling(nn.Module):
         # Of each element, whether its blocks have a path's two shells.
         has = torch.tensor(
             [
-                [k < ls.count(l) for l, count in enumerate(template.counts) for k in range(count)]
+                [k < ls.count(l) for l, count in enumerate(self._counts) for k in range(count)]
                 for ls in (template.shells[number] for number in template.numbers)
             ]
         )
-        first, second = torch.tensor([p for _, members in sorted(paths.items()) for p in members]).T
+        first, second = torch.tensor([p for members in self._paths.values() for p in members]).T
         self.register_buffer("has_first", has[:, first], persistent=False)
         self.register_buffer("has_second", has[:, second], persistent=False)
 
@@ -216,6 +225,40 @@ class BlockCoupling(nn.Module):
         scalar = torch.zeros(len(self.path), dtype=torch.bool)
         scalar[: self.groups[0].stop] = True  # groups are sorted, degree 0 comes first
         return scalar
+
+    def excerpt(self, counts: tuple[int, ...]) -> Excerpt:
+        """What is left of it for atoms that have so many shells of each angular momentum."""
+        if counts == tuple(self._counts):
+            everything = slice(None)
+            groups = [(group, everything) for group in self.groups]
+            return Excerpt(self, everything, everything, everything, groups)
+        small = BlockCoupling(self._template, self._lmax, counts).to(self.path.device)
+        # Shells of one angular momentum are the first ones of the template's.
+        shells = [sum(self._counts[:l]) + k for l, n in enumerate(counts) for k in range(n)]
+        starts = np.cumsum([0] + [2 * l + 1 for l, n in enumerate(self._counts) for _ in range(n)])
+        slots = np.concatenate([np.arange(starts[shell], starts[shell + 1]) for shell in shells])
+        groups: list[tuple[_Group, Tensor | slice] | None] = []
+        components, paths = [], []
+        their = dict(zip(small._paths, small.groups, strict=True))
+        for group, offset, (kind, members) in zip(
+            self.groups, self._path_offsets(), self._paths.items(), strict=True
+        ):
+            if kind not in their:
+                groups.append(None)
+                continue
+            place = {pair: at for at, pair in enumerate(members)}
+            kept = np.array([place[shells[a], shells[b]] for a, b in small._paths[kind]])
+            rows = group.start + group.count * np.arange(2 * group.degree + 1)
+            components.append((rows[:, None] + kept).ravel())
+            paths.append(offset + kept)
+            groups.append((their[kind], self._index(kept)))
+        return Excerpt(
+            small, self._index(slots), self._index(np.concatenate(components)),
+            self._index(np.concatenate(paths)), groups,
+        )  # fmt: skip
+
+    def _index(self, positions: np.ndarray) -> Tensor:
+        return torch.from_numpy(positions).to(self.path.device)
 
     def couple(self, blocks: Tensor) -> Tensor:
         """(n, T T, K) -> (n, T T coupled components, K)."""
@@ -264,34 +307,65 @@ class BlockCoupling(nn.Module):
         return self.uncouple(torch.cat(parts, dim=-1))
 
 
+@dataclass(frozen=True)
+class Excerpt:
+    """A coupling for atoms that have fewer shells than the template, and where it lies in the whole
+    one, whose weights, shifts and scales it shares.
+
+    Attributes:
+        coupling: of the smaller blocks.
+        slots: their functions among the template's.
+        components, paths: those of ``coupling`` among all.
+        groups: for each group of the whole one ``coupling``'s, and its paths among the group's;
+            None where it has none.
+    """
+
+    coupling: BlockCoupling
+    slots: Tensor | slice
+    components: Tensor | slice
+    paths: Tensor | slice
+    groups: Sequence[tuple[_Group, Tensor | slice] | None]
+
+
+def _pairs(
+    excerpt: Excerpt, weights: Iterable[Tensor]
+) -> Iterator[tuple[tuple[_Group, Tensor | slice], Tensor]]:
+    """The excerpt's groups with the whole groups' weights."""
+    pairs = zip(excerpt.groups, weights, strict=True)
+    return ((group, weight) for group, weight in pairs if group is not None)
+
+
 class BlockEmbedding(nn.Module):
     """Coupled components of K matrices -> features: one linear map per degree and parity."""
 
     def __init__(self, coupling: BlockCoupling, lmax: int, n_matrices: int, channels: Channels):
         super().__init__()
-        self.groups, self.n_matrices = coupling.groups, n_matrices
-        self.lmax, self.channels = lmax, channels
+        self.n_matrices, self.lmax, self.channels = n_matrices, lmax, channels
         self.weights = nn.ParameterList(
             random_weight(
                 n_matrices * g.count,
                 n_matrices * g.count,
                 channels.pseudo if g.pseudo else channels.natural,
             )
-            for g in self.groups
+            for g in coupling.groups
         )
 
-    def forward(self, components: Tensor) -> Tensor:
-        """(n, T T, K) -> (n, (lmax + 1)^2, channels.total)."""
-        n = len(components)
+    def forward(self, components: Tensor, excerpt: Excerpt) -> Tensor:
+        """(n, T T, K) of the excerpt -> (n, (lmax + 1)^2, channels.total)."""
+        n, k = len(components), self.n_matrices
         # Concatenated, not written into one tensor: the gradient of each slice would be that large.
         parities = []
+        present = [
+            (group, weight.unflatten(0, (-1, k))[paths].flatten(0, 1))
+            for (group, paths), weight in _pairs(excerpt, self.weights)
+        ]
         for pseudo, width in ((False, self.channels.natural), (True, self.channels.pseudo)):
             found = {
                 group.degree: components[:, group.start : group.stop].reshape(
-                    n, 2 * group.degree + 1, group.count * self.n_matrices
+                    n, 2 * group.degree + 1, group.count * k
                 )
                 @ weight
-                for group, weight in zip(self.groups, self.weights, strict=True)
+                for group, weight in present
                 if group.pseudo == pseudo
             }
             rows = [
@@ -311,21 +385,21 @@ class BlockReadout(nn.Module):
 
     def __init__(self, coupling: BlockCoupling, lmax: int, channels: Channels):
         super().__init__()
-        self.groups, self.sizes = coupling.groups, [2 * l + 1 for l in range(lmax + 1)]
+        self.sizes = [2 * l + 1 for l in range(lmax + 1)]
         self.weights = nn.ParameterList(
             random_weight(
                 100 * (c := channels.pseudo if g.pseudo else channels.natural),
                 c,
                 g.count,
             )
-            for g in self.groups
+            for g in coupling.groups
         )
 
-    def forward(self, natural: Tensor, pseudo: Tensor) -> Tensor:
-        """(n, (lmax + 1)^2, channels) of both parities -> (n, T T)."""
+    def forward(self, natural: Tensor, pseudo: Tensor, excerpt: Excerpt) -> Tensor:
+        """(n, (lmax + 1)^2, channels) of both parities -> (n, T T) of the excerpt."""
         degrees = [natural.split(self.sizes, dim=1), pseudo.split(self.sizes, dim=1)]
         parts = [
-            (degrees[group.pseudo][group.degree] @ weight).flatten(1)
-            for group, weight in zip(self.groups, self.weights, strict=True)
+            (degrees[group.pseudo][group.degree] @ weight[:, paths]).flatten(1)
+            for (group, paths), weight in _pairs(excerpt, self.weights)
         ]
         return torch.cat(parts, dim=1)

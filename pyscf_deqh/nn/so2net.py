@@ -16,6 +16,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -32,6 +33,7 @@ from .irreps import (
     BlockReadout,
     Channels,
     DegreeLinear,
+    Excerpt,
     NodeNonlinearity,
     add_scalars,
     rms_normalize,
@@ -119,7 +121,8 @@ class PairChunk:
 class Injected:
     """What SO2Net's filter needs besides H."""
 
-    graph: GraphBatch
+    graph: GraphBatch  # with the slots of the excerpt
+    excerpt: Excerpt
     chunks: list[PairChunk]
     envelope: Tensor
     atoms: Tensor
@@ -233,6 +236,14 @@ class SO2Net(Backbone):
         charges = torch.tensor(template.numbers, dtype=torch.get_default_dtype())
         self.register_buffer("nuclear_charge", charges, persistent=False)
         self._register_standards(n_elements, n_static)
+        self._excerpts: dict[tuple[Any, ...], Excerpt] = {}
+
+    def _excerpt(self, graph: GraphBatch) -> Excerpt:
+        """Of the coupling, for the shells that the batch's atoms have: most lack most of them."""
+        key = (graph.shell_counts, graph.orbital.device)
+        if key not in self._excerpts:
+            self._excerpts[key] = self.coupling.excerpt(graph.shell_counts)
+        return self._excerpts[key]
 
     def _register_standards(self, n_elements: int, n_static: int) -> None:
         t2, paths = self.template.size**2, self.coupling.n_paths
@@ -279,36 +290,45 @@ class SO2Net(Backbone):
         # the device.
         return state is injected.zero or (not state.requires_grad and not state.any())
 
-    def _standard_atoms(self, name: str, graph: GraphBatch, components: Tensor) -> Tensor:
-        shift = getattr(self, f"{name}_shift")[graph.element]
-        return (components - shift) / getattr(self, f"{name}_atom_scale")[self.coupling.path]
+    def _embedded_atoms(
+        self, name: str, graph: GraphBatch, components: Tensor | None, excerpt: Excerpt
+    ) -> Tensor:
+        """Features (N, (lmax + 1)^2, C) of coupled components (N, T T, M); None for zeros."""
+        shift = getattr(self, f"{name}_shift")[:, excerpt.components][graph.element]
+        scale = getattr(self, f"{name}_atom_scale")[excerpt.paths][excerpt.coupling.path]
+        centred = -shift if components is None else components - shift
+        return getattr(self, f"{name}_atoms")(centred / scale, excerpt)
 
-    def _standard_pairs(self, name: str, components: Tensor) -> Tensor:
-        return components / getattr(self, f"{name}_pair_scale")[self.coupling.path]
+    def _embedded_pairs(self, name: str, components: Tensor, excerpt: Excerpt) -> Tensor:
+        """Features (E, (lmax + 1)^2, C) of coupled components (E, T T, M)."""
+        scale = getattr(self, f"{name}_pair_scale")[excerpt.paths][excerpt.coupling.path]
+        return getattr(self, f"{name}_pairs")(components / scale, excerpt)
 
     def injection(self, graph: GraphBatch) -> Injected:
         density, matrices = self._static_matrices(graph)
-        onsite = self.coupling.couple(graph.onsite_blocks(*matrices))
+        excerpt = self._excerpt(graph)
+        graph = graph.of_slots(excerpt.slots)
+        onsite = excerpt.coupling.couple(graph.onsite_blocks(*matrices))
         invariants, envelope = self.invariants(graph)
         scalars = self.element_embedding(graph.element)
         if self.config.reference != "none":
             moved = graph.populations(matrices[-1])
             scalars = scalars + self.static_charges(graph, moved, envelope)
-        x = add_scalars(self.static_atoms(self._standard_atoms("static", graph, onsite)), scalars)
+        x = add_scalars(self._embedded_atoms("static", graph, onsite, excerpt), scalars)
         chunks, pairs = [], []
         for part in graph.pair_slices(_PAIRS_AT_ONCE):
             frames = EdgeFrames(graph.edge_vector[part], self.config.lmax, self.channels)
             atoms = graph.edge_index[:, part]
             chunk = PairChunk(atoms, frames, invariants[part], envelope[part])
             chunks.append(chunk)
-            blocks = self.coupling.couple(graph.blocks(*chunk.atoms, *matrices))
-            e = chunk.frames.into(self.static_pairs(self._standard_pairs("static", blocks)))
+            blocks = excerpt.coupling.couple(graph.blocks(*chunk.atoms, *matrices))
+            e = chunk.frames.into(self._embedded_pairs("static", blocks, excerpt))
             e = replace(e, natural=e.natural + self.pair_embedding(chunk.invariants))
             pairs.append(e)
         for layer in self.injection_layers:
             x, pairs = layer(x, pairs, chunks)
         zero = graph.reference.new_zeros(1).expand_as(graph.reference)
-        return Injected(graph, chunks, envelope, x, pairs, density, zero)
+        return Injected(graph, excerpt, chunks, envelope, x, pairs, density, zero)
 
     def filter(self, state: Tensor, injected: Injected) -> Tensor:
         x, pairs = self._with_state(state, injected)
@@ -318,50 +338,54 @@ class SO2Net(Backbone):
 
     def _with_state(self, state: Tensor, env: Injected) -> tuple[Tensor, list[FrameFeatures]]:
         """Injected features plus those of the difference to the reference and of its density."""
-        graph = env.graph
+        graph, excerpt = env.graph, env.excerpt
         if self._is_at_reference(state, env):
             # Nothing has changed, the density neither: no eigenproblem, and no blocks.
-            nothing = torch.zeros_like(self.state_shift)[graph.element]
-            atoms = self._standard_atoms("state", graph, nothing)
-            return env.atoms + self.state_atoms(atoms), env.pairs
+            return env.atoms + self._embedded_atoms("state", graph, None, excerpt), env.pairs
         matrices = self._state_matrices(graph, state, env.density)
         moved = graph.populations(matrices[1])
         if self.config.reference == "none":  # there is no density yet that moved is relative to
             moved = moved - self.nuclear_charge[graph.element]
         scalars = self.state_charges(graph, moved, env.envelope)
-        atoms = self.coupling.couple(graph.onsite_blocks(*matrices))
-        atoms = self.state_atoms(self._standard_atoms("state", graph, atoms))
+        atoms = excerpt.coupling.couple(graph.onsite_blocks(*matrices))
+        atoms = self._embedded_atoms("state", graph, atoms, excerpt)
         pairs = []
         for e, chunk in zip(env.pairs, env.chunks, strict=True):
-            blocks = self.coupling.couple(graph.blocks(*chunk.atoms, *matrices))
-            embedded = self.state_pairs(self._standard_pairs("state", blocks))
+            blocks = excerpt.coupling.couple(graph.blocks(*chunk.atoms, *matrices))
+            embedded = self._embedded_pairs("state", blocks, excerpt)
             pairs.append(e + chunk.frames.into(embedded))
         return env.atoms + add_scalars(atoms, scalars), pairs
 
     def _read(self, x: Tensor, pairs: list[FrameFeatures], env: Injected) -> Tensor:
-        graph, path = env.graph, self.coupling.path
-        scale = (self.output_atom_scale * self.output_atom_factor)[graph.element]
+        graph, excerpt = env.graph, env.excerpt
+        coupling, kept = excerpt.coupling, excerpt.paths
+        scale = (self.output_atom_scale * self.output_atom_factor)[:, kept][graph.element]
         output = self.atom_output(x)
-        atoms = self.atom_readout(*output.split(self.widths, dim=-1)) * scale[:, path]
-        atoms = self.coupling.uncouple(atoms + self.output_shift[graph.element])
+        atoms = self.atom_readout(*output.split(self.widths, dim=-1), excerpt)
+        shift = self.output_shift[:, excerpt.components][graph.element]
+        atoms = coupling.uncouple(atoms * scale[:, coupling.path] + shift)
         potential = self.atom_potential(output[:, 0, : self.channels.natural])[:, 0]
         potential = _POTENTIAL_SCALE * potential
         atoms = (atoms + atoms.mT) / 2 + graph.potential_blocks(graph.atoms, graph.atoms, potential)
-        pair_scale = self.output_pair_scale * self.output_pair_factor
+        pair_scale = (self.output_pair_scale * self.output_pair_factor)[..., kept]
         blocks = []
         for e, chunk in zip(pairs, env.chunks, strict=True):
-            block = self._read_pairs(e, chunk, pair_scale[tuple(graph.element[chunk.atoms])])
+            of_pairs = pair_scale[tuple(graph.element[chunk.atoms])]
+            block = self._read_pairs(e, chunk, of_pairs, excerpt)
             # Hermitian by construction: the mean of the block of (i, j) and that of (j, i).
             block = (block + opposite(block).mT) / 2
             blocks.append(block + graph.potential_blocks(*chunk.atoms, potential))
         return graph.matrix(atoms, torch.cat(blocks))
 
-    def _read_pairs(self, e: FrameFeatures, chunk: PairChunk, scale: Tensor) -> Tensor:
+    def _read_pairs(
+        self, e: FrameFeatures, chunk: PairChunk, scale: Tensor, excerpt: Excerpt
+    ) -> Tensor:
         """Pair blocks (e, T, T); ``scale`` (e, paths) of their coupled components."""
         y = self.pair_linear(e.rms_normalized().by_order(self.config.lmax))
         e = FrameFeatures.of_orders(self.pair_gate(y, chunk.invariants))
-        scale = (scale * chunk.envelope[:, None])[:, self.coupling.path]
-        return self.coupling.uncouple(self.pair_readout(*chunk.frames.out_of(e)) * scale)
+        scale = (scale * chunk.envelope[:, None])[:, excerpt.coupling.path]
+        components = self.pair_readout(*chunk.frames.out_of(e), excerpt)
+        return excerpt.coupling.uncouple(components * scale)
 
     @torch.no_grad()
     def standardize(self, batches: Iterable[GraphBatch]) -> None:

@@ -50,7 +50,7 @@ class SizeBatches(Sampler[list[int]]):
     on seed and epoch alone, so that resumed runs repeat it.
 
     Args:
-        sizes: of the molecules, in any unit.
+        sizes: of the molecules, in any unit; or tuples, of which the first member counts most.
         batch_size: molecules per batch; the last, incomplete one of a pass is left out unless it is
             the only one, because its molecules would get a larger weight.
         seed: of the order.
@@ -62,7 +62,7 @@ class SizeBatches(Sampler[list[int]]):
 
     def __init__(
         self,
-        sizes: Sequence[int],
+        sizes: Sequence[int] | Sequence[tuple[int, ...]],
         batch_size: int,
         seed: int,
         length: int = 0,
@@ -71,7 +71,8 @@ class SizeBatches(Sampler[list[int]]):
     ):
         if not len(sizes):
             raise ValueError("there are no molecules to make batches of")
-        self.sizes, self.batch_size, self.seed = np.asarray(sizes), batch_size, seed
+        self.sizes = np.asarray(sizes).reshape(len(sizes), -1)
+        self.batch_size, self.seed = batch_size, seed
         self._per_pass = max(len(self.sizes) // batch_size, 1)
         self._length = length or self._per_pass
         # Neighbours in size go to different processes, which have about the same work.
@@ -103,7 +104,7 @@ class SizeBatches(Sampler[list[int]]):
         batches = []
         for first in range(0, len(order), pool):
             chosen = order[first : first + pool]
-            chosen = chosen[np.argsort(self.sizes[chosen], kind="stable")]
+            chosen = chosen[np.lexsort(self.sizes[chosen].T[::-1])]
             batches += [
                 chosen[i : i + self.batch_size] for i in range(0, len(chosen), self.batch_size)
             ]
@@ -122,6 +123,7 @@ class HamiltonianData(L.LightningDataModule):
         self.config = config
         self.parts: dict[str, HamiltonianDataset] = {}
         self.prepare_data_per_node = False
+        self._template = template
         self._collate = partial(collate, template=template, cutoff=cutoff)
         self._pin = config.run.accelerator != "cpu" and torch.cuda.is_available()
 
@@ -187,9 +189,9 @@ class HamiltonianData(L.LightningDataModule):
 
     def _training_batches(self, few_shapes: bool, rank: int, ranks: int) -> DataLoader[Any]:
         run, part = self.config.run, self.parts["train"]
-        batches = SizeBatches(
-            part.sizes(), run.batch_size, run.seed, run.batches_per_epoch, rank, ranks
-        )
+        # Blocks have room for the shells of a batch's elements.
+        sizes = [(len(self._template.slots(heaviest)), size) for heaviest, size in part.sizes()]
+        batches = SizeBatches(sizes, run.batch_size, run.seed, run.batches_per_epoch, rank, ranks)
         return self._loader(part, few_shapes, batch_sampler=batches)
 
     def train_dataloader(self) -> DataLoader[Any]:
