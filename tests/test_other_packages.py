@@ -171,6 +171,9 @@ def test_what_pyscf_itself_leaves_on_its_object_is_served():
     for mf in (plain, omega, defined, plain.density_fit(), plain.newton(), plain.PCM()):
         assert settings(mf)
     assert Functional.of_scf(dft.GKS(mol, xc="pbe")).name == "pbe"
+    two_component = dft.GKS(mol, xc="camb3lyp")
+    two_component.omega = 0.5
+    assert Functional.of_scf(two_component).exchange == Functional.of_scf(omega).exchange
 
 
 def test_exchange_is_what_pyscf_takes_of_it():

@@ -4,8 +4,8 @@
 what the choices in the guess are worth, ``robustness`` how many Fock builds random SCFs take,
 ``steps`` what optimizations and dynamics gain, ``gpu4pyscf`` what SCFs on a GPU gain, ``rates``
 from what size on an SCF is worth a guess on this machine, ``pyscf-tests`` which of PySCF's own
-tests differ, ``single-build`` how good the energy of one Fock matrix is, and ``store`` how fast
-labels are written and read.
+tests differ, ``single-build`` how good the energy of one Fock matrix is, ``starts`` how near to the
+solution a model's Hamiltonian is, and ``store`` how fast labels are written and read.
 """
 
 from __future__ import annotations
@@ -34,6 +34,7 @@ _COMMANDS = {
     "pyscf-tests": ".pyscf_tests",
     "store": ".store",
     "single-build": ".single_build",
+    "starts": ".starts",
 }
 
 

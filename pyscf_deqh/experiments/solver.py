@@ -11,16 +11,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from pyscf.scf import hf
 
 from ..benchmark.scf_runs import Method
+from ..benchmark.starts import start_gradient
 from ..checkpoint import weights_hash
 from ..data.formats import open_labels
 from ..data.geometry import Geometry
 from ..errors import ConfigError, NumericalError
-from ..fock.orbitals import Orbitals
-from ..fock.problem import Problem
-from ..fock.refine import refine
 from ..metrics import UNITS
 from ..starts import Start
 from ..starts.atoms import AtomsStart
@@ -51,20 +48,9 @@ _NOTES = (
 
 
 def start_gradients(start: Start, geometries: Sequence[Geometry], xc: str) -> list[float]:
-    """Norm of the orbital gradient (hartree, by the root of an electron pair) of each molecule."""
+    """:func:`start_gradient` of each molecule, hartree."""
     method = Method(xc)
-    return [_gradient(start, method.scf(method.molecule(geometry))) for geometry in geometries]
-
-
-def _gradient(start: Start, mf: hf.SCF) -> float:
-    problem = Problem.of(mf, mf.mol)
-    point = start(start.place(problem))
-
-    def build(orbitals: Orbitals) -> np.ndarray:
-        return point.fitted(problem.core_hamiltonian, orbitals, problem.functional)[0]
-
-    refined = refine(build, problem.system.overlap, problem.shells, point.hamiltonian, 1, 0.0)
-    return refined.gradients[0] / problem.gradient_scale
+    return [start_gradient(start, method.scf(method.molecule(g))) for g in geometries]
 
 
 def run(options: Options) -> Report:

@@ -56,7 +56,9 @@ class Functional:
         engine, name, own = engine_of(mf), attribute(mf, "xc", "hf"), numint_of(mf)
         # The guess has no two-component orbitals.
         if own is None or type(own).__name__ == "NumInt2C":
-            return cls.of(name, engine)
+            found = cls.of(name, engine)
+            found.numint.omega = getattr(own, "omega", None)
+            return found
         known = _SET_BY_PYSCF if engine is HOST else _SET_BY_GPU4PYSCF
         foreign = sorted(vars(own).keys() - known)
         if type(own) is not type(engine.numint()) or foreign:
