@@ -6,7 +6,7 @@ MOLECULES ?= 4
 
 PYSCF ?= 2.8.0
 
-.PHONY: demo benchmark data test test-pyscf test-core test-lowest test-dist test-slow lint types docs clean
+.PHONY: demo benchmark data model test test-pyscf test-core test-lowest test-dist test-slow lint types docs clean
 
 demo: $(VENV)/.core
 	$(BIN)/python -m pyscf_deqh.benchmark --init minao 1e --n $(MOLECULES)
@@ -22,6 +22,11 @@ data: $(VENV)/.data
 			--out data/b3lyp-def2svp.store --precision float32 --density-fit \
 			--conv-tol 1e-8 --steps 4; status=$$?; test $$status -le 1 || exit $$status; \
 	done
+
+# The next default model, on two cores in some twelve hours; the same command goes on after an end.
+model: $(VENV)/.data
+	$(BIN)/python -m pyscf_deqh.train --config models/training-data/so2net.yaml --resume
+	$(BIN)/python -m pyscf_deqh.train export data/runs/b3lyp-def2svp data/b3lyp-def2svp --half
 
 # One process with one thread for each core; the tests of a file share what it sets up.
 PARALLEL := --numprocesses auto --dist loadscope --no-loadscope-reorder
@@ -87,7 +92,7 @@ $(VENV)/.core: setup.py constraints.txt
 
 $(VENV)/.data: setup.py constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[embed]'
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[embed,train]'
 	touch $@ $(VENV)/.core
 
 $(VENV)/.dev: setup.py constraints.txt
