@@ -174,6 +174,20 @@ def test_steps_of_a_solver(smoke):
     assert gradient == pytest.approx(expected, rel=0.02)
 
 
+def test_trainings_start_from_a_models_weights(smoke, tmp_path, monkeypatch):
+    """All ways from the same ones; what was trained from others is not taken for it."""
+    dataset = Dataset("in-house", (smoke / "samples-steps" / "molecules.store",), "qm9-id")
+    training = trainings.Training("depth", dataset, 0)
+    folder = trainings.Training("once", dataset, 0).folder(Options(size_of("smoke"), smoke))
+    options = Options(size_of("smoke"), tmp_path, init=str(folder / "model"))
+    monkeypatch.setattr(
+        trainings, "train", lambda config, resume, init, callbacks: pytest.fail(str(init))
+    )
+    with pytest.raises(pytest.fail.Exception, match=str(folder / "model")):
+        trainings.run_training(training, options)
+    assert training.settings(options) != training.settings(replace(options, init=None))
+
+
 def test_two_basis_sets(smoke):
     found = results(smoke, "bases")
     assert found.pop("least_without_overlap") > 1e-3

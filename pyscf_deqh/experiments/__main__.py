@@ -47,6 +47,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0], help="of the trainings")
     parser.add_argument("--minutes", type=float, help="of each training, evaluation not included")
     parser.add_argument("--steps", type=int, help="of each training")
+    parser.add_argument("--init", metavar="MODEL", help="bundled name or exported folder of the "
+                        "same network, whose weights all trainings start from")  # fmt: skip
     parser.add_argument("--models", nargs="+", default=[], metavar="MODEL",
                         help="bundled names or exported folders: for table3 (default: the bundled "
                         "model) and, the first, for fig4b (a DEQHNet)")  # fmt: skip
@@ -65,6 +67,7 @@ def main(argv: list[str] | None = None) -> int:
         seeds=tuple(args.seeds),
         minutes=args.minutes,
         steps=args.steps,
+        init=args.init,
         models=tuple(args.models),
         n=args.n,
     )

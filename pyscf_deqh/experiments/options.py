@@ -24,6 +24,7 @@ class Options:
         split_sizes: training, validation and perhaps test rows of the MD17 molecules.
         seeds: of the trainings.
         minutes, steps: end of each training, instead of the preset's.
+        init: bundled name or exported folder, whose weights all trainings start from.
         models: bundled names or exported folders (Table 3, Fig. 4b).
         n: number of molecules (Table 3, Fig. 4b), instead of the preset's.
     """
@@ -36,6 +37,7 @@ class Options:
     seeds: tuple[int, ...] = (0,)
     minutes: float | None = None
     steps: int | None = None
+    init: str | None = None
     models: tuple[str, ...] = ()
     n: int | None = None
 
@@ -96,6 +98,7 @@ class Options:
             "minutes": minutes,
             "steps": steps,
             "split_sizes": list(self.split_sizes),
+            "init": self.init,
             "data": [path.name for path in self.data],
             "preset": asdict(self.size),
         }

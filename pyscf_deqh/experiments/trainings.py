@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from lightning import Callback
 
-from ..checkpoint import load_model, resolve_model
+from ..checkpoint import load_model, resolve_model, weights_hash
 from ..errors import NumericalError
 from ..metrics import HamiltonianErrors
 from ..nn.deqh import SolverSettings
@@ -206,6 +206,8 @@ class Training:
         for name in ("alignment_weight", "jacobian_weight"):
             if not settings["optimizer"][name]:
                 del settings["optimizer"][name]
+        if options.init:
+            settings["init"] = weights_hash(options.init)
         settings["data"]["databases"] = self.dataset.rows
         return settings | {"max_test": options.size.max_test}
 
