@@ -5,7 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from conftest import metrics, small_model, small_qhnet
+from conftest import make_mol, metrics, small_model, small_qhnet
 from test_data import hydrogen
 
 from pyscf_deqh.data.dataset import GraphStore, HamiltonianDataset
@@ -13,6 +13,7 @@ from pyscf_deqh.data.formats.store import LabelStore
 from pyscf_deqh.data.make.label import LabelSettings, label
 from pyscf_deqh.errors import ConfigError, DatasetError
 from pyscf_deqh.graph.batch import collate
+from pyscf_deqh.graph.build import build_graph
 from pyscf_deqh.nn.so2net import SO2NetConfig
 from pyscf_deqh.train.config import (
     DataConfig,
@@ -48,8 +49,12 @@ def test_graphs_have_them(labels, tmp_path):
         for graph, row_id in zip(graphs, store.ids(), strict=True):
             wanted = [(s.hamiltonian, s.fock) for s in store.steps_of(row_id)]
             np.testing.assert_allclose(graph.steps, wanted, atol=1e-6)
-            # The first Hamiltonian is the reference.
-            np.testing.assert_allclose(graph.steps[0, 0], graph.reference, atol=1e-5)
+            # The first Hamiltonian is the reference, which is not made again.
+            expected = build_graph(make_mol(store[row_id].geometry().atom()), "sad")
+            for name in ("reference", "atomic_density"):
+                np.testing.assert_allclose(getattr(graph, name), getattr(expected, name), atol=1e-5)
+            c, s = graph.basis_vectors, graph.overlap
+            np.testing.assert_allclose(c.T @ s @ c, np.eye(graph.nao), atol=1e-4)
     assert dataset(labels, tmp_path, 0)[0].steps is None
     with pytest.raises(DatasetError, match="has 2 steps of each SCF, not 3"):
         dataset(labels, tmp_path, 3)

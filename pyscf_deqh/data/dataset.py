@@ -300,7 +300,12 @@ def _make(rows: list[tuple[str, int]]) -> list[_Made]:
                 spin=int(record.numbers.sum() - record.charge) % 2,
                 verbose=0,
             )
-            graph = build_graph(mol, _worker_store.reference, np.array(record.hamiltonian))
+            # Where a label's SCF began, which is all integrals that a graph would need.
+            steps = file.steps_of(row_id)[:1] if file.steps else ()
+            start = np.array(steps[0].hamiltonian) if steps else None
+            graph = build_graph(
+                mol, _worker_store.reference, np.array(record.hamiltonian), fock=start
+            )
             if basis != _worker_store.basis:
                 graph.shells = shells_of(mol)
             if n := _worker_store.steps:

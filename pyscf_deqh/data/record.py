@@ -32,7 +32,8 @@ class Provenance:
 
 @dataclass(frozen=True, eq=False)
 class SCFStep:
-    """What an SCF has passed, in fitted Fock matrices.
+    """What an SCF has passed, in fitted Fock matrices; it begins at the reference of superposed
+    atoms.
 
     Attributes:
         hamiltonian: (nao, nao) hartree, whose lowest orbitals were filled.

@@ -22,6 +22,7 @@ def build_graph(
     reference: str,
     hamiltonian: np.ndarray | None = None,
     fitted: FittedFock | None = None,
+    fock: np.ndarray | None = None,
 ) -> MolecularGraph:
     """Graph of a molecule: overlap, reference Hamiltonian, orthonormal vectors, optional label.
 
@@ -30,6 +31,7 @@ def build_graph(
         reference: ``'sad'`` or ``'none'``.
         hamiltonian: converged Fock matrix (nao, nao) in hartree, for training and metrics.
         fitted: builds the reference; one made for it and kept can serve further Fock matrices.
+        fock: the reference (nao, nao) in hartree, where it is known already.
     """
     if reference not in REFERENCES:
         raise ConfigError(f"unknown reference {reference!r}; known: {', '.join(REFERENCES)}")
@@ -40,7 +42,8 @@ def build_graph(
         basis_vectors = orthonormal_basis(overlap)
     else:
         atomic_density = system.atomic_density
-        fock = sad_reference(system, fitted or FittedFock(mol, engine=system.engine))
+        if fock is None:
+            fock = sad_reference(system, fitted or FittedFock(mol, engine=system.engine))
         basis_vectors = solve_roothaan(fock, overlap, system.engine)[1]
     host = system.engine.host
     graph = MolecularGraph(
