@@ -24,7 +24,7 @@ data: $(VENV)/.data
 	done
 
 # The next default model, on two cores in some twelve hours; the same command goes on after an end.
-model: $(VENV)/.data
+model: $(VENV)/.model
 	$(BIN)/python -m pyscf_deqh.train --config models/training-data/so2net.yaml --resume
 	$(BIN)/python -m pyscf_deqh.train export data/runs/b3lyp-def2svp data/b3lyp-def2svp --half
 
@@ -92,7 +92,12 @@ $(VENV)/.core: setup.py constraints.txt
 
 $(VENV)/.data: setup.py constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[embed,train]'
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[embed]'
+	touch $@ $(VENV)/.core
+
+$(VENV)/.model: setup.py constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[train]'
 	touch $@ $(VENV)/.core
 
 $(VENV)/.dev: setup.py constraints.txt

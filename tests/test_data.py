@@ -246,9 +246,9 @@ def built(monkeypatch):
     original = dataset_module.build_graph
     molecules: list = []
 
-    def counted(mol, *arguments):
+    def counted(mol, *arguments, **options):
         molecules.append(mol)
-        return original(mol, *arguments)
+        return original(mol, *arguments, **options)
 
     monkeypatch.setattr(dataset_module, "build_graph", counted)
     return molecules

@@ -11,6 +11,7 @@ from test_data import hydrogen
 from pyscf_deqh.data.dataset import GraphStore, HamiltonianDataset
 from pyscf_deqh.data.formats.store import LabelStore
 from pyscf_deqh.data.make.label import LabelSettings, label
+from pyscf_deqh.data.record import SCFStep
 from pyscf_deqh.errors import ConfigError, DatasetError
 from pyscf_deqh.graph.batch import collate
 from pyscf_deqh.graph.build import build_graph
@@ -49,13 +50,15 @@ def test_graphs_have_them(labels, tmp_path):
         for graph, row_id in zip(graphs, store.ids(), strict=True):
             wanted = [(s.hamiltonian, s.fock) for s in store.steps_of(row_id)]
             np.testing.assert_allclose(graph.steps, wanted, atol=1e-6)
-            # The first Hamiltonian is the reference, which is not made again.
+            # The first Hamiltonian is the reference.
             expected = build_graph(make_mol(store[row_id].geometry().atom()), "sad")
             for name in ("reference", "atomic_density"):
                 np.testing.assert_allclose(getattr(graph, name), getattr(expected, name), atol=1e-5)
             c, s = graph.basis_vectors, graph.overlap
             np.testing.assert_allclose(c.T @ s @ c, np.eye(graph.nao), atol=1e-4)
-    assert dataset(labels, tmp_path, 0)[0].steps is None
+    without = dataset(labels, tmp_path, 0)
+    assert without[0].steps is None
+    assert [heaviest for heaviest, _ in without.sizes()] == [1, 1, 1, 1]
     with pytest.raises(DatasetError, match="has 2 steps of each SCF, not 3"):
         dataset(labels, tmp_path, 3)
 
@@ -120,6 +123,19 @@ def test_their_loss_trains_f(labels, tmp_path, template):
     model.backbone.state_is_hamiltonian = False
     with pytest.raises(ConfigError, match="its state_is_hamiltonian has to be True"):
         module._loss_of_steps(batch)
+
+
+def test_references_are_not_made_again(labels, tmp_path):
+    """Those of a store are what its steps say."""
+    marked = tmp_path / "marked.store"
+    with LabelStore(labels) as source, LabelStore(marked, writable=True, steps=2) as store:
+        record = source[source.ids()[0]]
+        steps = source.steps_of(record.id)
+        start = SCFStep(steps[0].hamiltonian + np.eye(10), steps[0].fock)
+        record.provenance, record.steps = None, (start, *steps[1:])
+        store.add(record)
+    (graph,) = dataset(marked, tmp_path / "marked", 0)
+    np.testing.assert_allclose(graph.reference, start.hamiltonian, atol=1e-6)
 
 
 def test_an_scf_of_few_steps_has_its_last_one_again(labels, tmp_path):

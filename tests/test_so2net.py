@@ -15,7 +15,7 @@ from conftest import (
 )
 
 from pyscf_deqh.errors import ConfigError
-from pyscf_deqh.graph.basis import template_of
+from pyscf_deqh.graph.basis import shells_of, template_of
 from pyscf_deqh.graph.batch import collate
 from pyscf_deqh.graph.build import build_graph
 from pyscf_deqh.nn import so2net
@@ -71,6 +71,37 @@ def test_molecules_beside_heavier_ones_are_what_they_are_alone():
         alone = solve(model, graph)[0]
         torch.testing.assert_close(h[:n, :n], alone, atol=RELATIVE * alone.abs().max(), rtol=0)
         assert np.abs(alone.numpy() - graph.reference).max() > 1e-4
+
+
+def test_shells_of_another_basis_set_do_not_change_molecules_beside_them():
+    """6-311G** has more shells of oxygen than def2-SVP, for which bromine's have room."""
+    model = small_model(template_of("def2-svp", (1, 8, 35)), "sad", start="reference")
+    graphs = []
+    for basis in ("def2-svp", "6-311g**"):
+        mol = make_mol(WATER, basis=basis)
+        reference = build_graph(mol, "sad").reference
+        graphs.append(build_graph(mol, "sad", reference + 1e-3 * np.eye(mol.nao)))
+    graphs[1].shells = shells_of(mol)
+    backbone = model.backbone
+    batch = collate(graphs, backbone.template, backbone.cutoff, torch.float64)
+    backbone.standardize([batch])
+    together = solve(model, *graphs)
+    for graph, h in zip(graphs, together, strict=True):
+        alone = solve(model, graph)[0]
+        n = graph.nao
+        torch.testing.assert_close(h[:n, :n], alone, atol=RELATIVE * alone.abs().max(), rtol=0)
+
+
+def test_excerpts_follow_the_network(template):
+    """After a first call in inference mode, in another precision: a training is possible."""
+    model = small_model(template, "sad", start="reference", forward_max_iterations=1).float()
+    graph = build_graph(make_mol("H 0 0 0; H 0 0 .8"), "sad")
+    batch = collate([graph], template, model.backbone.cutoff)
+    with torch.inference_mode():
+        single = model.eval()(batch).hamiltonian.clone()
+    double = model.double().train()(batch.to(dtype=torch.float64)).hamiltonian
+    torch.testing.assert_close(single.double(), double, atol=1e-4, rtol=0)
+    double.sum().backward()
 
 
 def test_hermitian_with_a_reference(template):

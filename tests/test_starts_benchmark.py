@@ -65,6 +65,14 @@ def test_ions_and_elements_have_rows_of_their_own():
     assert text.endswith("Left out:\n\n- md b: ValueError: no")
 
 
+def test_rows_of_another_command_are_refused(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(type(SUITE["hf"]), "geometries", small)
+    out = tmp_path / "rows.json"
+    assert main(["starts", "--sets", "hf", "--n", "1", "--json", str(out)]) == 0
+    assert main(["single-build", "--sets", "hf", "--n", "1", "--json", str(out)]) == 2
+    assert "holds no rows of this command" in capsys.readouterr().err
+
+
 def test_open_shells_are_refused(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(type(SUITE["triplet"]), "geometries", small)
     assert main(["starts", "--sets", "triplet", "--n", "1"]) == 0

@@ -4,12 +4,18 @@ import importlib.util
 from collections import Counter
 from pathlib import Path
 
+import numpy as np
 import pytest
+import yaml
+from conftest import make_mol
 
+from pyscf_deqh import predict_hamiltonian
 from pyscf_deqh.benchmark.sets import FOLDER
+from pyscf_deqh.data.make.label import LabelSettings, label
 from pyscf_deqh.data.make.recipe import read_recipes
 from pyscf_deqh.data.splits import split_of
-from pyscf_deqh.data.xyz import parse_comment
+from pyscf_deqh.data.xyz import Geometry, parse_comment
+from pyscf_deqh.train.__main__ import main as train
 
 LISTS = Path(__file__).parents[1] / "models" / "training-data"
 
@@ -33,6 +39,39 @@ def test_tests_are_of_the_test_split_alone(chosen):
     assert {split_of(recipe.molecule) for recipe in tests} == {"test"}
     ids = {recipe.whole_number("id") for recipe in [*tests, *chosen]}
     assert len(ids) == len(tests) + len(chosen)  # of one store
+
+
+def test_the_commands_make_a_model_in_a_short_form(tmp_path, quick_workers):
+    """`make data` and `make model`, of three molecules and two steps."""
+    geometries = [
+        Geometry(np.array(numbers), np.array(positions, float), {"id": str(i)})
+        for i, numbers, positions in (
+            (1, [1, 17], [[0, 0, 0], [0, 0, 1.3]]),
+            (2, [8, 1, 1], [[0, 0, 0], [0, 0.76, 0.59], [0, -0.76, 0.59]]),
+            (3, [1, 9], [[0, 0, 0], [0, 0, 0.92]]),
+        )
+    ]
+    labels, run, model = tmp_path / "a.store", tmp_path / "run", tmp_path / "model"
+    settings = LabelSettings(density_fit=True, conv_tol=1e-8)
+    found = label(geometries, labels, settings, workers=0, progress=False, steps=4)
+    assert found == (3, {})
+    options = {
+        "config": LISTS / "so2net.yaml", "data.databases": f"['{labels}']",
+        "data.cache": tmp_path / "cache", "run.folder": run, "run.max_epochs": 1,
+        "run.batches_per_epoch": 2, "run.validate_every": 1,
+    }  # fmt: skip
+    assert train([f"--{name}={value}" for name, value in options.items()]) == 0
+    assert train(["export", str(run), str(model), "--half"]) == 0
+    bromide = make_mol([("H", (0, 0, 0)), ("Br", (0, 0, 1.41))])
+    prediction = predict_hamiltonian(bromide, model)
+    assert prediction.iterations == 1
+
+
+def test_the_next_model_knows_the_elements_of_its_data(chosen):
+    chem = pytest.importorskip("rdkit.Chem")
+    config = yaml.safe_load((LISTS / "so2net.yaml").read_text())
+    atoms = (a for r in chosen for a in chem.MolFromSmiles(r.smiles).GetAtoms())
+    assert {1} | {atom.GetAtomicNum() for atom in atoms} == set(config["data"]["elements"])
 
 
 @pytest.fixture(scope="module")

@@ -29,6 +29,7 @@ def measure(
     path: Path | None,
     model: str | Path,
     device: str,
+    own: str,
 ) -> list[Row]:
     """Rows of the first molecules of each set, those that ``path`` holds already included; of what
     failed, with a ``reason``.
@@ -39,12 +40,17 @@ def measure(
         n: molecules of each; None for all.
         path: JSON file, written after every molecule.
         model, device: of the guess.
+        own: what a row of this command has, and no other's.
 
     Raises:
         ConfigError: ``path`` is another file.
     """
     settings = {"weights": weights_hash(model)}
-    rows = read_rows(path, settings, lambda row: (row["set"], row["molecule"])) if path else []
+
+    def check(row: Row) -> object:
+        return row["set"], row["molecule"], "reason" in row or row[own]
+
+    rows = read_rows(path, settings, check) if path else []
     rows = [row for row in rows if "reason" not in row]  # those that failed get another chance
     done = {(row["set"], row["molecule"]) for row in rows}
     todo = [(g, SUITE[name]) for name in sets for g in SUITE[name].geometries(n)]
@@ -80,12 +86,14 @@ def run_command(
     table: Callable[[Sequence[Row]], str],
     sets: Sequence[str],
     n: int | None,
+    own: str,
 ) -> int:
     """``python -m pyscf_deqh.benchmark NAME``: the rows, a table, and the exit status.
 
     Args:
         argv: of the command line.
         sets, n: defaults of the options; n is None for all molecules.
+        own: see :func:`measure`.
     """
     parser = argparse.ArgumentParser(
         prog=f"python -m pyscf_deqh.benchmark {name}",
@@ -93,8 +101,8 @@ def run_command(
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     parser.add_argument("--sets", nargs="+", choices=SUITE, default=list(sets))
-    parser.add_argument("--n", type=int, default=n, help="molecules of each, in random order; "
-                        "None: all")  # fmt: skip
+    parser.add_argument("--n", type=int, default=n, help="molecules of each, in random order"
+                        f"{'; all of them without it' if n is None else ''}")  # fmt: skip
     parser.add_argument("--model", default=DEFAULT_MODEL, help="bundled model or exported folder")
     parser.add_argument("--device", default="auto", help="of the network: auto, cpu, cuda …")
     parser.add_argument("--json", type=Path, metavar="OUT",
@@ -102,7 +110,7 @@ def run_command(
     args = parser.parse_args(argv)
 
     def command() -> int:
-        rows = measure(one_molecule, args.sets, args.n, args.json, args.model, args.device)
+        rows = measure(one_molecule, args.sets, args.n, args.json, args.model, args.device, own)
         print(table(rows))
         return 0
 

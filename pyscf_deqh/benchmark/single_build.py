@@ -83,4 +83,4 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    return run_command(argv, "single-build", __doc__, one_molecule, table, _SETS, 10)
+    return run_command(argv, "single-build", __doc__, one_molecule, table, _SETS, 10, "n_atoms")

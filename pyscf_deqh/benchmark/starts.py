@@ -2,7 +2,8 @@
 
 In fitted matrices of the SCF's functional, without an SCF: the norm of the orbital gradient of its
 density, beside that of superposed atoms, and its errors against the solution that density-fitted
-cycles come to from there. By set, and by element.
+cycles come to from there. By set, and by element. Solvents are left out; in other basis sets than
+the model's the network's figures are of its own.
 """
 
 from __future__ import annotations
@@ -125,4 +126,4 @@ def _cells(title: str, rows: Sequence[dict[str, Any]]) -> list[str]:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    return run_command(argv, "starts", __doc__, one_molecule, table, _SETS, None)
+    return run_command(argv, "starts", __doc__, one_molecule, table, _SETS, None, "elements")

@@ -31,8 +31,8 @@ from ..graph.batch import MolecularGraph
 from ..graph.build import build_graph
 from ..process import use_threads
 from .formats import open_labels
-from .formats.sqlite import what_to_do
-from .record import LabelFile, Record
+from .formats.sqlite import DAMAGE, what_to_do
+from .record import LabelFile, Record, SCFStep
 from .splits import split_ids
 
 # Change when the content of a graph or of the store changes, so that old caches are not read.
@@ -156,7 +156,7 @@ class GraphStore:
         """Turn errors of the file into a DatasetError that says what to do."""
         try:
             yield
-        except (sqlite3.DatabaseError, SafetensorError) as error:
+        except (*DAMAGE, SafetensorError) as error:
             advice = (isinstance(error, sqlite3.Error) and what_to_do(error)) or (
                 "If it is damaged, delete it: all graphs in it are made anew from the labels"
             )
@@ -300,31 +300,26 @@ def _make(rows: list[tuple[str, int]]) -> list[_Made]:
                 spin=int(record.numbers.sum() - record.charge) % 2,
                 verbose=0,
             )
-            # Where a label's SCF began, which is all integrals that a graph would need.
-            steps = file.steps_of(row_id)[:1] if file.steps else ()
-            start = np.array(steps[0].hamiltonian) if steps else None
-            graph = build_graph(
-                mol, _worker_store.reference, np.array(record.hamiltonian), fock=start
-            )
+            reference, n = _worker_store.reference, _worker_store.steps
+            steps = file.steps_of(row_id) if n or (file.steps and reference == "sad") else ()
+            # A label's SCF began at the reference: no integrals are needed for it again.
+            fock = np.array(steps[0].hamiltonian) if steps and reference == "sad" else None
+            graph = build_graph(mol, reference, np.array(record.hamiltonian), fock=fock)
             if basis != _worker_store.basis:
                 graph.shells = shells_of(mol)
-            if n := _worker_store.steps:
-                graph.steps = _steps(file, row_id, n)
+            if n:
+                if not steps:
+                    raise DatasetError(f"{path}, {file.row_name} {row_id}: no steps of its SCF")
+                graph.steps = _steps(steps, n)
         except (UnsupportedMoleculeError, RuntimeError) as error:
             raise DatasetError(f"{path}, {file.row_name} {row_id}: {error}") from error
         made.append((path, row_id, key, (int(graph.numbers.max()), _encode(graph))))
     return made
 
 
-def _steps(file: LabelFile, row_id: int, n: int) -> np.ndarray:
-    """Matrices (n, 2, nao, nao) of a label's SCF, the last ones again where it took fewer steps.
-
-    Raises:
-        DatasetError: there are none.
-    """
-    found = [(step.hamiltonian, step.fock) for step in file.steps_of(row_id)[:n]]
-    if not found:
-        raise DatasetError(f"{file.path}, {file.row_name} {row_id}: no steps of its SCF")
+def _steps(steps: Sequence[SCFStep], n: int) -> np.ndarray:
+    """Matrices (n, 2, nao, nao) of a label's SCF, the last ones again where it took fewer steps."""
+    found = [(step.hamiltonian, step.fock) for step in steps[:n]]
     return np.array([*found, *found[-1:] * (n - len(found))])
 
 

@@ -98,7 +98,7 @@ class Options:
             "minutes": minutes,
             "steps": steps,
             "split_sizes": list(self.split_sizes),
-            "init": self.init,
+            "init": Path(self.init).name if self.init else None,
             "data": [path.name for path in self.data],
             "preset": asdict(self.size),
         }

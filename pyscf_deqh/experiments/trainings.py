@@ -228,7 +228,8 @@ def run_training(
         print(f"{training.name} ({VARIANTS[training.variant].label})", flush=True)
         config, model = training.config(options), folder / "model"
         if not (model / "config.json").is_file():
-            train(config, resume=True, callbacks=callbacks)
+            init = resolve_model(options.init) if options.init else None
+            train(config, resume=True, init=init, callbacks=callbacks)
             export(config.run.folder, model)
         dataset = training.dataset
         errors = evaluate(

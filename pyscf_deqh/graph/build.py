@@ -37,6 +37,11 @@ def build_graph(
         raise ConfigError(f"unknown reference {reference!r}; known: {', '.join(REFERENCES)}")
     system = System.of(molecule)
     mol, overlap = system.mol, system.overlap
+    for matrix in (hamiltonian, fock):
+        if matrix is not None and matrix.shape != overlap.shape:
+            raise UnsupportedMoleculeError(
+                f"a Hamiltonian of shape {matrix.shape} does not fit {mol.nao} orbitals"
+            )
     if reference == "none":
         atomic_density = fock = np.zeros_like(overlap)
         basis_vectors = orthonormal_basis(overlap)
@@ -56,10 +61,6 @@ def build_graph(
         basis_vectors=host(basis_vectors),
     )
     if hamiltonian is not None:
-        if hamiltonian.shape != overlap.shape:
-            raise UnsupportedMoleculeError(
-                f"a Hamiltonian of shape {hamiltonian.shape} does not fit {mol.nao} orbitals"
-            )
         graph.hamiltonian = hamiltonian
         graph.target_energies, graph.target_orbitals = solve_roothaan(hamiltonian, overlap)
     return graph

@@ -151,7 +151,7 @@ class BlockCoupling(nn.Module):
                 f"lmax = {lmax} cannot represent blocks of shells up to l = {max(shells)}; "
                 f"use lmax >= {2 * max(shells)}"
             )
-        starts = [sum(2 * k + 1 for k in shells[:i]) for i in range(len(shells))]
+        starts = self._starts = [sum(2 * k + 1 for k in shells[:i]) for i in range(len(shells))]
         # Paths of each degree and parity: the two shells.
         paths: dict[tuple[int, bool], list[tuple[int, int]]] = {}
         for a, l1 in enumerate(shells):
@@ -235,8 +235,11 @@ class BlockCoupling(nn.Module):
         small = BlockCoupling(self._template, self._lmax, counts).to(self.path.device)
         # Shells of one angular momentum are the first ones of the template's.
         shells = [sum(self._counts[:l]) + k for l, n in enumerate(counts) for k in range(n)]
-        starts = np.cumsum([0] + [2 * l + 1 for l, n in enumerate(self._counts) for _ in range(n)])
-        slots = np.concatenate([np.arange(starts[shell], starts[shell + 1]) for shell in shells])
+        degrees = [l for l, n in enumerate(counts) for _ in range(n)]
+        slots = np.concatenate([
+            np.arange(2 * l + 1) + self._starts[shell]
+            for l, shell in zip(degrees, shells, strict=True)
+        ])  # fmt: skip
         groups: list[tuple[_Group, Tensor | slice] | None] = []
         components, paths = [], []
         their = dict(zip(small._paths, small.groups, strict=True))

@@ -236,14 +236,19 @@ class SO2Net(Backbone):
         charges = torch.tensor(template.numbers, dtype=torch.get_default_dtype())
         self.register_buffer("nuclear_charge", charges, persistent=False)
         self._register_standards(n_elements, n_static)
-        self._excerpts: dict[tuple[Any, ...], Excerpt] = {}
+        self._excerpts: dict[tuple[int, ...], Excerpt] = {}
+
+    def _apply(self, *args: Any, **kwargs: Any) -> Any:
+        self._excerpts.clear()  # they are on the device that is left
+        return super()._apply(*args, **kwargs)
 
     def _excerpt(self, graph: GraphBatch) -> Excerpt:
         """Of the coupling, for the shells that the batch's atoms have: most lack most of them."""
-        key = (graph.shell_counts, graph.orbital.device)
-        if key not in self._excerpts:
-            self._excerpts[key] = self.coupling.excerpt(graph.shell_counts)
-        return self._excerpts[key]
+        counts = graph.shell_counts
+        if counts not in self._excerpts:
+            with torch.inference_mode(False):  # a training may come after this call
+                self._excerpts[counts] = self.coupling.excerpt(counts)
+        return self._excerpts[counts]
 
     def _register_standards(self, n_elements: int, n_static: int) -> None:
         t2, paths = self.template.size**2, self.coupling.n_paths
@@ -438,9 +443,11 @@ class _Moments:
             pair_count += torch.bincount(n * first + second, minlength=n * n)
 
     def shift(self) -> Tensor:
-        """(elements, T T, M); zero for what is no scalar."""
+        """(elements, T T, M); zero for what is no scalar, and for shells that an element has in
+        another basis set alone."""
         total, _, count, *_ = self._sums
-        return total / count.clamp_min(1)[:, None, None] * self._scalar
+        own = (self.coupling.has_first & self.coupling.has_second)[:, self.coupling.path, None]
+        return total / count.clamp_min(1)[:, None, None] * self._scalar * own
 
     def _centred(self) -> Tensor:
         """Sums of squares (elements, T T, M) about the shifts."""

@@ -49,7 +49,8 @@ class CapturedGradients:
         """Fill the parameters' ``.grad``; the parts of the loss are valid until the next call."""
         for parameter, gradient in zip(self._parameters, self._gradients, strict=True):
             parameter.grad = gradient  # whatever has set it to None since, a validation for one
-        shape = (batch.max_occupied, *(tensor.shape for tensor in batch.tensors.values()))
+        sizes = batch.max_occupied, batch.shell_counts
+        shape = (*sizes, *(tensor.shape for tensor in batch.tensors.values()))
         if shape not in self._captures:
             self._captures[shape] = self._capture(batch)
         capture = self._captures[shape]

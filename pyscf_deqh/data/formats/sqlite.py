@@ -79,7 +79,7 @@ def writing(labels: LabelFile) -> Iterator[None]:
         raise DatasetError(
             f"another process writes to {labels.path}: wait for it, and run the same command again"
         ) from error
-    except sqlite3.DatabaseError as error:
+    except DAMAGE as error:
         raise DatasetError(f"{labels.path} is damaged: {error}") from error
 
 
