@@ -16,6 +16,7 @@ train = [
     "jsonargparse[signatures]>=4.49",
     "pyyaml>=6",
     "tensorboard>=2.14",
+    "torch>=2.9",  # Muon
 ]
 plot = ["matplotlib>=3.7"]
 md17 = ["ase>=3.22"]

@@ -31,11 +31,13 @@ pytestmark = pytest.mark.usefixtures("quick_workers")
 
 
 @pytest.mark.parametrize(
-    "gradient", [pytest.param("implicit", marks=pytest.mark.slow), "random-depth"]
+    ("gradient", "optimizer"),
+    [pytest.param("implicit", "adamw", marks=pytest.mark.slow), ("random-depth", "muon")],
 )
-def test_resuming_gives_the_same_run(config, tmp_path, gradient):
+def test_resuming_gives_the_same_run(config, tmp_path, gradient, optimizer):
     """Two epochs at once, and two with a stop between: same weights, averages and order of data."""
     config.solver = replace(config.solver, gradient=gradient)
+    config.optimizer = replace(config.optimizer, method=optimizer)
     whole = config
     train(whole)
     halves = replace(config, run=replace(config.run, folder=tmp_path / "halves"))
@@ -334,12 +336,14 @@ def test_bad_input(config, tmp_path):
     written = file.read_text()
     for section, change in {
         "so2net": {"filter_layers": 2}, "solver": {"forward_max_iterations": 5},
-        "data": {"split_rule": "qh9-stable-id"},
+        "data": {"split_rule": "qh9-stable-id"}, "optimizer": {"method": "muon"},
     }.items():  # fmt: skip
         changed = replace(getattr(config, section), **change)
         with pytest.raises(ConfigError, match=f"other options .*{next(iter(change))}: "):
             train(replace(config, **{section: changed}), resume=True)
     assert file.read_text() == written
+    with pytest.raises(ConfigError, match="must be one of adamw, muon"):
+        replace(config, optimizer=OptimizerConfig("sgd"))
     other = replace(config, run=replace(config.run, folder=tmp_path / "c"))
     with pytest.raises(CheckpointError, match="cannot start from"):
         train(other, init=tmp_path / "none.ckpt")

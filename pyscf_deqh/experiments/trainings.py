@@ -78,7 +78,8 @@ def _solver_step(
         "backward": forward, "backward_max_iterations": 8, "start": "reference",
     }  # fmt: skip
     optimizer = {
-        "learning_rate": 2e-3, "weight_decay": 1e-3, "rotation_weight": 30.0, "ema_decay": 0.995
+        "method": "muon", "learning_rate": 2e-3, "weight_decay": 1e-3, "rotation_weight": 30.0,
+        "ema_decay": 0.995,
     } | (losses or {})  # fmt: skip
     options = {"reference": "sad", "injection_layers": 1}
     return Variant(label, "so2net", options, solver=solver, optimizer=optimizer, **others)
@@ -206,6 +207,8 @@ class Training:
         for name in ("alignment_weight", "jacobian_weight"):
             if not settings["optimizer"][name]:
                 del settings["optimizer"][name]
+        if settings["optimizer"]["method"] == "adamw":
+            del settings["optimizer"]["method"]
         if options.init:
             settings["init"] = weights_hash(options.init)
         settings["data"]["databases"] = self.dataset.rows

@@ -13,6 +13,7 @@ from ..nn.qhnet import QHNetConfig
 from ..nn.so2net import SO2NetConfig
 
 CONSISTENCY_LOSSES = ("amortized", "commutator")
+OPTIMIZERS = ("adamw", "muon")
 STEP_TARGETS = ("fock", "next", "solution")
 
 # No ``Any``: jsonargparse would make an object of any class that a file names in one.
@@ -55,13 +56,14 @@ class DataConfig:
 
 @dataclass
 class OptimizerConfig:
-    """AdamW with linear warm-up and cosine decay.
+    """An optimizer with linear warm-up and cosine decay.
 
     Attributes:
+        method: ``adamw``, or ``muon`` for matrices of weights with AdamW for the rest.
         learning_rate: after warm-up.
         final_fraction: of the learning rate, at the end.
         warmup_steps: steps of linear growth.
-        weight_decay: AdamW's.
+        weight_decay: the optimizer's.
         clip: largest gradient norm.
         ema_decay: of the exponential moving average of the weights, which is what is validated
             and exported; 0 turns it off.
@@ -71,6 +73,7 @@ class OptimizerConfig:
             of a state's elements, in mEh (Bai, Koltun and Kolter, ICML 2021). f contracts more.
     """
 
+    method: str = "adamw"
     learning_rate: float = 2e-3
     final_fraction: float = 0.01
     warmup_steps: int = 200
@@ -183,6 +186,8 @@ class TrainConfig:
         if self.consistency.loss not in ("none", *CONSISTENCY_LOSSES):
             kinds = ", ".join(("none", *CONSISTENCY_LOSSES))
             raise ConfigError(f"consistency.loss must be one of {kinds}")
+        if self.optimizer.method not in OPTIMIZERS:
+            raise ConfigError(f"optimizer.method must be one of {', '.join(OPTIMIZERS)}")
         if self.steps.target not in ("none", *STEP_TARGETS):
             raise ConfigError(f"steps.target must be one of {', '.join(('none', *STEP_TARGETS))}")
         if self.steps.target != "none" and self.steps.n < 1 + (self.steps.target == "next"):

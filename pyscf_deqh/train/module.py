@@ -30,6 +30,7 @@ from .consistency import SelfConsistency
 from .cuda_graphs import CapturedGradients, Parts
 from .evaluate import batch_errors
 from .loss import MILLI, element_loss, hamiltonian_loss
+from .optimizer import optimizer_of
 
 
 def build_model(config: TrainConfig) -> DEQH:
@@ -268,15 +269,9 @@ class HamiltonianModule(L.LightningModule):
         return warmup * (options.final_fraction + (1 - options.final_fraction) * cosine)
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
-        options = self.config.optimizer
         # Lightning does not clip gradients of mixed precision for a fused optimizer.
         fused = self.config.run.precision == "32-true" and all(p.is_cuda for p in self.parameters())
-        return torch.optim.AdamW(
-            self.parameters(),
-            lr=options.learning_rate,
-            weight_decay=options.weight_decay,
-            fused=fused,
-        )
+        return optimizer_of(self.parameters(), self.config.optimizer, fused)
 
     @property
     def _groups(self) -> list[dict[str, Any]]:

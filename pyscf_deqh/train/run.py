@@ -125,6 +125,7 @@ def _kept(config: TrainConfig) -> dict[str, Any]:
     if config.consistency.loss != "none":
         sections["consistency"] = config.consistency
     options = {f"{s}.{k}": v for s, part in sections.items() for k, v in asdict(part).items()}
+    options["optimizer.method"] = config.optimizer.method
     names = ("basis", "other_bases", "elements", "split_rule", "split_sizes")
     data = {f"data.{k}": getattr(config.data, k) for k in names}
     return {k: _to_plain(v) for k, v in ({"backbone": config.backbone} | options | data).items()}

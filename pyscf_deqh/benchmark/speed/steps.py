@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import torch
 
@@ -10,6 +11,7 @@ from ...graph.batch import GraphBatch
 from ...nn.deqh import DEQH
 from ...train.config import OptimizerConfig
 from ...train.loss import hamiltonian_loss
+from ...train.optimizer import optimizer_of
 
 
 def inference(model: DEQH, batch: GraphBatch) -> Callable[[], torch.Tensor]:
@@ -24,7 +26,7 @@ def inference(model: DEQH, batch: GraphBatch) -> Callable[[], torch.Tensor]:
 
 
 class TrainingSteps:
-    """Forward, backward, clipping and AdamW, as a training does them.
+    """Forward, backward, clipping and the optimizer, as a training does them.
 
     With random depths a step's time depends on the depth that is drawn. One call here makes
     ``per_call`` steps, one of each depth, so that calls take the same time.
@@ -33,9 +35,8 @@ class TrainingSteps:
     def __init__(self, model: DEQH, batch: GraphBatch, options: OptimizerConfig | None = None):
         self.model, self.batch = model.train(), batch
         self.options = options or OptimizerConfig()
-        self.optimizer = torch.optim.AdamW(
-            model.parameters(), lr=1e-6, weight_decay=self.options.weight_decay
-        )
+        small = replace(self.options, learning_rate=1e-6)
+        self.optimizer = optimizer_of(model.parameters(), small)
         settings = model.settings
         depths = settings.forward_max_iterations if settings.gradient == "random-depth" else 1
         self.seeds = [_seed_that_draws(depth, depths) for depth in range(depths)]
