@@ -17,8 +17,8 @@ from tqdm import tqdm
 
 from ..checkpoint import DEFAULT_MODEL, weights_hash
 from ..data.geometry import Geometry, read_geometries
-from ..errors import ConfigError, exit_status
-from ..files import only_writer, write_json
+from ..errors import ConfigError
+from ..files import write_json
 from ..fock.cycles import CONVERGED, CycleSettings
 from ..fock.grid import GRID
 from ..guess import Guess, Options
@@ -26,8 +26,9 @@ from ..starts import Start
 from ..starts.atoms import AtomsStart
 from ..starts.network import NetworkStart
 from .environment import environment
-from .ratios import distribution, hamiltonian_mae
+from .ratios import hamiltonian_mae, spread
 from .report import markdown_table
+from .resume import run_resumable
 from .scf_runs import Method, SCFRun, run_guess
 from .sets import BUNDLED, distinct_names, in_random_order
 
@@ -204,8 +205,8 @@ def run_ablation(
 
 def _cell(rows: Iterable[dict[str, Any]], name: str, factor: float, digits: int) -> str:
     known = (row[name] for row in rows)
-    values = distribution(None if value is None else factor * value for value in known)
-    return f"{values['mean']:.{digits}f} ± {values['std']:.{digits}f}"
+    values = (None if value is None else factor * value for value in known)
+    return spread(values, f".{digits}f", f".{digits}f")
 
 
 def ablation_table(rows: Sequence[dict[str, Any]]) -> str:
@@ -261,5 +262,4 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(ablation_table(results.rows))
         return 0
 
-    alone = only_writer(args.json)(run) if args.json else run
-    return exit_status(alone, "interrupted; with --json, the same command goes on")
+    return run_resumable(run, args.json, "--json")

@@ -11,10 +11,7 @@ from tqdm import tqdm
 
 from ..checkpoint import DEFAULT_MODEL, weights_hash
 from ..data.geometry import Geometry
-from ..errors import exit_status
-from ..files import only_writer
-from .ratios import distribution
-from .resume import read_rows, write_rows
+from .resume import read_rows, run_resumable, write_rows
 from .sets import SUITE, SuiteSet
 
 Row = dict[str, Any]
@@ -72,12 +69,6 @@ def left_out(reasons: Sequence[tuple[Row, str]]) -> list[str]:
     return ["", "Left out:", "", *lines] if lines else []
 
 
-def spread(values: Sequence[float], form: str = ".2g", form_of_spread: str = ".1g") -> str:
-    """Mean ± standard deviation."""
-    found = distribution(values)
-    return f"{found['mean']:{form}} ± {found['std']:{form_of_spread}}"
-
-
 def run_command(
     argv: Sequence[str] | None,
     name: str,
@@ -114,5 +105,4 @@ def run_command(
         print(table(rows))
         return 0
 
-    alone = only_writer(args.json)(command) if args.json else command
-    return exit_status(alone, "interrupted; with --json, the same command goes on")
+    return run_resumable(command, args.json, "--json")

@@ -23,10 +23,9 @@ from xml.etree import ElementTree
 
 from tqdm import tqdm
 
-from ..errors import ConfigError, exit_status
-from ..files import only_writer
+from ..errors import ConfigError
 from .report import markdown_table
-from .resume import read_rows, write_rows
+from .resume import read_rows, run_resumable, write_rows
 
 # Folders of PySCF whose tests run SCFs of molecules.
 FOLDERS = (
@@ -163,4 +162,4 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(table(rows))
         return 0
 
-    return exit_status(only_writer(args.json)(run), "interrupted; the same command goes on")
+    return run_resumable(run, args.json)

@@ -78,3 +78,9 @@ def distribution(values: Iterable[float | None]) -> dict[str, float]:
         return {"mean": float("nan"), "std": float("nan"), "median": float("nan"), "n": 0}
     mean, median = float(array.mean()), float(np.median(array))
     return {"mean": mean, "std": sample_deviation(array), "median": median, "n": len(array)}
+
+
+def spread(values: Iterable[float | None], form: str = ".2g", form_of_spread: str = ".1g") -> str:
+    """Mean ± sample standard deviation, for tables."""
+    found = distribution(values)
+    return f"{found['mean']:{form}} ± {found['std']:{form_of_spread}}"

@@ -7,8 +7,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from ..errors import ConfigError
-from ..files import write_json
+from ..errors import ConfigError, exit_status
+from ..files import only_writer, write_json
 from .environment import environment
 
 
@@ -44,3 +44,15 @@ def read_rows(
 def write_rows(path: Path, settings: dict[str, Any], rows: Sequence[dict[str, Any]]) -> None:
     """All rows so far, with the machine that made the last one."""
     write_json(path, {"environment": environment(), "settings": settings, "rows": rows})
+
+
+def run_resumable(command: Callable[[], int], path: Path | None, option: str = "") -> int:
+    """Exit status of a command that writes rows to ``path``, as the only one that does.
+
+    Args:
+        path: None where rows are not kept.
+        option: of the command line, without which they are not.
+    """
+    alone = only_writer(path)(command) if path else command
+    goes_on = "the same command goes on"
+    return exit_status(alone, f"interrupted; {f'with {option}, ' if option else ''}{goes_on}")

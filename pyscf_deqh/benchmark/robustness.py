@@ -27,8 +27,7 @@ from tqdm import tqdm
 
 from ..checkpoint import DEFAULT_MODEL, weights_hash
 from ..data.geometry import Geometry, read_geometries
-from ..errors import exit_status
-from ..files import only_writer, writing
+from ..files import writing
 from ..fock.cost import too_cheap
 from ..fock.diis import corrected_diis
 from ..graph.basis import n_orbitals
@@ -37,9 +36,9 @@ from ..process import trim_memory
 from ..pyscf_api import full_builds
 from ..tasks import Failure, add_options, one_process, outcomes
 from .environment import sources
-from .ratios import distribution
+from .ratios import spread
 from .report import markdown_table, new_figure
-from .resume import read_rows, write_rows
+from .resume import read_rows, run_resumable, write_rows
 from .scf_runs import Method
 from .sets import FOLDER
 
@@ -295,10 +294,9 @@ def _builds(rows: Sequence[dict[str, Any]], good: Sequence[dict[str, Any]]) -> l
     for run in RUNS:
         builds = np.array([r[run]["builds"] for r in good])
         change = np.array([r[run]["energy"] - r["plain"]["energy"] for r in good])
-        found = distribution(builds)
         quantiles = " / ".join(f"{q:.0f}" for q in np.quantile(builds, (0.1, 0.5, 0.9)))
         cells.append([
-            run, f"{found['mean']:.2f} ± {found['std']:.2f}", quantiles, f"{builds.max()}",
+            run, spread(builds, ".2f", ".2f"), quantiles, f"{builds.max()}",
             f"{(change > _SAME).sum()}", f"{(change < -_SAME).sum()}",
             f"{sum(r[run]['converged'] for r in rows)} of {len(rows)}", f"{len(good)}",
         ])  # fmt: skip
@@ -382,4 +380,4 @@ def main(argv: Sequence[str] | None = None) -> int:
             plot(rows, args.plot)
         return 1 if failed else 0
 
-    return exit_status(only_writer(args.json)(run), "interrupted; the same command goes on")
+    return run_resumable(run, args.json)

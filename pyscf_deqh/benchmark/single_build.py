@@ -17,7 +17,8 @@ from ..data.geometry import Geometry
 from ..plugin import deqh_guess
 from ..single_build import single_build
 from .acceleration import warm_up
-from .per_molecule import left_out, run_command, spread
+from .per_molecule import left_out, run_command
+from .ratios import spread
 from .report import markdown_table
 from .sets import SUITE, SuiteSet
 

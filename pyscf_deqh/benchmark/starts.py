@@ -27,7 +27,8 @@ from ..metrics import hamiltonian_errors
 from ..starts import Start, StartingPoint
 from ..starts.atoms import AtomsStart
 from ..starts.network import NetworkStart
-from .per_molecule import left_out, run_command, spread
+from .per_molecule import left_out, run_command
+from .ratios import spread
 from .report import markdown_table
 from .sets import SUITE, SuiteSet
 

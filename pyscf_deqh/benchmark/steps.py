@@ -27,13 +27,12 @@ from tqdm import tqdm
 
 from ..checkpoint import weights_hash
 from ..data.geometry import Geometry, read_geometries
-from ..errors import ConfigError, exit_status
-from ..files import only_writer
+from ..errors import ConfigError
 from ..process import trim_memory
 from .acceleration import WATER, warm_up
-from .ratios import distribution
+from .ratios import spread
 from .report import markdown_table
-from .resume import read_rows, write_rows
+from .resume import read_rows, run_resumable, write_rows
 from .scf_runs import Method
 from .sets import BUNDLED, distinct_names, in_random_order
 from .trajectories import RUNS
@@ -81,8 +80,7 @@ def run_molecule(
 
 
 def _ratio(rows: Sequence[dict[str, Any]], key: str) -> str:
-    found = distribution(row["deqh"][key] / row["minao"][key] for row in rows)
-    return f"{found['mean']:.3f} ± {found['std']:.3f}"
+    return spread((row["deqh"][key] / row["minao"][key] for row in rows), ".3f", ".3f")
 
 
 def _displacement(row: dict[str, Any]) -> float:
@@ -198,4 +196,4 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(table(rows))
         return 0
 
-    return exit_status(only_writer(args.json)(run), "interrupted; the same command goes on")
+    return run_resumable(run, args.json)
