@@ -62,6 +62,7 @@ setup(
         "pyscf_deqh": ["py.typed", "benchmark/molecules/*.xyz*", "data/make/molecules/*.xyz"],
         "pyscf_deqh.models": ["*/config.json", "*/model.safetensors", "*/README.md", "*/*.smi"],
     },
+    exclude_package_data={"pyscf_deqh.models": ["training-data/*"]},
     install_requires=[
         "pyscf>=2.8",
         "torch>=2.6",  # before, weights_only=True could run code (CVE-2025-32434)

@@ -137,9 +137,17 @@ class BlockCoupling(nn.Module):
         lmax: largest degree.
         counts: shells of each angular momentum that blocks have; the template's by default.
 
+    Attributes:
+        path: (T T,) which path, a pair of shells and a degree, each component belongs to.
+        has_first, has_second: (elements, paths) whether an element has the path's shells.
+
     Raises:
         ConfigError: ``lmax`` is below twice the largest angular momentum of the basis set.
     """
+
+    path: Tensor
+    has_first: Tensor
+    has_second: Tensor
 
     def __init__(self, template: OrbitalTemplate, lmax: int, counts: Sequence[int] = ()):
         super().__init__()
