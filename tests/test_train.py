@@ -32,7 +32,11 @@ pytestmark = pytest.mark.usefixtures("quick_workers")
 
 @pytest.mark.parametrize(
     ("gradient", "optimizer"),
-    [pytest.param("implicit", "adamw", marks=pytest.mark.slow), ("random-depth", "muon")],
+    [
+        pytest.param("implicit", "adamw", marks=pytest.mark.slow),
+        ("random-depth", "adamw"),
+        ("random-depth", "muon"),
+    ],
 )
 def test_resuming_gives_the_same_run(config, tmp_path, gradient, optimizer):
     """Two epochs at once, and two with a stop between: same weights, averages and order of data."""

@@ -262,4 +262,4 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(ablation_table(results.rows))
         return 0
 
-    return run_resumable(run, args.json, "--json")
+    return run_resumable(run, args.json)

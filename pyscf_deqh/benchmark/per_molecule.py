@@ -105,4 +105,4 @@ def run_command(
         print(table(rows))
         return 0
 
-    return run_resumable(command, args.json, "--json")
+    return run_resumable(command, args.json)

@@ -46,13 +46,9 @@ def write_rows(path: Path, settings: dict[str, Any], rows: Sequence[dict[str, An
     write_json(path, {"environment": environment(), "settings": settings, "rows": rows})
 
 
-def run_resumable(command: Callable[[], int], path: Path | None, option: str = "") -> int:
-    """Exit status of a command that writes rows to ``path``, as the only one that does.
-
-    Args:
-        path: None where rows are not kept.
-        option: of the command line, without which they are not.
-    """
-    alone = only_writer(path)(command) if path else command
-    goes_on = "the same command goes on"
-    return exit_status(alone, f"interrupted; {f'with {option}, ' if option else ''}{goes_on}")
+def run_resumable(command: Callable[[], int], path: Path | None) -> int:
+    """Exit status of a command that writes rows to ``path``, its ``--json``, as the only one that
+    does; without it rows are not kept."""
+    if path is None:
+        return exit_status(command, "interrupted; with --json, the same command goes on")
+    return exit_status(only_writer(path)(command), "interrupted; the same command goes on")

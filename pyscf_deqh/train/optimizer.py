@@ -19,7 +19,7 @@ class MuonAdamW(torch.optim.Optimizer):
 
     Muon (Jordan et al., kellerjordan.github.io/posts/muon, 2024) makes the momentum of a matrix
     nearly orthogonal before it steps. Its steps are as long as AdamW's are (Liu et al.,
-    arXiv:2502.16982, Eq. 4), so that both have the same learning rate and weight decay.
+    arXiv:2502.16982), so that both have the same learning rate and weight decay.
 
     Args:
         parameters: of the network. Matrices have two axes of 16 or more.
