@@ -121,14 +121,14 @@ def test_rows_of_something_else_are_refused(two_variants, capsys):
     arguments, out = two_variants
     out.write_text("{}")
     assert main(arguments) == 2
-    assert "holds no ablation" in capsys.readouterr().err
-    method = {"xc": "b3lyp", "basis": "def2-svp", "weights": "of another model"}
-    out.write_text(json.dumps({"method": method, "rows": [{"name": "of another command"}]}))
+    assert "holds no rows of this command" in capsys.readouterr().err
+    settings = {"xc": "b3lyp", "basis": "def2-svp", "weights": "of another model"}
+    out.write_text(json.dumps({"settings": settings, "rows": [{"name": "of another command"}]}))
     assert main(arguments) == 2
-    assert "holds no ablation" in capsys.readouterr().err
-    out.write_text(json.dumps({"method": method, "rows": []}))
+    assert "holds no rows of this command" in capsys.readouterr().err
+    out.write_text(json.dumps({"settings": settings, "rows": []}))
     assert main(arguments) == 2
-    assert "name another --json" in capsys.readouterr().err
+    assert "was made with weights of another model" in capsys.readouterr().err
 
 
 def test_table():

@@ -105,14 +105,14 @@ def test_slow_ones_are_timed_again(tmp_path, monkeypatch, capsys):
     (row,) = content["rows"]
     assert not row["worth"]  # the cost rule leaves it alone
     assert not robustness.is_slower(row)
-    row["worth"], row["deqh"]["seconds"] = True, row["plain"]["seconds"] + 1
+    row["worth"], row["deqh"]["seconds"] = True, 1e6
     assert robustness.is_slower(row)
     out.write_text(json.dumps(content))
     picture = tmp_path / "builds.png"
     options = ["--n", "1", "--json", str(out), "--retime", "--plot", str(picture)]
     assert main(["robustness", *options]) == 0
     (row,) = json.loads(out.read_text())["rows"]
-    assert 0 < row["retimed"]["deqh"] < 1
+    assert 0 < row["retimed"]["deqh"] < 1e6
     assert "1 cases that the cost rule does not leave alone" in capsys.readouterr().out
     assert picture.stat().st_size > 1000
 

@@ -6,7 +6,6 @@ Cycles and errors are counted, no seconds: other work on the machine does no har
 from __future__ import annotations
 
 import argparse
-import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -17,20 +16,19 @@ from tqdm import tqdm
 
 from ..checkpoint import DEFAULT_MODEL, weights_hash
 from ..data.geometry import Geometry, read_geometries
-from ..errors import ConfigError
-from ..files import write_json
 from ..fock.cycles import CONVERGED, CycleSettings
 from ..fock.grid import GRID
 from ..guess import Guess, Options
 from ..starts import Start
 from ..starts.atoms import AtomsStart
 from ..starts.network import NetworkStart
-from .environment import environment
 from .ratios import hamiltonian_mae, spread
 from .report import markdown_table
-from .resume import run_resumable
+from .resume import read_rows, run_resumable, write_rows
 from .scf_runs import Method, SCFRun, run_guess
 from .sets import BUNDLED, distinct_names, in_random_order
+
+Row = dict[str, Any]
 
 _ENOUGH_CYCLES = 30
 # What single precision allows.
@@ -107,7 +105,7 @@ def _solution(mol: gto.Mole, method: Method) -> SCFRun:
     return run_guess(mol, tight, "deqh", method.options())[0]
 
 
-def _row(run: SCFRun, guess: Guess, converged: SCFRun) -> dict[str, Any]:
+def _row(run: SCFRun, guess: Guess, converged: SCFRun) -> Row:
     hamiltonian = None if guess.report.fallback else guess.solution.hamiltonian
     corrected = sum(n + 1 for n in run.corrected if n)
     return {
@@ -120,44 +118,9 @@ def _row(run: SCFRun, guess: Guess, converged: SCFRun) -> dict[str, Any]:
     }
 
 
-class Results:
-    """Rows by part, variant and molecule; written after each of them."""
-
-    def __init__(self, method: Method, path: Path | None):
-        self.path = path
-        self.method = {"xc": method.xc, "basis": method.basis,
-                       "weights": weights_hash(method.model)}  # fmt: skip
-        self.rows: list[dict[str, Any]] = []
-        self._done: set[tuple[str, str, str]] = set()
-        if path is not None and path.is_file():
-            self._read(path)
-
-    def _read(self, path: Path) -> None:
-        """Take the rows of an earlier run.
-
-        Raises:
-            ConfigError: of another model or method, or something else altogether.
-        """
-        try:
-            content = json.loads(path.read_text())
-            method, rows = content["method"], content["rows"]
-            made_with = {key: method[key] for key in self.method}
-            keys = ("part", "variant", "molecule", "fitted_builds")
-            done = {tuple(row[key] for key in keys)[:3] for row in rows}
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise ConfigError(f"{path} holds no ablation: {error!r}") from error
-        if made_with != self.method:
-            raise ConfigError(f"{path} was made with another model or method: name another --json")
-        self.rows, self._done = rows, done
-
-    def has(self, part: str, variant: Variant, molecule: str) -> bool:
-        return (part, variant.title, molecule) in self._done
-
-    def add(self, row: dict[str, Any]) -> None:
-        self.rows.append(row)
-        if self.path is not None:
-            content = {"method": self.method, "environment": environment(), "rows": self.rows}
-            write_json(self.path, content)
+def _place(row: Row) -> tuple[str, str, str]:
+    """What a row is of."""
+    return row["part"], row["variant"], row["molecule"]
 
 
 def run_ablation(
@@ -166,24 +129,26 @@ def run_ablation(
     parts: Sequence[str],
     path: Path | None = None,
     progress: bool = True,
-) -> Results:
-    """Run what ``path`` does not hold yet.
+) -> list[Row]:
+    """Rows of each variant and molecule, those that ``path`` holds already included.
 
     Args:
         geometries: molecules of the model's elements.
         method: of the SCFs, in the model's basis set.
         parts: keys of :data:`PARTS`.
-        path: JSON file of the rows.
+        path: JSON file, written after every row.
         progress: show a progress bar.
 
     Raises:
-        ConfigError: ``path`` holds something else.
+        ConfigError: ``path`` is another file.
         UnsupportedMoleculeError: the model cannot describe a molecule.
     """
-    results = Results(method, path)
+    settings = {"xc": method.xc, "basis": method.basis, "weights": weights_hash(method.model)}
+    rows = read_rows(path, settings, _place) if path else []
+    done = set(map(_place, rows))
     todo = [
         (geometry, name, [(part, variant) for part in parts for variant in PARTS[part]
-                          if not results.has(part, variant, name)])
+                          if (part, variant.title, name) not in done])
         for geometry, name in zip(geometries, distinct_names(geometries), strict=True)
     ]  # fmt: skip
     bar = tqdm(total=sum(len(entry[2]) for entry in todo), unit="SCF", disable=not progress)
@@ -198,18 +163,20 @@ def run_ablation(
                 run, guess = run_guess(mol, method, "deqh", variant.options(method))
                 row = _row(run, guess, converged)
                 del guess  # each SCF finds the memory that the others did
-                results.add({"part": part, "variant": variant.title, "molecule": name} | row)
+                rows.append({"part": part, "variant": variant.title, "molecule": name} | row)
+                if path:
+                    write_rows(path, settings, rows)
                 bar.update()
-    return results
+    return rows
 
 
-def _cell(rows: Iterable[dict[str, Any]], name: str, factor: float, digits: int) -> str:
+def _cell(rows: Iterable[Row], name: str, factor: float, digits: int) -> str:
     known = (row[name] for row in rows)
     values = (None if value is None else factor * value for value in known)
     return spread(values, f".{digits}f", f".{digits}f")
 
 
-def ablation_table(rows: Sequence[dict[str, Any]]) -> str:
+def ablation_table(rows: Sequence[Row]) -> str:
     """Mean ± standard deviation over molecules, one table in Markdown for each part; SCFs that did
     not converge are left out and listed below."""
     lines = []
@@ -258,8 +225,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     def run() -> int:
         geometries = in_random_order(read_geometries(args.molecules))[: args.n]
-        results = run_ablation(geometries, method, args.parts, args.json)
-        print(ablation_table(results.rows))
+        print(ablation_table(run_ablation(geometries, method, args.parts, args.json)))
         return 0
 
     return run_resumable(run, args.json)
