@@ -33,6 +33,7 @@ from pyscf_deqh.files import only_writer
 from pyscf_deqh.graph.basis import shells_of, template_of
 from pyscf_deqh.graph.batch import collate
 from pyscf_deqh.graph.build import build_graph
+from pyscf_deqh.nn.qhnet import QHNet
 from pyscf_deqh.starts.atoms import AtomsStart
 
 
@@ -243,6 +244,20 @@ def test_a_basis_set_changes_no_recipe_and_no_other_experiment(smoke):
     assert list(only.found) == ["water", "water-6-31gs"]
     with pytest.raises(ConfigError, match="--data has in-house"):
         bases._pair(replace(options, datasets=("in-house",)))
+
+
+def test_networks_of_the_ablation_have_as_many_parameters(smoke):
+    water = find_datasets((smoke / "samples" / "water.db",), split_sizes=SPLIT_SIZES)["water"]
+    template = template_of("def2-svp", water.elements)
+
+    def parameters(size, variant):
+        config = trainings.Training(variant, water, 0).config(Options(size_of(size), smoke))
+        return sum(p.numel() for p in QHNet(template, config.qhnet).parameters())
+
+    most = parameters("small", "deqhnet")
+    for variant in ("qhnet", "qhnet+s", "deqhnet-s", "qhnet-amortized", "qhnet-commutator"):
+        assert 0.97 < parameters("small", variant) / most <= 1
+        assert parameters("full", variant) < parameters("full", "deqhnet")  # the published ones
 
 
 def test_noise_is_of_first_order(smoke):

@@ -14,7 +14,7 @@ from pyscf.hessian import thermo
 from pyscf_deqh import ConfigError
 from pyscf_deqh.benchmark import steps, trajectories
 from pyscf_deqh.benchmark.__main__ import main
-from pyscf_deqh.benchmark.steps import table
+from pyscf_deqh.benchmark.steps_report import table
 from pyscf_deqh.data.geometry import Geometry
 
 BUTANE = """14
@@ -83,7 +83,9 @@ def test_dynamics_and_resumption(molecules, tmp_path, capsys):
     assert row["deqh"]["energies"] == pytest.approx(row["minao"]["energies"], abs=1e-6)
     assert sum(row["deqh"]["builds"]) < 0.6 * sum(row["minao"]["builds"])
     capsys.readouterr()
-    assert run("dynamics", molecules, out, "--steps", "4") == 0
+    picture = tmp_path / "a.png"
+    assert run("dynamics", molecules, out, "--steps", "4", "--plot", str(picture)) == 0
+    assert picture.read_bytes()[:4] == b"\x89PNG"
     assert json.loads(out.read_text()) == content
     assert run("dynamics", molecules, out, "--steps", "5") == 2
     assert "name another file" in capsys.readouterr().err
@@ -164,6 +166,12 @@ def test_trajectories_are_as_good_as_pyscfs(molecules, tmp_path, capsys):
         assert run(kind, molecules, out, "--steps", "2") == 0
         (row,) = json.loads(out.read_text())["rows"]
         found[kind] = [row[name]["measures"] for name in ("minao", "deqh")]
+        for side in ("minao", "deqh"):
+            errors = np.array(row[side].get("energy_errors", []))
+            assert len(errors) == (2 if kind == "replay" else 0)
+            if len(errors):
+                mean = row[side]["measures"]["error of energies, hartree"]
+                assert np.sqrt(np.mean(errors**2)) == pytest.approx(mean)
         printed = capsys.readouterr().out
         assert all(quantity in printed for quantity in found[kind][0])
     plain, deqh = found["replay"]

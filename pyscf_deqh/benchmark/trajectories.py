@@ -21,6 +21,7 @@ from ..pyscf_api import full_builds
 from .scf_runs import Method
 
 FEMTOSECOND = 41.341374575751  # atomic units of time
+TIME_STEP = 0.5  # of molecular dynamics, fs
 _DISPLACEMENT = 1e-2  # of finite differences, bohr
 # A relaxed scan: half a turn in so many points.
 _SCAN_POINTS = 7
@@ -118,10 +119,10 @@ def _velocities(mol: Any) -> np.ndarray:
 def _move(
     scanner: Any, velocities: np.ndarray, steps: int, watch: Callable[[dict], None] | None = None
 ) -> Any:
-    """Molecular dynamics at constant energy: steps of 0.5 fs; PySCF's driver."""
+    """Molecular dynamics at constant energy, by PySCF's driver."""
     from pyscf import md
 
-    driver = md.NVE(scanner, dt=0.5 * FEMTOSECOND, steps=steps, veloc=velocities)
+    driver = md.NVE(scanner, dt=TIME_STEP * FEMTOSECOND, steps=steps, veloc=velocities)
     driver.verbose, driver.stdout = 0, io.StringIO()  # it prints every frame
     driver.callback = watch
     return driver.run()
@@ -177,8 +178,10 @@ def replay(mol: Any, method: Method, guess: bool, steps: int) -> dict[str, Any]:
         errors.append((found - energy, float(np.sqrt(np.mean((force - gradient) ** 2)))))
     seconds = time.perf_counter() - started
     energies, forces = np.sqrt(np.mean(np.square(errors), axis=0))
+    by_frame = [energy for energy, _ in errors]
     return counted.row(
         seconds, converged=True, energy=float(found), positions=frames[-1][0].tolist(),
+        energy_errors=by_frame,
         measures={"error of energies, hartree": float(energies),
                   "error of forces, hartree/bohr": float(forces)},
     )  # fmt: skip

@@ -33,6 +33,7 @@ class Size:
 
     Attributes:
         networks: sizes by backbone.
+        variants: what is another for some variants of a backbone, by their names.
         md17, qh9: recipes by kind of data; ``water`` of its own, as in Table 4.
         steps: end of a training; 0 where the clock ends it.
         minutes: of a training; 0 where the steps end it.
@@ -48,6 +49,7 @@ class Size:
 
     name: str
     networks: dict[str, dict[str, Any]] = field(repr=False)
+    variants: dict[str, dict[str, Any]] = field(repr=False)
     water: Recipe
     md17: Recipe
     qh9: Recipe
@@ -73,6 +75,8 @@ class Size:
 
 
 _SMOKE = Recipe(batch_size=2, learning_rate=1e-3, ema_decay=0.0, iterations=3)
+# As many parameters as DEQHNet of 32 channels, within 3 %, by streams beside the structural one.
+_AS_MANY = {"none": {"channels": 42}, "one": {"channels": 36}}
 
 _BY_NAME = {
     # Every line of code, in a minute or two, on labels made on the spot; the figures mean nothing.
@@ -87,6 +91,7 @@ _BY_NAME = {
             "so2net": {"natural_channels": 8, "pseudo_channels": 4, "injection_layers": 1,
                        "filter_layers": 1, "invariants": 16, "radial_functions": 8},
         },
+        variants={},
         water=_SMOKE, md17=_SMOKE, qh9=_SMOKE,
         steps=6, minutes=0.0, steps_per_epoch=6, validate_every=1, warmup_steps=2,
         max_validation=2, max_test=3, acceleration_molecules=1,
@@ -104,6 +109,11 @@ _BY_NAME = {
             "schnorb": {"features": 128, "factors": 128, "directions": 6},
             "so2net": {},
         },
+        variants={
+            "qhnet": _AS_MANY["none"], "qhnet-amortized": _AS_MANY["none"],
+            "qhnet-commutator": _AS_MANY["none"], "qhnet+s": _AS_MANY["one"],
+            "deqhnet-s": _AS_MANY["one"],
+        },
         water=Recipe(10, 1e-3, 0.99, 3), md17=Recipe(5, 1e-3, 0.99, 3),
         qh9=Recipe(4, 1e-3, 0.99, 3),
         steps=0, minutes=10.0, steps_per_epoch=10, validate_every=5, warmup_steps=100,
@@ -114,6 +124,7 @@ _BY_NAME = {
     "full": Size(
         name="full",
         networks={"qhnet": {}, "phisnet": {}, "deeph": {}, "schnorb": {}, "so2net": {}},
+        variants={},
         water=Recipe(10, 5e-4, 0.99, 40), md17=Recipe(5, 1e-3, 0.99, 40),
         qh9=Recipe(32, 5e-4, 0.0, 3),
         steps=200_000, minutes=0.0, steps_per_epoch=2000, validate_every=1, warmup_steps=1000,

@@ -182,7 +182,7 @@ class Training:
         """What a configuration says of the network."""
         variant = VARIANTS[self.variant]
         name = variant.backbone
-        chosen = variant.options | size.networks[name]
+        chosen = variant.options | size.networks[name] | size.variants.get(self.variant, {})
         if name == "qhnet":
             return {"backbone": name, "qhnet": QHNetConfig(**chosen)}
         if name == "so2net":

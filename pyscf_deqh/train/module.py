@@ -270,7 +270,7 @@ class HamiltonianModule(L.LightningModule):
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         # Lightning does not clip gradients of mixed precision for a fused optimizer.
-        fused = self.config.run.precision == "32-true" and all(p.is_cuda for p in self.parameters())
+        fused = self.config.run.precision == "32-true"
         return optimizer_of(self.parameters(), self.config.optimizer, fused)
 
     @property

@@ -67,9 +67,10 @@ class MuonAdamW(torch.optim.Optimizer):
 
 
 def optimizer_of(
-    parameters: Iterable[Parameter], options: OptimizerConfig, fused: bool = False
+    parameters: Iterable[Parameter], options: OptimizerConfig, fused: bool = True
 ) -> torch.optim.Optimizer:
-    """The optimizer that ``options`` name; ``fused`` is AdamW's."""
+    """The optimizer that ``options`` name; ``fused`` is AdamW's, one operation for all parameters
+    instead of a dozen for each."""
     kind = MuonAdamW if options.method == "muon" else torch.optim.AdamW
     rate, decay = options.learning_rate, options.weight_decay
     return kind(parameters, lr=rate, weight_decay=decay, fused=fused)
