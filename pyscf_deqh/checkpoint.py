@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,6 +29,7 @@ class ModelSpec:
     Attributes:
         split_rule, split_sizes: of the training, see :mod:`pyscf_deqh.data.splits`; None where it
             is not known.
+        split_rows: number of rows of each file of labels, by its name.
         other_bases: further basis sets of the labels, see
             :class:`~pyscf_deqh.train.config.DataConfig`.
     """
@@ -38,6 +40,7 @@ class ModelSpec:
     solver: SolverSettings
     split_rule: str | None = None
     split_sizes: tuple[int, ...] = ()
+    split_rows: Mapping[str, int] = field(default_factory=dict)
     other_bases: tuple[str, ...] = ()
 
     @property
@@ -97,7 +100,9 @@ def save_model(model: DEQH, spec: ModelSpec, folder: str | Path, half: bool = Fa
         "sha256": hashlib.sha256(weights).hexdigest(),
     }
     if spec.split_rule is not None:
-        config["split"] = {"rule": spec.split_rule, "sizes": list(spec.split_sizes)}
+        config["split"] = {
+            "rule": spec.split_rule, "sizes": list(spec.split_sizes), "rows": dict(spec.split_rows),
+        }  # fmt: skip
     if spec.other_bases:
         config["other_bases"] = list(spec.other_bases)
     with replacing(folder / _CONFIG) as new_config, replacing(folder / _WEIGHTS) as new_weights:
@@ -199,6 +204,7 @@ def load_model(name: str | Path = DEFAULT_MODEL, device: str = "cpu") -> tuple[D
             solver=SolverSettings(**config["solver"]),
             split_rule=config.get("split", {}).get("rule"),
             split_sizes=tuple(config.get("split", {}).get("sizes", ())),
+            split_rows=dict(config.get("split", {}).get("rows", {})),
             other_bases=tuple(config.get("other_bases", ())),
         )
         with single_precision:

@@ -26,7 +26,7 @@ from .fock.diis import accelerate, hand_over, is_corrected, relax
 from .fock.problem import Problem
 from .fock.shells import breaks_spin_symmetry
 from .fock.states import beside_saddle_point, is_far, lowest_state, not_above_minao
-from .process import import_torch, one_blas_thread
+from .process import import_torch, pyscf_threads
 from .pyscf_api import fills_by_aufbau
 from .report import Report, Seconds
 from .starts.previous import PreviousStart
@@ -150,7 +150,7 @@ def make_guess(mf: hf.SCF, mol: Mole, options: Options, overlap: np.ndarray | No
         if isinstance(point, str):  # it was that of an earlier point: as if there were none
             mf._deqh_previous = ()
             guess = make_guess(mf, mol, options, overlap)
-            notes = (f"{start.name}, because {point}", *guess.report.notes)
+            notes = (f"{guess.report.start}, because {point}", *guess.report.notes)
             return replace(guess, report=replace(guess.report, notes=notes))
         clock.lap("start", of_which={"network": point.network_seconds})
         settings = options.cycles
@@ -172,7 +172,7 @@ def make_guess(mf: hf.SCF, mol: Mole, options: Options, overlap: np.ndarray | No
         if solution.failure and fitted:
             fitted.forget()  # the SCF starts elsewhere
         clock.lap("cycles")
-        with one_blas_thread:
+        with pyscf_threads:
             if solution.failure:
                 density = mf.get_init_guess(mol, key="minao")
             else:
@@ -257,7 +257,7 @@ def _started(start: Start, own: Problem) -> StartingPoint | str:
         NotEnoughMemoryError, NumericalError: of all other starts.
     """
     try:
-        with own_errors(), one_blas_thread:
+        with own_errors(), pyscf_threads:
             return start(own)
     except (NotEnoughMemoryError, NumericalError) as error:
         if not isinstance(start, PreviousStart):

@@ -117,8 +117,24 @@ def _blas_with_own_threads() -> ThreadpoolController:
     return pools.select(filepath=own)
 
 
-def _limit_blas() -> Callable[[], None]:
-    return _blas_with_own_threads().limit(limits=1).restore_original_limits
+def _limit_threads() -> Callable[[], None]:
+    restore_blas: Callable[[], None] = (
+        _blas_with_own_threads().limit(limits=1).restore_original_limits
+    )
+    if "torch" not in sys.modules:
+        return restore_blas
+    import torch
+
+    before = torch.get_num_threads()
+    if before <= lib.num_threads():
+        return restore_blas
+    torch.set_num_threads(lib.num_threads())
+
+    def restore() -> None:
+        torch.set_num_threads(before)
+        restore_blas()
+
+    return restore
 
 
 def _single_precision() -> Callable[[], None]:
@@ -129,10 +145,11 @@ def _single_precision() -> Callable[[], None]:
     return lambda: torch.set_default_dtype(before)
 
 
-one_blas_thread = SharedSetting(_limit_blas)
-"""Limits NumPy's and SciPy's BLAS: after each of the small products of a guess its threads would go
-on spinning beside PySCF's and PyTorch's, which made a density-fitted cycle two to three times
-slower."""
+pyscf_threads = SharedSetting(_limit_threads)
+"""Limits PyTorch to PySCF's number of threads (``lib.num_threads``), which its own OpenMP does not
+know of, and NumPy's and SciPy's BLAS to one: after each of the small products of a guess its
+threads would go on spinning beside PySCF's and PyTorch's, which made a density-fitted cycle two to
+three times slower. What is computed in it has PyTorch loaded before."""
 
 single_precision = SharedSetting(_single_precision)
 """PyTorch's default type that networks are built with, whatever the process has set for others."""

@@ -26,7 +26,7 @@ import numpy as np
 from pyscf import df, gto, lib
 from pyscf.data.elements import _std_symbol_without_ghost
 from pyscf.lib import logger
-from pyscf.scf import hf, uhf
+from pyscf.scf import ghf, hf, uhf
 
 from .process import memory_of_torch, trim_memory
 
@@ -243,7 +243,8 @@ def holds_integrals(mf: hf.SCF) -> bool:
     """Whether ``mf`` holds its two-electron integrals in memory, or will by PySCF's rule. Memory
     that is free in the process is given back where it decides, and PyTorch's, which a guess has
     brought, does not count: without it PySCF would hold them."""
-    own = getattr(mf.get_jk, "__func__", None) in (hf.RHF.get_jk, uhf.UHF.get_jk)
+    kinds = (hf.RHF.get_jk, uhf.UHF.get_jk, ghf.GHF.get_jk)
+    own = getattr(mf.get_jk, "__func__", None) in kinds
     if not own or mf._eri is not None or mf.mol.incore_anyway or mf._is_mem_enough():
         return own
     if mf.mol.nao**4 / 1e6 < mf.max_memory:  # in an empty process there would be room

@@ -21,7 +21,7 @@ from pyscf.scf import hf
 from .engine import engine_of
 from .fock.corrector import parts_of
 from .plugin import KEY, deqh_guess
-from .pyscf_api import frozen_potential
+from .pyscf_api import frozen_potential, solve
 
 # What the energy may be off: of the correction this part, and what is of third order, at least so
 # much (hartree). Where corrected cycles have not converged, or have not all of the response (of a
@@ -77,11 +77,14 @@ def single_build(mf: hf.SCF, **options: Any) -> SingleBuild:
     potential = mf.get_veff(mf.mol, density)
     upper = float(mf.energy_tot(density, hcore, potential))
     fock = _by_spin(mf.get_fock(hcore, overlap, potential, density), host)
-    diis = mf.DIIS(mf)
+    diis, basis = mf.DIIS(mf), None
+    if hasattr(type(mf), "check_linear_dependency"):
+        basis = diis.Corth = mf.check_linear_dependency(overlap)
     corrected = mf.get_fock(
-        hcore, overlap, potential, density, cycle=mf.diis_start_cycle, diis=diis
-    )
-    mf.mo_energy, mf.mo_coeff = mf.eig(corrected, overlap)
+        hcore, overlap, potential, density, cycle=mf.diis_start_cycle, diis=diis,
+        level_shift_factor=0.0,
+    )  # fmt: skip
+    mf.mo_energy, mf.mo_coeff = solve(mf, corrected, overlap, basis)
     mf.mo_occ = mf.get_occ(mf.mo_energy, mf.mo_coeff)
     change = host(mf.make_rdm1()) - host(density)
     slopes = fock + _by_spin(corrected, host)

@@ -43,6 +43,14 @@ def test_small_scfs_are_pyscfs_own(by, as_for_users, monkeypatch):
     assert mf.DIIS is not diis.SCF_DIIS
 
 
+def test_a_start_of_diis_that_the_user_has_chosen_since_stays(as_for_users):
+    mf = scf.RHF(make_mol(O2, basis="cc-pvdz")).apply(deqh_guess)
+    mf.diis_start_cycle = 3
+    plain = scf.RHF(mf.mol).set(diis_start_cycle=3)
+    assert mf.kernel() == pytest.approx(plain.kernel(), abs=1e-10)
+    assert (mf.diis_start_cycle, mf.cycles) == (3, plain.cycles)
+
+
 def test_from_a_density_of_the_users_too(as_for_users):
     mf = scf.RHF(make_mol(WATER)).apply(deqh_guess)
     mf.kernel(dm0=np.asarray(mf.get_init_guess(key="minao")))

@@ -22,7 +22,7 @@ from pyscf_deqh.fock.functional import Functional
 from pyscf_deqh.fock.nearby import FockNearby
 from pyscf_deqh.fock.orbitals import orthonormal_basis
 from pyscf_deqh.fock.shells import Kind
-from pyscf_deqh.process import one_blas_thread
+from pyscf_deqh.process import pyscf_threads
 
 pytestmark = pytest.mark.usefixtures("coarse_grids")
 
@@ -198,7 +198,7 @@ def test_singlets_of_broken_symmetry_stay_what_they_are(case):
         mf.init_guess, mf.init_guess_breaksym = key, break_by
         # In threads sums have no fixed order, and PySCF's own O2 falls back to a closed shell at
         # times.
-        with one_blas_thread, lib.with_omp_threads(1):
+        with pyscf_threads, lib.with_omp_threads(1):
             ends.append(run(mf))
     (plain, n_plain), (guess, n_guess) = ends
     if version.parse(pyscf.__version__) >= version.parse("2.14"):  # others break it otherwise
@@ -543,6 +543,24 @@ def test_newton_has_a_guess_to_its_end():
     mf = scf.RHF(make_mol(WATER)).newton().apply(deqh_guess, start="atoms").run()
     assert mf.deqh_report.fitted_gradients[-1] < 1e-3
     assert any("newton() uses no DIIS" in note for note in mf.deqh_report.notes)
+
+
+def test_newton_goes_on_where_an_scf_did_not_converge():
+    mf = scf.RHF(make_mol(WATER)).set(check_convergence=Strictly(), max_cycle=3).apply(deqh_guess)
+    second = mf.newton().set(max_cycle=50).run()
+    assert second.converged
+    assert second.e_tot == pytest.approx(scf.RHF(mf.mol).kernel(), abs=1e-8)
+
+
+def test_a_density_that_is_only_asked_for_is_not_where_an_scf_begins():
+    mf = scf.RHF(make_mol(WATER)).apply(deqh_guess)
+    mf.get_init_guess(key="deqh")
+    assert not mf._deqh_guessed
+    starts = []
+    mf.callback = lambda envs: starts.append(envs["mf_diis"]._first)
+    own = scf.RHF(mf.mol).run()
+    mf.kernel(dm0=own.make_rdm1())
+    np.testing.assert_allclose(starts[0][0], own.get_fock(), atol=1e-4)
 
 
 def test_the_last_cycle_may_hold_by_pyscfs_own_criterion():

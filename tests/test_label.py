@@ -153,6 +153,14 @@ def test_fitted_labels_of_functionals_with_more_than_a_grid_are_refused(tmp_path
         label([hydrogen(id="1")], tmp_path / "a.db", settings, 0, progress=False)
 
 
+@pytest.mark.parametrize("settings", [{"xc": "b3lpy"}, {"basis": "def2-spv"}])
+def test_a_method_that_does_not_exist_fixes_no_file(tmp_path, settings):
+    out, geometry = tmp_path / "a.db", [hydrogen(id="1")]
+    with pytest.raises(ConfigError, match=next(iter(settings.values()))):
+        label(geometry, out, LabelSettings(**settings), 0, progress=False)
+    assert label(geometry, out, FAST, 0, progress=False)[0] == 1
+
+
 def test_two_processes_that_write_the_same_rows(tmp_path, monkeypatch):
     label([hydrogen(id="1")], tmp_path / "a.db", FAST, 0, progress=False)
     # As before the other process wrote.

@@ -236,7 +236,7 @@ def test_a_later_point_without_memory_has_another_start():
     for mol in mols:
         assert scanner(mol) == pytest.approx(scf.RHF(mol).kernel(), abs=1e-8)
         assert scanner.deqh_report.start == "network"
-    assert any(note.startswith("previous, because") for note in scanner.deqh_report.notes)
+    assert any(note.startswith("network, because") for note in scanner.deqh_report.notes)
 
 
 def test_filled_representations_keep_pyscfs_density():

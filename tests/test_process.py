@@ -17,7 +17,7 @@ from pyscf_deqh.guess import Options, make_guess
 from pyscf_deqh.process import (
     SharedSetting,
     interrupts_wait,
-    one_blas_thread,
+    pyscf_threads,
     side_by_side,
     single_precision,
     use_threads,
@@ -129,12 +129,27 @@ def test_blas_with_threads_of_its_own_gets_one():
 def _check_blas():
     before = threadpool_info()
     own = {p["filepath"] for p in before if p.get("threading_layer") == "pthreads"}
-    with one_blas_thread:
+    with pyscf_threads:
         for pool in threadpool_info():
             (unchanged,) = (p for p in before if p["filepath"] == pool["filepath"])
             expected = 1 if pool["filepath"] in own else unchanged["num_threads"]
             assert pool["num_threads"] == expected
     assert threadpool_info() == before
+
+
+def test_pytorch_gets_no_more_threads_than_pyscf():
+    """Where PyTorch was imported first, both have the same OpenMP; else not."""
+    at_first = torch.get_num_threads()
+    try:
+        for threads, limit in ((2, 1), (1, 2), (2, 2)):
+            torch.set_num_threads(threads)
+            with lib.with_omp_threads(limit):
+                before = torch.get_num_threads()
+                with pyscf_threads:
+                    assert torch.get_num_threads() == min(before, limit)
+                assert (torch.get_num_threads(), lib.num_threads()) == (before, limit)
+    finally:
+        torch.set_num_threads(at_first)
 
 
 def test_nothing_stays_changed():

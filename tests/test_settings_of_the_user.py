@@ -132,9 +132,12 @@ def test_a_fock_matrix_of_the_users_own_is_left_alone():
     assert any("get_fock" in note for note in mf.deqh_report.notes)
 
 
-def test_a_diis_that_the_user_puts_in_begins_as_ever():
+@pytest.mark.parametrize("cycle", [None, 4])
+def test_a_diis_that_the_user_puts_in_begins_as_ever_or_as_he_says(cycle):
     mf = scf.RHF(make_mol(WATER)).apply(deqh_guess, start="atoms")
     mf.DIIS = scf.ADIIS
+    if cycle is not None:
+        mf.diis_start_cycle = cycle
     mf.kernel()
     assert mf.converged
-    assert mf.diis_start_cycle == scf.hf.SCF.diis_start_cycle
+    assert mf.diis_start_cycle == (cycle or scf.hf.SCF.diis_start_cycle)

@@ -2,7 +2,7 @@
 
 import pytest
 from conftest import FORMAMIDE, WATER, make_mol
-from pyscf import dft, scf
+from pyscf import dft, gto, scf
 
 from pyscf_deqh import ConfigError, single_build
 
@@ -66,6 +66,24 @@ def test_a_larger_molecule_and_other_ways_to_start():
     for options in ({}, {"start": "atoms"}, {"max_cycles": 0}, {"accelerate": False}):
         found = single_build(dft.RKS(make_mol(FORMAMIDE), xc="b3lyp"), **options)
         assert abs(found.energy - converged.e_tot) < found.error
+
+
+def test_nearly_dependent_functions():
+    """PySCF leaves out combinations of functions whose overlap is below 1e-6."""
+    mol = gto.M(atom="H 0 0 0; H 0 0 .4; H 0 0 .8; H 0 0 1.2", basis="aug-cc-pvtz", verbose=0)
+    mf, converged = scf.RHF(mol), scf.RHF(mol).run(conv_tol=1e-11)
+    found = single_build(mf)
+    assert abs(found.energy - converged.e_tot) < found.error
+    assert found.error < 1e-5
+    assert mf.mo_coeff.shape == converged.mo_coeff.shape
+
+
+def test_a_level_shift_is_no_part_of_the_energy():
+    mf, plain = (scf.RHF(make_mol(WATER)) for _ in range(2))
+    found = single_build(mf.set(level_shift=0.5))
+    expected = single_build(plain, accelerate=False)  # DIIS is the user's
+    assert found.energy == pytest.approx(expected.energy, abs=1e-8)
+    assert found.error == pytest.approx(expected.error, abs=1e-8)
 
 
 def test_small_scfs_are_not_left_alone():

@@ -2,9 +2,11 @@
 
 import importlib.util
 import re
+import shutil
 import sys
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import lightning as L
 import numpy as np
@@ -17,14 +19,16 @@ from pyscf import scf
 from pyscf_deqh import deqh_guess
 from pyscf_deqh.benchmark.speed.samples import batch_of, geometries_of, labelled_graphs, untrained
 from pyscf_deqh.checkpoint import load_model
+from pyscf_deqh.data.formats import open_for_writing
 from pyscf_deqh.errors import CheckpointError, ConfigError, DatasetError, NumericalError
 from pyscf_deqh.nn.backbones import _REGISTERED
 from pyscf_deqh.nn.qhnet import QHNetConfig
 from pyscf_deqh.train.__main__ import main
 from pyscf_deqh.train.config import OptimizerConfig, TrainConfig
 from pyscf_deqh.train.cuda_graphs import CapturedGradients
+from pyscf_deqh.train.evaluate import evaluate
 from pyscf_deqh.train.loss import hamiltonian_loss
-from pyscf_deqh.train.module import HamiltonianModule, SizeBatches
+from pyscf_deqh.train.module import HamiltonianData, HamiltonianModule, SizeBatches, build_model
 from pyscf_deqh.train.run import export, moving_average, read_config, train, write_config
 
 pytestmark = pytest.mark.usefixtures("quick_workers")
@@ -42,15 +46,38 @@ def test_resuming_gives_the_same_run(config, tmp_path, gradient, optimizer):
     """Two epochs at once, and two with a stop between: same weights, averages and order of data."""
     config.solver = replace(config.solver, gradient=gradient)
     config.optimizer = replace(config.optimizer, method=optimizer)
-    whole = config
-    train(whole)
+    _check_resumed_is_whole(config, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("section", "changes"),
+    [
+        ("data", {"loaders": 1}),
+        ("run", {"max_epochs": 1000, "batches_per_epoch": 3, "max_steps": 7}),
+        ("run", {"max_epochs": 3, "validate_every": 2}),
+    ],
+)
+def test_resuming_gives_the_same_run_however_it_is_made_and_ends(
+    config, tmp_path, section, changes
+):
+    """Loading ahead, an end by steps within an epoch, and an epoch that is not validated."""
+    config.solver = replace(config.solver, gradient="random-depth")
+    _check_resumed_is_whole(
+        replace(config, **{section: replace(getattr(config, section), **changes)}), tmp_path
+    )
+
+
+def _check_resumed_is_whole(config, tmp_path):
+    train(config)
     halves = replace(config, run=replace(config.run, folder=tmp_path / "halves"))
     _train_one_epoch_then_stop(halves)
     assert last(halves, "epoch") == 0
     train(halves, resume=True)
+    for key in ("epoch", "global_step"):
+        assert last(halves, key) == last(config, key)
     for key in ("state_dict", "current_model_state"):
         resumed = last(halves, key)
-        for name, value in last(whole, key).items():
+        for name, value in last(config, key).items():
             torch.testing.assert_close(value, resumed[name], rtol=0, atol=0)
 
 
@@ -215,6 +242,12 @@ def test_a_new_run_can_start_from_an_exported_model(config, tmp_path):
     other = replace(config, run=replace(config.run, folder=tmp_path / "c"))
     with pytest.raises(ConfigError, match=r"another network .*so2net\.natural_channels: 32 there"):
         train(other, init=Path("b3lyp-def2svp"))
+    other.data = replace(config.data, elements=[1, 8])
+    with pytest.raises(ConfigError, match=r"another network .*data\.elements"):
+        train(other, init=config.run.folder / "checkpoints" / "last.ckpt")
+    torch.save([1], tmp_path / "list.ckpt")
+    with pytest.raises(CheckpointError, match="cannot start from"):
+        train(other, init=tmp_path / "list.ckpt")
 
 
 def test_the_average_follows_a_short_run():
@@ -327,7 +360,7 @@ def test_bad_input(config, tmp_path):
     predictor.optimizer = replace(config.optimizer, jacobian_weight=1.0)
     with pytest.raises(ConfigError, match="deeph is a predictor"):
         train(predictor)
-    with pytest.raises(ConfigError, match="at least one QH9 database"):
+    with pytest.raises(ConfigError, match="at least one file of labels"):
         train(replace(config, data=replace(config.data, databases=[])))
     with pytest.raises(DatasetError, match="no database"):
         train(replace(config, data=replace(config.data, databases=[Path("none.db")])))
@@ -433,9 +466,49 @@ def test_what_a_run_ends_with_is_validated_and_exported(config, tmp_path, limit)
         assert last(config, "global_step") == steps
 
 
-def test_a_resumed_run_keeps_its_split(config):
-    config.data = replace(config.data, split_rule="md17", split_sizes=[12, 4])
+def test_a_resumed_run_keeps_its_split(config, tmp_path):
+    database = tmp_path / "own.db"
+    shutil.copy(config.data.databases[0], database)
+    config.data = replace(config.data, databases=[database], split_rule="md17", split_sizes=[12, 4])
     train(config)
-    config.data = replace(config.data, split_sizes=[10, 4])
     with pytest.raises(ConfigError, match=r"data\.split_sizes"):
+        train(replace(config, data=replace(config.data, split_sizes=[10, 4])), resume=True)
+    export(config.run.folder, tmp_path / "model")
+    evaluate(tmp_path / "model", [database], "test", config.data.cache, max_molecules=1)
+    with open_for_writing(database) as file:
+        file.add(replace(file[file.ids()[0]], id=10_000))
+    with pytest.raises(DatasetError, match=r"own\.db has \d+ rows, at the training it had"):
         train(config, resume=True)
+    with pytest.raises(DatasetError, match="test rows in training"):
+        evaluate(tmp_path / "model", [database], "test", config.data.cache)
+    evaluate(tmp_path / "model", [database], "all", config.data.cache, max_molecules=1)
+
+
+def test_scales_are_of_many_molecules_however_short_an_epoch(config, monkeypatch):
+    """Those of an element that the first batches lack would be zero."""
+    found = []
+    original = HamiltonianData.first_batches
+
+    def first_batches(data, n):
+        found.extend(batch.n_molecules for batch in original(data, n))
+        return original(data, n)
+
+    monkeypatch.setattr(HamiltonianData, "first_batches", first_batches)
+    config.run.batches_per_epoch, config.run.max_epochs = 1, 1
+    train(config)
+    assert sum(found) > config.run.batch_size
+
+
+@pytest.mark.parametrize("steps", [0, 200])
+def test_the_warm_up_takes_the_steps_it_is_given(config, steps):
+    """A part of them in a run that time limits to few steps."""
+    config.optimizer.warmup_steps, config.run.max_epochs = 100, 1000
+    config.run.max_steps, config.run.max_minutes = steps, 0.0 if steps else 1.0
+    module = HamiltonianModule(build_model(config), config)
+    clock = SimpleNamespace(broadcast=lambda value: value)
+    module._trainer = SimpleNamespace(
+        global_step=10, estimated_stepping_batches=100_000, strategy=clock
+    )
+    module._seconds_before = 6.0
+    factor = module.learning_rate_factor()
+    assert factor == pytest.approx(0.11, rel=0.02) if steps else factor > 0.9

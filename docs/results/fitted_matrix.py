@@ -22,7 +22,7 @@ from pyscf_deqh.benchmark.sets import SUITE
 from pyscf_deqh.fock.fitted import FittedFock
 from pyscf_deqh.fock.functional import Functional
 from pyscf_deqh.fock.system import System
-from pyscf_deqh.process import one_blas_thread
+from pyscf_deqh.process import pyscf_threads
 
 REPEATS = 3
 
@@ -70,5 +70,5 @@ def main(name: str) -> None:
 
 
 if __name__ == "__main__":
-    with one_blas_thread, torch.no_grad():
+    with pyscf_threads, torch.no_grad():
         main(sys.argv[1])

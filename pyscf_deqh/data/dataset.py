@@ -64,7 +64,7 @@ def _encode(graph: MolecularGraph) -> bytes:
         value = np.ascontiguousarray(getattr(graph, name))
         if name in _OFTEN_ZERO and not value.any():
             continue
-        # Single precision: 1e-6 Eh on the largest (core) elements, half the disk and memory.
+        # Single precision: half the disk and memory; what it costs is in docs/data.md.
         arrays[name] = value.astype(np.float32) if value.dtype == np.float64 else value
     return save_tensors(arrays)
 
@@ -361,6 +361,7 @@ class HamiltonianDataset(Dataset):
 
     Attributes:
         xc: functional of the labels; None where the files do not tell.
+        rows: number of rows of each file, by its name.
 
     Raises:
         DatasetError: a file cannot be read, a row contradicts itself, the rule does not exist or
@@ -382,6 +383,7 @@ class HamiltonianDataset(Dataset):
         self.store = store
         databases = list(databases)
         rows: list[tuple[str, int]] = []
+        self.rows: dict[str, int] = {}
         methods: dict[str, str] = {}
         for path in databases:
             with open_labels(path) as file:
@@ -391,6 +393,7 @@ class HamiltonianDataset(Dataset):
                         f"{path} has {file.steps} steps of each SCF, not {store.steps}: 'python -m "
                         f"pyscf_deqh.data label … --steps {store.steps}' keeps them"
                     )
+                self.rows[Path(path).name] = len(file)
                 ids = split_ids(file, split, split_rule, split_sizes)
                 failures = file.failures()
             unusable = [i for i in ids if i in failures]

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import random
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
@@ -153,6 +153,28 @@ _RULES: dict[str, Callable[[LabelFile, Sequence[int]], Positions]] = {
     "md17": _md17,
 }
 SPLIT_RULES = tuple(_RULES)
+# They draw from all rows at once: where rows are added, each may come into another split.
+BY_NUMBER_OF_ROWS = frozenset(("qh9-stable-id", "qh9-dynamic-mol", "md17"))
+
+
+def check_rows(rule: str, trained_on: Mapping[str, int], rows: Mapping[str, int]) -> None:
+    """Refuse files that have another number of rows than at a training, if it is split by that.
+
+    Args:
+        rule: one of :data:`SPLIT_RULES`.
+        trained_on: number of rows of each file by its name, at the training.
+        rows: the same now.
+
+    Raises:
+        DatasetError: one has, and its test rows may have been trained on.
+    """
+    for name, n in rows.items():
+        before = trained_on.get(name, n)
+        if rule in BY_NUMBER_OF_ROWS and before != n:
+            raise DatasetError(
+                f"{name} has {n} rows, at the training it had {before}: by the rule {rule!r} each "
+                f"may be in another split now, test rows in training. Take the file with {before}"
+            )
 
 
 def split_ids(file: LabelFile, split: str, rule: str, sizes: Sequence[int] = ()) -> list[int]:

@@ -1,9 +1,10 @@
 """Which functions orbital products are fitted to: an auxiliary basis set for each element.
 
 Exchange in def2-universal-jfit, made for Coulomb matrices alone, is good enough up to neon. Beyond,
-its Fock matrices of a given density have orbital gradients of 0.1 to 0.4 hartree too much, and
-differences of them are up to 2.5 % off; in def2-universal-jkfit it is 0.001 to 0.004 hartree and
-0.25 %. A finer grid does not help. It has up to five times the functions, but few atoms are heavy.
+its Fock matrices of a given density have orbital gradients of 0.08 to 0.5 hartree too much, and
+differences of them are up to 1.4 % off; in def2-universal-jkfit it is 0.0002 to 0.004 hartree and
+0.04 % (docs/results/fitting_sets.py). A finer grid does not help. It has up to five times the
+functions, but few atoms are heavy.
 """
 
 from __future__ import annotations

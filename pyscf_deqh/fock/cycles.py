@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ..errors import NotEnoughMemoryError, own_errors
-from ..process import one_blas_thread
+from ..process import pyscf_threads
 from .descent import MAX_DESCENT
 from .orbitals import Orbitals, orthonormal_basis
 from .problem import Problem
@@ -121,7 +121,7 @@ def _density_fitted_cycles(
         fock = fitted(problem.core_hamiltonian, orbitals, problem.functional)[0]
         return fock if defect is None else fock + defect
 
-    with one_blas_thread:
+    with pyscf_threads:
         hamiltonian = solution.hamiltonian
         if solution.problem is not problem:
             orbitals = problem.shells.of_spins(occupied_orbitals(solution, problem))

@@ -27,7 +27,7 @@ from pyscf.scf import hf
 
 from ..engine import HOST, Engine, engine_of, gpu_engine
 from ..errors import ConfigError, UnsupportedMoleculeError, own_errors
-from ..process import import_torch, one_blas_thread
+from ..process import import_torch, pyscf_threads
 from ..pyscf_api import attribute, fills_by_aufbau, numint_of
 from .corrector import Corrector, parts_of
 from .cost import too_cheap
@@ -115,8 +115,17 @@ def is_corrected(mf: hf.SCF) -> bool:
 def plain_diis(mf: hf.SCF) -> None:
     """Undo :func:`corrected_diis`."""
     if is_corrected(mf):
-        before = hf.SCF.diis_start_cycle if mf._deqh_diis is None else mf._deqh_diis
-        mf.DIIS, mf.diis_start_cycle, mf._deqh_diis = engine_of(mf).diis_class, before, None
+        mf.DIIS = engine_of(mf).diis_class
+        _start_as_before(mf)
+
+
+def _start_as_before(mf: hf.SCF) -> None:
+    """Let PySCF's DIIS start where it did before corrected cycles, or where the user has said
+    since."""
+    if mf.diis_start_cycle == 0:
+        before = mf._deqh_diis
+        mf.diis_start_cycle = hf.SCF.diis_start_cycle if before is None else before
+    mf._deqh_diis = None
 
 
 def accelerate(mf: hf.SCF) -> str | None:
@@ -127,8 +136,7 @@ def accelerate(mf: hf.SCF) -> str | None:
         corrected_diis(mf)
         mf._deqh_diis = before
     elif reason is not None and not is_corrected(mf) and mf._deqh_diis is not None:
-        # The user has put a DIIS of his own in the place of ours.
-        mf.diis_start_cycle, mf._deqh_diis = mf._deqh_diis, None
+        _start_as_before(mf)  # the user has put a DIIS of his own in the place of ours
     return reason
 
 
@@ -234,21 +242,22 @@ class _Corrected:
         self._cycles.append(CorrectedCycle(np.nan))
         hamiltonian = anew = None
         try:
-            with own_errors(), one_blas_thread:
+            with own_errors():
                 if before is None:
                     self._begin(s, f, mf)
-                if self._method is not None and (np.iscomplexobj(d) or np.iscomplexobj(f)):
-                    self._stop("the matrices are complex")
-                if self._method is not None:
-                    method = self._method  # it may end in the step
-                    hamiltonian = self._step(method, d, f, before)
-                    solved = bool(self._cycles[-1].fitted_gradients)
-                    if isinstance(mf, hf.SCF_Scanner) and (solved or before is None):
-                        if not solved:
-                            method.know(d, f)
-                        mf._deqh_defect = method.defect()  # for the next point
-                if self._way_back is not None and self._way_back.is_due(d, f):
-                    anew = self._begin_anew(f, mf)
+                with pyscf_threads:
+                    if self._method is not None and (np.iscomplexobj(d) or np.iscomplexobj(f)):
+                        self._stop("the matrices are complex")
+                    if self._method is not None:
+                        method = self._method  # it may end in the step
+                        hamiltonian = self._step(method, d, f, before)
+                        solved = bool(self._cycles[-1].fitted_gradients)
+                        if isinstance(mf, hf.SCF_Scanner) and (solved or before is None):
+                            if not solved:
+                                method.know(d, f)
+                            mf._deqh_defect = method.defect()  # for the next point
+                    if self._way_back is not None and self._way_back.is_due(d, f):
+                        anew = self._begin_anew(f, mf)
         except Exception as error:  # whatever it is, it may not stop PySCF's SCF
             self._stop(f"{type(error).__name__}: {error}")
             logger.debug(self, "%s", traceback.format_exc())
@@ -273,7 +282,8 @@ class _Corrected:
         reason = _chosen(mf) or _unsuitable(mf) or (too_cheap(mf, again=True) if frugal else None)
         if reason is None:
             import_torch()
-            self._method = Corrector(mf, s, self.Corth, fitted)
+            with pyscf_threads:
+                self._method = Corrector(mf, s, self.Corth, fitted)
         else:
             self._stop(reason)
 

@@ -18,7 +18,7 @@ from pyscf import lib
 
 from ..engine import HOST
 from ..errors import DEQHError, own_errors
-from ..process import one_blas_thread
+from ..process import pyscf_threads
 from ..pyscf_api import attribute, cds_energy, dispersion_energy
 from .cycles import Solution
 from .density import density_of
@@ -341,7 +341,7 @@ def _searched(
         fitted = before.like(problem.mol, before.device, torch.float64)
     search, found = StateSearch(problem, fitted), None
     try:
-        with own_errors(), one_blas_thread:
+        with own_errors(), pyscf_threads:
             found = look(search)
     except DEQHError as error:
         note = f"no other state was looked for: {error}"

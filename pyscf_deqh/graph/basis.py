@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from pyscf import gto
 from pyscf.data.elements import ELEMENTS
+from pyscf.lib.exceptions import BasisNotFoundError
 
 from ..errors import ConfigError, UnsupportedMoleculeError
 from .layout import OrbitalTemplate
@@ -36,10 +37,16 @@ def check_room(template: OrbitalTemplate, basis: str) -> None:
 
 
 def free_atom(number: int, basis: str) -> Mole:
-    """An element's atom with a named basis set."""
-    return gto.M(
-        atom=[(number, (0, 0, 0))], basis={ELEMENTS[number]: basis}, spin=number % 2, verbose=0
-    )
+    """An element's atom with a named basis set.
+
+    Raises:
+        ConfigError: PySCF knows no such basis set, or not of this element.
+    """
+    atom, element = [(number, (0, 0, 0))], ELEMENTS[number]
+    try:
+        return gto.M(atom=atom, basis={element: basis}, spin=number % 2, verbose=0)
+    except (BasisNotFoundError, KeyError) as error:
+        raise ConfigError(f"PySCF has no basis set {basis!r} of {element}: {error}") from error
 
 
 @functools.lru_cache(maxsize=1024)

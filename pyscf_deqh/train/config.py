@@ -26,7 +26,7 @@ class DataConfig:
     """Which molecules to train on.
 
     Attributes:
-        databases: QH9, QH9-dynamic or MD17 files, see ``docs/data.md``.
+        databases: files of labels, see ``docs/data.md``.
         split_rule: ``qm9-id`` (by molecule, ``qm9_id % 10``: 7 test, 3 validation, else train) or
             a published rule: ``qh9-stable-id``, ``qh9-stable-ood``, ``qh9-dynamic-geo``,
             ``qh9-dynamic-mol``, ``md17``.

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 import torch
@@ -23,44 +22,11 @@ from torch import Tensor
 from ..fock.fitted import FittedFock
 from ..fock.system import System
 from ..graph.batch import GraphBatch
+from ..nn.density import density_matrix
 from .loss import MILLI, element_loss
 
 # Bytes of fitted integrals that are kept for the next epoch.
 _KEPT = 2e9
-# Hartree: pairs of orbitals closer than this are not turned faster.
-_LEAST_GAP = 0.05
-
-
-class DensityMatrix(torch.autograd.Function):
-    """Density matrix of doubly occupied lowest orbitals, in an orthonormal basis.
-
-    Its gradient knows pairs of an occupied and a virtual orbital alone, so that equal energies
-    among either do no harm.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, hamiltonian: Tensor, n_occupied: int) -> Tensor:
-        """Density (n, n) of a Hamiltonian (n, n)."""
-        energies, orbitals = torch.linalg.eigh(hamiltonian)
-        occupied, virtual = orbitals[:, :n_occupied], orbitals[:, n_occupied:]
-        gaps = energies[n_occupied:, None] - energies[:n_occupied]
-        ctx.save_for_backward(occupied, virtual, gaps)
-        density: Tensor = 2 * occupied @ occupied.mT
-        return density
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
-        (gradient,) = gradients
-        occupied, virtual, gaps = ctx.saved_tensors
-        mixing = virtual.mT @ (gradient + gradient.mT) @ occupied
-        change = virtual @ (-2 * mixing / gaps.clamp_min(_LEAST_GAP)) @ occupied.mT
-        return 0.5 * (change + change.mT), None
-
-
-def density_matrix(hamiltonian: Tensor, n_occupied: int) -> Tensor:
-    """See :class:`DensityMatrix`."""
-    density: Tensor = DensityMatrix.apply(hamiltonian, n_occupied)  # type: ignore[no-untyped-call]
-    return density
 
 
 class SelfConsistency:
@@ -102,7 +68,10 @@ class SelfConsistency:
             if self._loss == "amortized":
                 losses.append(element_loss((predicted - fock)[None], graph.nao[b : b + 1])[0])
             else:
-                losses.append(commutator(x.mT @ fock @ x, density_matrix(in_basis, n_occupied)))
+                orthonormal = torch.eye(len(in_basis)).to(in_basis)
+                pairs = graph.n_occupied[b : b + 1]
+                (density,) = density_matrix(in_basis[None], orthonormal[None], pairs)
+                losses.append(commutator(x.mT @ fock @ x, density))
         return MILLI * torch.stack(losses).to(hamiltonian.dtype)
 
     def _fock(self, numbers: np.ndarray, positions: np.ndarray, occupied: Tensor) -> Tensor:

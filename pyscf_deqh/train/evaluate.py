@@ -13,6 +13,7 @@ from tqdm import tqdm
 
 from ..checkpoint import load_model
 from ..data.dataset import GraphStore, HamiltonianDataset
+from ..data.splits import check_rows
 from ..graph.batch import GraphBatch, collate
 from ..metrics import UNITS, HamiltonianErrors, hamiltonian_errors, sample_deviation
 
@@ -48,13 +49,17 @@ def evaluate(
 
     Args:
         model: bundled model or exported folder. It runs on a GPU where PyTorch sees one.
-        databases: QH9, QH9-dynamic or MD17 files.
+        databases: files of labels, see ``docs/data.md``.
         split: ``train``, ``valid``, ``test`` or ``all``.
         cache: folder of the graphs.
         iterations: limit of the fixed-point iteration, instead of the model's own.
         split_rule, split_sizes: see :class:`~pyscf_deqh.data.dataset.HamiltonianDataset`; those
             of the model's training if the rule is None, as far as the model knows them.
         max_molecules: no more than these.
+
+    Raises:
+        DatasetError: a file has grown since the model was trained on it, by a split rule that
+            draws from all rows.
     """
     device = "cuda" if torch.cuda.is_available() else "cpu"
     network, spec = load_model(model, device)
@@ -66,6 +71,8 @@ def evaluate(
     dataset = HamiltonianDataset(
         databases, split, store, max_molecules, split_rule=split_rule, split_sizes=split_sizes
     )
+    if split != "all" and (split_rule, tuple(split_sizes)) == (spec.split_rule, spec.split_sizes):
+        check_rows(split_rule, spec.split_rows, dataset.rows)
     names = [field.name for field in fields(HamiltonianErrors)]
     values: dict[str, list[float]] = {name: [] for name in (*names, "iterations", "residual")}
     for i in tqdm(range(len(dataset)), desc=f"evaluating {split}", unit="mol"):

@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler, Subset
 
 from ..data.dataset import GraphStore, HamiltonianDataset
+from ..data.splits import check_rows
 from ..errors import ConfigError, NumericalError, own_errors
 from ..graph.basis import check_room, template_of
 from ..graph.batch import GraphBatch, collate
@@ -188,19 +189,27 @@ class HamiltonianData(L.LightningDataModule):
     ) -> GraphBatch:
         return batch.to(device)
 
-    def _training_batches(self, few_shapes: bool, rank: int, ranks: int) -> DataLoader[Any]:
-        run, part = self.config.run, self.parts["train"]
+    def _batches(self, length: int, rank: int, ranks: int) -> SizeBatches:
+        run = self.config.run
         # Blocks have room for the shells of a batch's elements.
-        sizes = [(len(self._template.slots(heaviest)), size) for heaviest, size in part.sizes()]
-        batches = SizeBatches(sizes, run.batch_size, run.seed, run.batches_per_epoch, rank, ranks)
-        return self._loader(part, few_shapes, batch_sampler=batches)
+        sizes = [
+            (len(self._template.slots(heaviest)), size)
+            for heaviest, size in self.parts["train"].sizes()
+        ]
+        return SizeBatches(sizes, run.batch_size, run.seed, length, rank, ranks)
 
     def train_dataloader(self) -> DataLoader[Any]:
-        return self._training_batches(self.config.run.cuda_graphs, *self._process)
+        run = self.config.run
+        batches = self._batches(run.batches_per_epoch, *self._process)
+        if self.trainer is not None:  # which tells it too late where processes load batches ahead
+            epochs: Any = self.trainer.fit_loop.epoch_progress.current
+            batches.set_epoch(epochs.processed)
+        return self._loader(self.parts["train"], run.cuda_graphs, batch_sampler=batches)
 
     def first_batches(self, n: int) -> Iterator[GraphBatch]:
-        """The first training batches of all processes, without additional atoms and pairs."""
-        return islice(self._training_batches(False, 0, 1), n)
+        """The first n batches of a pass, of all processes, without additional atoms and pairs."""
+        loader = self._loader(self.parts["train"], batch_sampler=self._batches(0, 0, 1))
+        return islice(loader, n)
 
     def val_dataloader(self) -> DataLoader[Any]:
         rank, ranks = self._process
@@ -228,8 +237,16 @@ class HamiltonianModule(L.LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["seconds"] = self.seconds
+        checkpoint["rows"] = self._rows
+
+    @property
+    def _rows(self) -> dict[str, int]:
+        datamodule: Any = self.trainer.datamodule  # type: ignore[attr-defined]
+        rows: dict[str, int] = datamodule.parts["train"].rows
+        return rows
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        check_rows(self.config.data.split_rule, checkpoint.get("rows", {}), self._rows)
         self._seconds_before = checkpoint.get("seconds", 0.0)
         self._started = time.monotonic()  # what came before was preparation
 
@@ -257,14 +274,16 @@ class HamiltonianModule(L.LightningModule):
 
     def progress(self) -> float:
         """Part of the run that is done, 0 to 1, by epochs or by the clock, whichever is ahead."""
-        done = self.global_step / max(self.trainer.estimated_stepping_batches, 1)
+        steps = self.trainer.estimated_stepping_batches
+        steps = min(steps, self.config.run.max_steps or steps)
+        done = self.global_step / max(steps, 1)
         return min(max(done, self.time_used()), 1.0)
 
     def learning_rate_factor(self) -> float:
         options, progress = self.config.optimizer, self.progress()
         done = (self.global_step + 1) / max(options.warmup_steps, 1)
         # In a run that time limits to few steps by a part of it.
-        warmup = min(1.0, max(done, progress / _WARMUP))
+        warmup = min(1.0, max(done, self.time_used() / _WARMUP))
         cosine = 0.5 * (1 + math.cos(math.pi * progress))
         return warmup * (options.final_fraction + (1 - options.final_fraction) * cosine)
 
@@ -396,5 +415,5 @@ class HamiltonianModule(L.LightningModule):
             )
 
 
-_WARMUP = 0.05  # largest part of a run
+_WARMUP = 0.05  # largest part of a run that time limits
 _SHOWN = ("loss", "mae", "orbital_rotation")

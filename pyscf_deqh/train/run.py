@@ -28,6 +28,7 @@ from torch import Tensor
 from ..checkpoint import ModelSpec, load_model, save_model
 from ..errors import CheckpointError, ConfigError, OutputError
 from ..files import cannot_write, differences, is_full, write_text, writing
+from ..graph.basis import template_of
 from ..graph.layout import OrbitalTemplate
 from ..nn.backbones import name_of, registered
 from ..nn.deqh import BackboneConfig
@@ -78,11 +79,17 @@ class _End(L.Callback):
 
     def on_train_start(self, trainer: L.Trainer, pl_module: Any) -> None:
         resumed = trainer.global_step > 0
-        trainer.should_stop |= resumed and pl_module.time_used() >= 1
+        trainer.should_stop |= resumed and (self._steps_are_over(trainer, pl_module)
+                                            or pl_module.time_used() >= 1)  # fmt: skip
+
+    def _steps_are_over(self, trainer: L.Trainer, pl_module: Any) -> bool:
+        # Lightning's own max_steps takes each resumed epoch for one that was begun before.
+        limit: int = pl_module.config.run.max_steps
+        return bool(limit) and trainer.global_step >= limit
 
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: Any, *args: Any) -> None:
         run = pl_module.config.run
-        stop = bool(run.max_steps) and trainer.global_step >= run.max_steps
+        stop = self._steps_are_over(trainer, pl_module)
         last = trainer.current_epoch + 1 == run.max_epochs
         if trainer.is_last_batch:
             stop = stop or pl_module.time_used() >= 1
@@ -139,28 +146,50 @@ def _check_resumed(config: TrainConfig, file: Path) -> None:
         )
 
 
-def _initialize(module: HamiltonianModule, checkpoint: Path) -> None:
+def _initialize(module: HamiltonianModule, checkpoint: Path) -> dict[str, Any]:
+    """Take a checkpoint's weights, and return all that is in it."""
     try:
-        state = torch.load(checkpoint, map_location="cpu", weights_only=True)["state_dict"]
-        module.load_state_dict(state)
-    except (*UNREADABLE, KeyError) as error:
+        content: dict[str, Any] = torch.load(checkpoint, map_location="cpu", weights_only=True)
+        module.load_state_dict(content["state_dict"])
+    except (*UNREADABLE, KeyError, TypeError, IndexError) as error:
         raise CheckpointError(f"cannot start from {checkpoint}: {error}") from error
+    return content
 
 
 def _start_from(module: HamiltonianModule, source: Path) -> None:
     """Take the weights of a checkpoint, or of a bundled or exported model."""
     if source.suffix == ".ckpt":
+        file = _config_file(source)
+        if file.is_file():
+            run = read_config(file)
+            template = template_of(run.data.basis, tuple(run.data.elements))
+            _check_network(module, source, run.data.basis, template, run.model)
         _initialize(module, source)
         return
     model, spec = load_model(source)
-    config, backbone = module.config, module.model.backbone
-    there = _described(spec.basis, spec.template, spec.backbone)
-    ours = _described(config.data.basis, backbone.template, config.model)
+    _check_network(module, source, spec.basis, spec.template, spec.backbone)
+    module.model.backbone.load_state_dict(model.backbone.state_dict())
+
+
+def _config_file(checkpoint: Path) -> Path:
+    """That of a checkpoint's run."""
+    return checkpoint.parent.parent / "config.yaml"
+
+
+def _check_network(
+    module: HamiltonianModule,
+    source: Path,
+    basis: str,
+    template: OrbitalTemplate,
+    backbone: BackboneConfig,
+) -> None:
+    config = module.config
+    there = _described(basis, template, backbone)
+    ours = _described(config.data.basis, module.model.backbone.template, config.model)
     if changed := differences(there, ours):
         raise ConfigError(
             f"cannot start from {source}, another network ({'; '.join(changed)}): give its options"
         )
-    backbone.load_state_dict(model.backbone.state_dict())
 
 
 def _described(basis: str, template: OrbitalTemplate, backbone: BackboneConfig) -> dict[str, Any]:
@@ -223,7 +252,6 @@ def _trainer(config: TrainConfig, further: Sequence[L.Callback] = ()) -> L.Train
     return L.Trainer(
         default_root_dir=run.folder,
         max_epochs=run.max_epochs,
-        max_steps=run.max_steps or -1,
         check_val_every_n_epoch=run.validate_every,
         gradient_clip_val=options.clip,
         accelerator=run.accelerator,
@@ -321,7 +349,7 @@ def train(
     run = config.run
     last = run.folder / "checkpoints" / "last.ckpt"
     if not config.data.databases:
-        raise ConfigError("data.databases is empty: name at least one QH9 database")
+        raise ConfigError("data.databases is empty: name at least one file of labels")
     if last.exists() and not resume:
         raise ConfigError(f"{run.folder} holds a run already: add --resume or name another folder")
     file = run.folder / "config.yaml"
@@ -385,12 +413,11 @@ def export(run: Path, model: Path, half: bool = False) -> None:
         CheckpointError: there is no checkpoint yet, or it does not fit the configuration.
     """
     checkpoint = run if run.suffix == ".ckpt" else run / "checkpoints" / "best.ckpt"
-    folder = checkpoint.parent.parent
     if not checkpoint.exists():
         raise CheckpointError(f"no checkpoint at {checkpoint}")
-    config = read_config(folder / "config.yaml")
+    config = read_config(_config_file(checkpoint))
     module = HamiltonianModule(build_model(config), config)
-    _initialize(module, checkpoint)
+    content = _initialize(module, checkpoint)
     spec = ModelSpec(
         basis=config.data.basis,
         template=module.model.backbone.template,
@@ -398,6 +425,7 @@ def export(run: Path, model: Path, half: bool = False) -> None:
         solver=config.solver,
         split_rule=config.data.split_rule,
         split_sizes=tuple(config.data.split_sizes),
+        split_rows=content.get("rows", {}),
         other_bases=tuple(config.data.other_bases),
     )
     save_model(module.model, spec, model, half)

@@ -11,6 +11,7 @@ import math
 from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -31,7 +32,7 @@ from ...fock.reference import sad_reference
 from ...fock.refine import refine
 from ...fock.shells import Shells
 from ...fock.system import System
-from ...graph.basis import check_all_electron
+from ...graph.basis import check_all_electron, free_atom
 from ...tasks import Failure, outcomes
 from ..formats import open_for_writing
 from ..formats.sqlite import writing
@@ -205,11 +206,29 @@ def _beyond_the_grid(xc: str) -> str | None:
     """
     try:
         xc, nonlocal_part, dispersion = parse_dft(xc)
-    except (ValueError, NotImplementedError) as error:
+        is_nonlocal = nonlocal_part or dft.libxc.is_nlc(xc)
+    except (ValueError, KeyError, NotImplementedError) as error:
         raise ConfigError(f"PySCF cannot read the functional {xc}: {error}") from error
-    if nonlocal_part or dft.libxc.is_nlc(xc):
+    if is_nonlocal:
         return "nonlocal correlation"
     return "dispersion correction" if dispersion else None
+
+
+def _check_basis(basis: str, geometries: Iterable[Geometry | GeometryRecipe]) -> None:
+    """Make sure that PySCF has it of any of the elements: molecules of others fail one by one.
+
+    Raises:
+        ConfigError: it has not.
+    """
+    known = (g.numbers.tolist() for g in geometries if isinstance(g, Geometry))
+    for number in (numbers := sorted({*chain.from_iterable(known)} or {1})):
+        try:
+            free_atom(number, basis)
+        except ConfigError:
+            if number == numbers[-1]:
+                raise
+        else:
+            return
 
 
 def _check_atoms(database: WritableLabels, done: dict[int, Geometry | GeometryRecipe]) -> None:
@@ -267,17 +286,20 @@ def label(
         The number of rows written by this call, and the reasons of all failures in ``out`` by id.
 
     Raises:
-        ConfigError: a functional that ``density_fit`` has a part of only, or a precision, steps or
-            seeds that the format does not have.
+        ConfigError: a functional or basis set that PySCF does not know, or a functional that
+            ``density_fit`` has a part of only; a precision, steps or seeds that the format does not
+            have.
         DatasetError: other settings in ``out``, or other geometries with the same ids; repeated
             ids; a disk that takes no more data, or another process that writes the same rows (all
             rows written before are kept).
         ModuleNotFoundError: recipes need RDKit, ASE and tblite.
     """
     settings = settings or LabelSettings()
-    if settings.density_fit and (what := _beyond_the_grid(settings.xc)):
+    what = _beyond_the_grid(settings.xc)
+    if settings.density_fit and what:
         raise ConfigError(f"density_fit leaves out the {what} of {settings.xc}: label without it")
     geometries = list(geometries)
+    _check_basis(settings.basis, geometries)
     recipes = [molecule for molecule in geometries if isinstance(molecule, GeometryRecipe)]
     if recipes:
         check_packages()
