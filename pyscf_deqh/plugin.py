@@ -201,8 +201,8 @@ def _density(mf: hf.SCF, mol: Mole, overlap: np.ndarray | None, minao: Callable[
     log, started = logger.new_logger(mf), time.perf_counter()
     mf.deqh_report, mf.deqh_cycles = None, ()
     # An SCF hands its overlap on, but for gpu4pyscf's: who only asks for a density does not.
-    follows = overlap is not None or not isinstance(mf, hf.SCF)
-    mf._deqh_guessed = follows and mf.max_cycle > 0
+    follows = overlap is not None and mf.max_cycle > 0
+    mf._deqh_guessed = follows or not isinstance(mf, hf.SCF)
     try:
         guess = make_guess(mf, mol, options or _options(frugal=True), overlap)
     except Exception as error:

@@ -27,6 +27,7 @@ from tqdm import tqdm
 
 from ..checkpoint import DEFAULT_MODEL, weights_hash
 from ..data.geometry import Geometry, read_geometries
+from ..errors import ConfigError
 from ..files import writing
 from ..fock.cost import too_cheap
 from ..fock.diis import corrected_diis
@@ -121,7 +122,7 @@ def _size(geometry: Geometry, basis: str) -> float:
         return float("inf")
     try:
         return n_orbitals(geometry.numbers, basis)
-    except (RuntimeError, KeyError):  # PySCF's own kinds of it
+    except ConfigError:
         return float("inf")
 
 

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING
 import numpy as np
 from pyscf import gto
 from pyscf.data.elements import ELEMENTS
-from pyscf.lib.exceptions import BasisNotFoundError
 
 from ..errors import ConfigError, UnsupportedMoleculeError
 from .layout import OrbitalTemplate
@@ -45,7 +44,7 @@ def free_atom(number: int, basis: str) -> Mole:
     atom, element = [(number, (0, 0, 0))], ELEMENTS[number]
     try:
         return gto.M(atom=atom, basis={element: basis}, spin=number % 2, verbose=0)
-    except (BasisNotFoundError, KeyError) as error:
+    except (RuntimeError, KeyError) as error:  # PySCF's own kinds of it
         raise ConfigError(f"PySCF has no basis set {basis!r} of {element}: {error}") from error
 
 

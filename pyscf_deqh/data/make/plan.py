@@ -102,7 +102,7 @@ def plan(
         reference: of the graphs, see :mod:`pyscf_deqh.fock.reference`.
 
     Raises:
-        ConfigError: too small a sample.
+        ConfigError: too small a sample, or PySCF does not have the basis set.
         DatasetError: too few molecules of the sample got a label.
     """
     if sample < _LEAST:
