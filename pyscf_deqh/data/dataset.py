@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from contextlib import contextmanager
 from dataclasses import fields
-from functools import lru_cache
+from itertools import groupby
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -247,15 +247,16 @@ class GraphStore:
 
     def _made(self, missing: list[tuple[str, int]], workers: int) -> Iterator[list[_Made]]:
         chunks = [missing[i : i + _CHUNK] for i in range(0, len(missing), _CHUNK)]
-        if not chunks:
+        if len(chunks) <= 1:  # there is nothing to do side by side
+            yield from (_make(self, chunk) for chunk in chunks)
             return
         pool = ProcessPoolExecutor(
-            min(workers, len(chunks)), get_context("spawn"), _start_worker, (self,)
+            min(workers, len(chunks)), get_context("spawn"), use_threads, (1,)
         )
         running: deque[Future[list[_Made]]] = deque()
         try:
             for chunk in chunks:
-                running.append(pool.submit(_make, chunk))
+                running.append(pool.submit(_make, self, chunk))
                 if len(running) == 2 * workers:
                     yield running.popleft().result()
             while running:
@@ -266,55 +267,47 @@ class GraphStore:
 
 # Path, row, key; largest atomic number and encoded graph, unless the store has it already.
 _Made = tuple[str, int, str, tuple[int, bytes] | None]
-_worker_store: GraphStore
 
 
-@lru_cache(maxsize=4)
-def _open(path: str) -> tuple[LabelFile, str]:
-    """A file of labels and their basis set."""
-    file = open_labels(path)
-    return file, _worker_store.basis_of(path, file.settings())
-
-
-def _start_worker(store: GraphStore) -> None:
-    global _worker_store
-    _worker_store = store
-    use_threads(1)
-
-
-def _make(rows: list[tuple[str, int]]) -> list[_Made]:
+def _make(store: GraphStore, rows: list[tuple[str, int]]) -> list[_Made]:
+    """Graphs of a few rows, in any process."""
     made: list[_Made] = []
-    for path, row_id in rows:
-        file, basis = _open(path)
-        record = file[row_id]
-        key = _key(record)
-        if key in _worker_store:
-            made.append((path, row_id, key, None))
-            continue
-        try:
-            check_all_electron(record.numbers, basis)
-            mol = gto.M(
-                atom=record.geometry().atom(),
-                basis=basis,
-                charge=record.charge,
-                spin=int(record.numbers.sum() - record.charge) % 2,
-                verbose=0,
-            )
-            reference, n = _worker_store.reference, _worker_store.steps
-            steps = file.steps_of(row_id) if n or (file.steps and reference == "sad") else ()
-            # A label's SCF began at the reference: no integrals are needed for it again.
-            fock = np.array(steps[0].hamiltonian) if steps and reference == "sad" else None
-            graph = build_graph(mol, reference, np.array(record.hamiltonian), fock=fock)
-            if basis != _worker_store.basis:
-                graph.shells = shells_of(mol)
-            if n:
-                if not steps:
-                    raise DatasetError(f"{path}, {file.row_name} {row_id}: no steps of its SCF")
-                graph.steps = _steps(steps, n)
-        except (UnsupportedMoleculeError, RuntimeError) as error:
-            raise DatasetError(f"{path}, {file.row_name} {row_id}: {error}") from error
-        made.append((path, row_id, key, (int(graph.numbers.max()), _encode(graph))))
+    for path, of_file in groupby(rows, key=lambda row: row[0]):
+        with open_labels(path) as file:
+            basis = store.basis_of(path, file.settings())
+            made += [_graph(store, file, basis, path, row_id) for _, row_id in of_file]
     return made
+
+
+def _graph(store: GraphStore, file: LabelFile, basis: str, path: str, row_id: int) -> _Made:
+    """That of one row of an open file, whose labels are in ``basis``."""
+    record = file[row_id]
+    key = _key(record)
+    if key in store:
+        return path, row_id, key, None
+    try:
+        check_all_electron(record.numbers, basis)
+        mol = gto.M(
+            atom=record.geometry().atom(),
+            basis=basis,
+            charge=record.charge,
+            spin=int(record.numbers.sum() - record.charge) % 2,
+            verbose=0,
+        )
+        reference, n = store.reference, store.steps
+        steps = file.steps_of(row_id) if n or (file.steps and reference == "sad") else ()
+        # A label's SCF began at the reference: no integrals are needed for it again.
+        fock = np.array(steps[0].hamiltonian) if steps and reference == "sad" else None
+        graph = build_graph(mol, reference, np.array(record.hamiltonian), fock=fock)
+        if basis != store.basis:
+            graph.shells = shells_of(mol)
+        if n:
+            if not steps:
+                raise DatasetError(f"{path}, {file.row_name} {row_id}: no steps of its SCF")
+            graph.steps = _steps(steps, n)
+    except (UnsupportedMoleculeError, RuntimeError) as error:
+        raise DatasetError(f"{path}, {file.row_name} {row_id}: {error}") from error
+    return path, row_id, key, (int(graph.numbers.max()), _encode(graph))
 
 
 def _steps(steps: Sequence[SCFStep], n: int) -> np.ndarray:
