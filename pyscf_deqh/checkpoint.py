@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -29,7 +29,7 @@ class ModelSpec:
     Attributes:
         split_rule, split_sizes: of the training, see :mod:`pyscf_deqh.data.splits`; None where it
             is not known.
-        split_rows: number of rows of each file of labels, by its name.
+        split_rows: numbers of rows of the files of labels of each name.
         other_bases: further basis sets of the labels, see
             :class:`~pyscf_deqh.train.config.DataConfig`.
     """
@@ -40,7 +40,7 @@ class ModelSpec:
     solver: SolverSettings
     split_rule: str | None = None
     split_sizes: tuple[int, ...] = ()
-    split_rows: Mapping[str, int] = field(default_factory=dict)
+    split_rows: Mapping[str, Sequence[int]] = field(default_factory=dict)
     other_bases: tuple[str, ...] = ()
 
     @property

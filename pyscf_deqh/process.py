@@ -19,7 +19,8 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
-from typing import TypeVar
+from types import SimpleNamespace
+from typing import Any, TypeVar
 
 from pyscf import lib
 from threadpoolctl import ThreadpoolController
@@ -76,21 +77,22 @@ class SharedSetting:
 
     Args:
         change: changes it, and returns what puts it back.
+        of_thread: it is a setting of the calling thread alone.
     """
 
-    def __init__(self, change: Callable[[], Callable[[], None]]):
+    def __init__(self, change: Callable[[], Callable[[], None]], of_thread: bool = False):
         self._change = change
         self._lock = threading.Lock()
-        self._inside = 0
-        self._put_back: Callable[[], None]
+        self._now: Any = threading.local() if of_thread else SimpleNamespace()
 
     def __enter__(self) -> None:
         entered = False
         try:
             with interrupts_wait(), self._lock:
-                if not self._inside:
-                    self._put_back = self._change()
-                self._inside += 1
+                inside = getattr(self._now, "inside", 0)
+                if not inside:
+                    self._now.put_back = self._change()
+                self._now.inside = inside + 1
                 entered = True
         except BaseException:
             if entered:  # an interrupt that waited; no exit follows
@@ -99,9 +101,9 @@ class SharedSetting:
 
     def __exit__(self, *exc_info: object) -> None:
         with interrupts_wait(), self._lock:
-            self._inside -= 1
-            if not self._inside:
-                self._put_back()
+            self._now.inside -= 1
+            if not self._now.inside:
+                self._now.put_back()
 
 
 @functools.lru_cache(maxsize=1)
@@ -117,24 +119,24 @@ def _blas_with_own_threads() -> ThreadpoolController:
     return pools.select(filepath=own)
 
 
-def _limit_threads() -> Callable[[], None]:
-    restore_blas: Callable[[], None] = (
-        _blas_with_own_threads().limit(limits=1).restore_original_limits
-    )
-    if "torch" not in sys.modules:
-        return restore_blas
-    import torch
-
-    before = torch.get_num_threads()
-    if before <= lib.num_threads():
-        return restore_blas
-    torch.set_num_threads(lib.num_threads())
-
-    def restore() -> None:
-        torch.set_num_threads(before)
-        restore_blas()
-
+def _limit_blas() -> Callable[[], None]:
+    restore: Callable[[], None] = _blas_with_own_threads().limit(limits=1).restore_original_limits
     return restore
+
+
+def _limit_torch() -> Callable[[], None]:
+    if "torch" in sys.modules:
+        import torch
+
+        limit = lib.num_threads()
+        # PyTorch's first call in a thread sets its number, where both have the same OpenMP PySCF's.
+        torch.get_num_threads()
+        lib.num_threads(limit)
+        before = torch.get_num_threads()
+        if before > limit:
+            torch.set_num_threads(limit)
+            return lambda: torch.set_num_threads(before)
+    return lambda: None
 
 
 def _single_precision() -> Callable[[], None]:
@@ -145,14 +147,25 @@ def _single_precision() -> Callable[[], None]:
     return lambda: torch.set_default_dtype(before)
 
 
-pyscf_threads = SharedSetting(_limit_threads)
-"""Limits PyTorch to PySCF's number of threads (``lib.num_threads``), which its own OpenMP does not
-know of, and NumPy's and SciPy's BLAS to one: after each of the small products of a guess its
-threads would go on spinning beside PySCF's and PyTorch's, which made a density-fitted cycle two to
-three times slower. What is computed in it has PyTorch loaded before."""
+_blas_of_one_thread = SharedSetting(_limit_blas)
+_torch_as_pyscf = SharedSetting(_limit_torch, of_thread=True)
 
 single_precision = SharedSetting(_single_precision)
 """PyTorch's default type that networks are built with, whatever the process has set for others."""
+
+
+@contextmanager
+def pyscf_threads() -> Iterator[None]:
+    """Limit PyTorch to PySCF's number of threads, and NumPy's and SciPy's BLAS to one.
+
+    PyTorch's own OpenMP does not know of ``lib.num_threads``. BLAS's threads would go on spinning
+    beside PySCF's and PyTorch's after each of the small products of a guess, which made a
+    density-fitted cycle two to three times slower. What is computed in it has PyTorch loaded
+    before. PyTorch has a number of threads for each of Python's, which a new one takes from the
+    last that was set: one that first uses PyTorch meanwhile keeps the limit.
+    """
+    with _blas_of_one_thread, _torch_as_pyscf:
+        yield
 
 
 def _end_openmp_threads() -> None:

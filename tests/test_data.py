@@ -190,7 +190,8 @@ def labelled(tmp_path):
     return tmp_path / "a.db"
 
 
-def test_dataset_keeps_graphs_on_disk(tmp_path, labelled, spawned_workers):
+def test_dataset_keeps_graphs_on_disk(tmp_path, labelled, spawned_workers, monkeypatch):
+    monkeypatch.setattr(dataset_module, "_CHUNK", 1)  # or the two rows are made in this process
     store = GraphStore(tmp_path / "cache", "sad", "def2-svp")
     train = HamiltonianDataset([labelled], "train", store, workers=1, progress=False)
     assert len(train) == 2
@@ -202,6 +203,11 @@ def test_dataset_keeps_graphs_on_disk(tmp_path, labelled, spawned_workers):
     )
     again = HamiltonianDataset([labelled], "train", store, progress=False)
     np.testing.assert_array_equal(again[0].hamiltonian, graph.hamiltonian)
+    monkeypatch.undo()
+    monkeypatch.setattr(dataset_module, "ProcessPoolExecutor", None)
+    here = GraphStore(tmp_path / "other", "sad", "def2-svp")
+    found = HamiltonianDataset([labelled], "train", here, workers=1, progress=False)
+    np.testing.assert_array_equal(found[0].hamiltonian, graph.hamiltonian)
 
 
 class InProcess:

@@ -129,7 +129,7 @@ def test_blas_with_threads_of_its_own_gets_one():
 def _check_blas():
     before = threadpool_info()
     own = {p["filepath"] for p in before if p.get("threading_layer") == "pthreads"}
-    with pyscf_threads:
+    with pyscf_threads():
         for pool in threadpool_info():
             (unchanged,) = (p for p in before if p["filepath"] == pool["filepath"])
             expected = 1 if pool["filepath"] in own else unchanged["num_threads"]
@@ -145,11 +145,59 @@ def test_pytorch_gets_no_more_threads_than_pyscf():
             torch.set_num_threads(threads)
             with lib.with_omp_threads(limit):
                 before = torch.get_num_threads()
-                with pyscf_threads:
+                with pyscf_threads():
                     assert torch.get_num_threads() == min(before, limit)
                 assert (torch.get_num_threads(), lib.num_threads()) == (before, limit)
     finally:
         torch.set_num_threads(at_first)
+
+
+def test_pytorchs_threads_are_each_threads_own():
+    """Whoever leaves last, a thread's number comes back in that thread."""
+    at_first = torch.get_num_threads()
+    wrong: list[str] = []
+    torch.set_num_threads(2)
+    with lib.with_omp_threads(1):
+        same = torch.get_num_threads() == 1  # OpenMP of both: where PyTorch was imported first
+
+    def check(name, inside):
+        """Go through a context, and do something in it."""
+        torch.set_num_threads(2)
+        with lib.with_omp_threads(1):
+            with pyscf_threads():
+                wrong.extend([f"{name}, inside"] * (torch.get_num_threads() != 1))
+                inside()
+                wrong.extend([f"{name}, inside"] * (torch.get_num_threads() != 1))
+            wrong.extend([f"{name}, PySCF's after"] * (lib.num_threads() != 1))
+            after = 1 if same else 2
+            wrong.extend([f"{name}, after"] * (torch.get_num_threads() != after))
+
+    def beside(leaves_first):
+        entered, leave = threading.Event(), threading.Event()
+
+        def wait():
+            entered.set()
+            leave.wait(10)
+
+        other = threading.Thread(target=check, args=("other", wait))
+
+        def inside():
+            other.start()
+            assert entered.wait(10)
+            if leaves_first:
+                leave.set()
+                other.join()
+
+        check("main", inside)
+        leave.set()
+        other.join()
+
+    try:
+        beside(leaves_first=True)
+        beside(leaves_first=False)
+    finally:
+        torch.set_num_threads(at_first)
+    assert not wrong
 
 
 def test_nothing_stays_changed():

@@ -481,6 +481,9 @@ def test_a_resumed_run_keeps_its_split(config, tmp_path):
         train(config, resume=True)
     with pytest.raises(DatasetError, match="test rows in training"):
         evaluate(tmp_path / "model", [database], "test", config.data.cache)
+    new = replace(config, run=replace(config.run, folder=tmp_path / "new", max_steps=1))
+    with pytest.warns(UserWarning, match=r"training on own\.db, .* at the training it had"):
+        train(new, init=tmp_path / "model")
     evaluate(tmp_path / "model", [database], "all", config.data.cache, max_molecules=1)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import os
 import sqlite3
@@ -256,7 +257,7 @@ class GraphStore:
         running: deque[Future[list[_Made]]] = deque()
         try:
             for chunk in chunks:
-                running.append(pool.submit(_make, self, chunk))
+                running.append(pool.submit(_make_in_worker, self, chunk))
                 if len(running) == 2 * workers:
                     yield running.popleft().result()
             while running:
@@ -270,13 +271,33 @@ _Made = tuple[str, int, str, tuple[int, bytes] | None]
 
 
 def _make(store: GraphStore, rows: list[tuple[str, int]]) -> list[_Made]:
-    """Graphs of a few rows, in any process."""
+    """Graphs of a few rows."""
     made: list[_Made] = []
     for path, of_file in groupby(rows, key=lambda row: row[0]):
         with open_labels(path) as file:
-            basis = store.basis_of(path, file.settings())
-            made += [_graph(store, file, basis, path, row_id) for _, row_id in of_file]
+            made += _of_file(store, path, file, of_file)
     return made
+
+
+def _make_in_worker(store: GraphStore, rows: list[tuple[str, int]]) -> list[_Made]:
+    """Graphs of a few rows, in a process that is asked for others of the same files."""
+    made: list[_Made] = []
+    for path, of_file in groupby(rows, key=lambda row: row[0]):
+        made += _of_file(store, path, _kept_open(path), of_file)
+    return made
+
+
+@functools.lru_cache(maxsize=4)
+def _kept_open(path: str) -> LabelFile:
+    # Opening a compressed file of MD17's format reads all of it.
+    return open_labels(path)
+
+
+def _of_file(
+    store: GraphStore, path: str, file: LabelFile, rows: Iterable[tuple[str, int]]
+) -> list[_Made]:
+    basis = store.basis_of(path, file.settings())
+    return [_graph(store, file, basis, path, row_id) for _, row_id in rows]
 
 
 def _graph(store: GraphStore, file: LabelFile, basis: str, path: str, row_id: int) -> _Made:
@@ -354,7 +375,7 @@ class HamiltonianDataset(Dataset):
 
     Attributes:
         xc: functional of the labels; None where the files do not tell.
-        rows: number of rows of each file, by its name.
+        rows: numbers of rows of the files of each name.
 
     Raises:
         DatasetError: a file cannot be read, a row contradicts itself, the rule does not exist or
@@ -376,7 +397,7 @@ class HamiltonianDataset(Dataset):
         self.store = store
         databases = list(databases)
         rows: list[tuple[str, int]] = []
-        self.rows: dict[str, int] = {}
+        self.rows: dict[str, list[int]] = {}
         methods: dict[str, str] = {}
         for path in databases:
             with open_labels(path) as file:
@@ -386,7 +407,7 @@ class HamiltonianDataset(Dataset):
                         f"{path} has {file.steps} steps of each SCF, not {store.steps}: 'python -m "
                         f"pyscf_deqh.data label … --steps {store.steps}' keeps them"
                     )
-                self.rows[Path(path).name] = len(file)
+                self.rows.setdefault(Path(path).name, []).append(len(file))
                 ids = split_ids(file, split, split_rule, split_sizes)
                 failures = file.failures()
             unusable = [i for i in ids if i in failures]

@@ -153,27 +153,33 @@ _RULES: dict[str, Callable[[LabelFile, Sequence[int]], Positions]] = {
     "md17": _md17,
 }
 SPLIT_RULES = tuple(_RULES)
-# They draw from all rows at once: where rows are added, each may come into another split.
-BY_NUMBER_OF_ROWS = frozenset(("qh9-stable-id", "qh9-dynamic-mol", "md17"))
+# They draw by a row's place among all: where rows are added, others may come into another split.
+BY_NUMBER_OF_ROWS = frozenset(("qh9-stable-id", "qh9-dynamic-geo", "qh9-dynamic-mol", "md17"))
 
 
-def check_rows(rule: str, trained_on: Mapping[str, int], rows: Mapping[str, int]) -> None:
+def check_rows(
+    rule: str, trained_on: Mapping[str, Sequence[int]], rows: Mapping[str, Sequence[int]]
+) -> None:
     """Refuse files that have another number of rows than at a training, if it is split by that.
 
     Args:
         rule: one of :data:`SPLIT_RULES`.
-        trained_on: number of rows of each file by its name, at the training.
-        rows: the same now.
+        trained_on: numbers of rows of the files of each name, at the training.
+        rows: the same now; of other files, too.
 
     Raises:
         DatasetError: one has, and its test rows may have been trained on.
     """
-    for name, n in rows.items():
-        before = trained_on.get(name, n)
-        if rule in BY_NUMBER_OF_ROWS and before != n:
+    if rule not in BY_NUMBER_OF_ROWS:
+        return
+    for name in rows.keys() & trained_on.keys():
+        before = Counter(trained_on[name])
+        for n in Counter(rows[name]) - before:
             raise DatasetError(
-                f"{name} has {n} rows, at the training it had {before}: by the rule {rule!r} each "
-                f"may be in another split now, test rows in training. Take the file with {before}"
+                f"{name} has {n} rows, at the training it had {' or '.join(map(str, before))}: by "
+                f"the rule {rule!r} each row may be in another split now, test rows in training. "
+                "Take the file as it was then; a file of other molecules is all for test "
+                "('--split all' of 'train evaluate')"
             )
 
 

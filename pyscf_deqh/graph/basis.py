@@ -57,7 +57,7 @@ def n_orbitals(numbers: Iterable[int], basis: str) -> int:
     """Number of spherical orbitals of elements with a named basis set.
 
     Raises:
-        RuntimeError, KeyError: PySCF's, for an element that the basis set lacks.
+        ConfigError: the basis set lacks one of them.
     """
     return sum(_orbitals_of(int(number), basis) for number in numbers)
 

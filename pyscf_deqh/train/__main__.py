@@ -66,7 +66,8 @@ def _evaluate(argv: list[str]) -> int:
 
     parser = argparse.ArgumentParser(prog="python -m pyscf_deqh.train evaluate")
     parser.add_argument("model", help="bundled model or exported folder")
-    parser.add_argument("databases", type=Path, nargs="+", help="QH9, QH9-dynamic or MD17 files")
+    parser.add_argument("databases", type=Path, nargs="+",
+                        help="label stores, QH9, QH9-dynamic or MD17 files")  # fmt: skip
     parser.add_argument("--split", choices=(*SPLITS, "all"), default="valid")
     parser.add_argument("--split-rule", choices=SPLIT_RULES,
                         help="by default the rule of the model's training")  # fmt: skip

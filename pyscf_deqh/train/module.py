@@ -240,9 +240,9 @@ class HamiltonianModule(L.LightningModule):
         checkpoint["rows"] = self._rows
 
     @property
-    def _rows(self) -> dict[str, int]:
+    def _rows(self) -> dict[str, list[int]]:
         datamodule: Any = self.trainer.datamodule  # type: ignore[attr-defined]
-        rows: dict[str, int] = datamodule.parts["train"].rows
+        rows: dict[str, list[int]] = datamodule.parts["train"].rows
         return rows
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:

@@ -6,10 +6,10 @@ import logging
 import math
 import signal
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import lightning as L
 import torch
@@ -26,7 +26,8 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import Tensor
 
 from ..checkpoint import ModelSpec, load_model, save_model
-from ..errors import CheckpointError, ConfigError, OutputError
+from ..data.splits import check_rows
+from ..errors import CheckpointError, ConfigError, DatasetError, OutputError
 from ..files import cannot_write, differences, is_full, write_text, writing
 from ..graph.basis import template_of
 from ..graph.layout import OrbitalTemplate
@@ -40,16 +41,45 @@ from .module import HamiltonianData, HamiltonianModule, build_model
 _STANDARDIZATION_MOLECULES = 1000
 
 
+class _Split(NamedTuple):
+    """Of a training: rule, sizes, and numbers of rows of the files of each name."""
+
+    rule: str | None
+    sizes: Sequence[int]
+    rows: Mapping[str, Sequence[int]]
+
+
+def _compare_splits(source: _Split, ours: _Split) -> None:
+    """Warn where weights have seen files that are split in another way here."""
+    shared = sorted(ours.rows.keys() & source.rows.keys())
+    alike = (source.rule, tuple(source.sizes)) == (ours.rule, tuple(ours.sizes))
+    why = "another split rule or other sizes"
+    if alike and ours.rule is not None:
+        try:
+            check_rows(ours.rule, source.rows, ours.rows)
+        except DatasetError as error:
+            why = str(error)
+        else:
+            return
+    if shared:
+        warnings.warn(
+            f"the first weights come from a training on {', '.join(shared)}, which may have had "
+            f"test rows of this one: {why}",
+            stacklevel=2,
+        )
+
+
 class _Start(L.Callback):
     """What each process does before its training, and before WeightAveraging copies the module.
 
     Args:
         standardize: set scales of inputs and outputs.
         resumed: the run goes on from a checkpoint.
+        source: the split of the training that the weights come from.
     """
 
-    def __init__(self, standardize: bool, resumed: bool):
-        self._standardize, self._resumed = standardize, resumed
+    def __init__(self, standardize: bool, resumed: bool, source: _Split | None):
+        self._standardize, self._resumed, self._source = standardize, resumed, source
 
     def setup(self, trainer: L.Trainer, pl_module: Any, stage: str) -> None:
         run, data = pl_module.config.run, trainer.datamodule  # type: ignore[attr-defined]
@@ -67,6 +97,10 @@ class _Start(L.Callback):
         if run.precision == "64-true":  # Lightning converts the module later, but no copies of it
             pl_module.double()
         if trainer.is_global_zero:
+            if self._source is not None:
+                config = pl_module.config.data
+                ours = _Split(config.split_rule, config.split_sizes, data.parts["train"].rows)
+                _compare_splits(self._source, ours)
             parameters = sum(p.numel() for p in pl_module.parameters())
             sizes = {split: len(part) for split, part in data.parts.items()}
             print(f"{parameters} parameters, {sizes['train']} training and {sizes['valid']} "
@@ -156,19 +190,23 @@ def _initialize(module: HamiltonianModule, checkpoint: Path) -> dict[str, Any]:
     return content
 
 
-def _start_from(module: HamiltonianModule, source: Path) -> None:
-    """Take the weights of a checkpoint, or of a bundled or exported model."""
+def _start_from(module: HamiltonianModule, source: Path) -> _Split | None:
+    """Take the weights of a checkpoint, or of a bundled or exported model; how its data were
+    split, where that is known."""
     if source.suffix == ".ckpt":
         file = _config_file(source)
-        if file.is_file():
-            run = read_config(file)
-            template = template_of(run.data.basis, tuple(run.data.elements))
-            _check_network(module, source, run.data.basis, template, run.model)
-        _initialize(module, source)
-        return
+        if not file.is_file():
+            _initialize(module, source)
+            return None
+        run = read_config(file)
+        template = template_of(run.data.basis, tuple(run.data.elements))
+        _check_network(module, source, run.data.basis, template, run.model)
+        rows = _initialize(module, source).get("rows", {})
+        return _Split(run.data.split_rule, run.data.split_sizes, rows)
     model, spec = load_model(source)
     _check_network(module, source, spec.basis, spec.template, spec.backbone)
     module.model.backbone.load_state_dict(model.backbone.state_dict())
+    return _Split(spec.split_rule, spec.split_sizes, spec.split_rows)
 
 
 def _config_file(checkpoint: Path) -> Path:
@@ -343,6 +381,8 @@ def train(
             more processes than molecules in a batch or than were started, or ``init`` is another
             network.
         CheckpointError: the last checkpoint or ``init`` is damaged or missing.
+        DatasetError: labels cannot be used; a file has grown since the training that is resumed,
+            by a split rule that draws from all rows.
         NumericalError: the training diverged.
         OutputError: the run's folder takes no more data; its last checkpoint is whole.
     """
@@ -369,10 +409,9 @@ def train(
             f"optimizer.jacobian_weight: {config.backbone} is a predictor, to which H is no input"
         )
     module = HamiltonianModule(model, config)
-    if init is not None:
-        _start_from(module, init)
+    source = None if init is None else _start_from(module, init)
     resumed = last.exists()
-    start = _Start(standardize=not resumed and init is None, resumed=resumed)
+    start = _Start(not resumed and init is None, resumed, source)
     try:
         trainer = _trainer(config, [start, *callbacks])
     except MisconfigurationException as error:
