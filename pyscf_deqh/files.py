@@ -26,6 +26,15 @@ _ADVICE = {
 _NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
 
 
+def most_unpacked(packed: int) -> int:
+    """Bytes that a compressed file of so many bytes may reasonably hold.
+
+    Coordinates and matrices shrink to a tenth at best; what was made to fill the memory, to a
+    thousandth.
+    """
+    return max(200 * packed, 100_000_000)
+
+
 def differences(there: dict[str, Any], now: dict[str, Any]) -> list[str]:
     """What settings of a file and those that are wanted differ in, for a message."""
     return [

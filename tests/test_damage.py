@@ -1,23 +1,38 @@
 """Files that were cut off or changed at random: a clear error or what was in them, nothing else."""
 
+import contextlib
+import gzip
+import hashlib
+import io
+import json
+import pickle
 import random
 import sqlite3
+import zipfile
+from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import FORMAMIDE, WATER, make_mol
+import torch
+from conftest import FORMAMIDE, WATER, make_mol, small_model
 
-from pyscf_deqh.checkpoint import load_model, models_folder
+from pyscf_deqh.checkpoint import ModelSpec, load_model, save_model
 from pyscf_deqh.data.dataset import GraphStore
 from pyscf_deqh.data.formats import open_labels
 from pyscf_deqh.data.formats.foreign import ao_order
 from pyscf_deqh.data.formats.qh9 import QH9Database
 from pyscf_deqh.data.geometry import read_geometries
 from pyscf_deqh.data.make.convert import convert
+from pyscf_deqh.data.make.embed import geometry_of, read_smiles
 from pyscf_deqh.data.record import Record
-from pyscf_deqh.errors import ConfigError, DatasetError, DEQHError
+from pyscf_deqh.errors import CheckpointError, ConfigError, DatasetError, DEQHError
+from pyscf_deqh.nn.so2net import SO2NetConfig
+from pyscf_deqh.table import RowTable
+from pyscf_deqh.train.__main__ import main
+from pyscf_deqh.train.checkpoints import WholeCheckpoints
 from pyscf_deqh.train.config import TrainConfig
-from pyscf_deqh.train.run import read_config, write_config
+from pyscf_deqh.train.module import HamiltonianModule, build_model
+from pyscf_deqh.train.run import _initialize, read_config, write_config
 
 TRIALS = 60
 
@@ -143,14 +158,180 @@ def test_geometries(tmp_path):
     survive(path, lambda p: list(read_geometries(p)), (DatasetError, ConfigError))
 
 
-def test_models(tmp_path):
-    source = models_folder() / "b3lyp-def2svp"
-    for name in ("config.json", "model.safetensors"):
-        (tmp_path / name).write_bytes((source / name).read_bytes())
-    assert survive(tmp_path / "config.json", lambda p: load_model(p.parent), DEQHError) > 0
+def test_packed_geometries(tmp_path):
+    path = tmp_path / "a.xyz.gz"
+    path.write_bytes(gzip.compress(b"3\nname=water\nO 0 0 0\nH 0 0.8 0.6\nH 0 -0.8 0.6\n" * 20))
+    refused = survive(path, lambda p: list(read_geometries(p)), (DatasetError, ConfigError))
+    assert refused > TRIALS // 2
+
+
+def test_smiles(tmp_path):
+    path = tmp_path / "a.smi"
+    path.write_text("# molecules\nCC[O-] ethoxide\nC[N+](C)(C)C\n[OH-] hydroxide\n")
+
+    def read(path):
+        for smiles in read_smiles(path).values():
+            with contextlib.suppress(ValueError):  # one molecule's, which the others outlive
+                geometry_of(smiles, 0)
+
+    survive(path, read, (DatasetError, ConfigError))
+
+
+def test_tables_of_rows(tmp_path):
+    path = tmp_path / "rows.parquet"
+    columns = {"id": "int64", "name": "string", "energy": "float64", "gradient": "doubles"}
+
+    def table():
+        return RowTable(path, columns, {"xc": "hf"})
+
+    def read(path):
+        with table() as rows:
+            rows.column("name"), rows.column("gradient")
+
+    with table() as rows:
+        for i in range(50):
+            rows.add({"id": i, "name": f"molecule {i}", "energy": -1.5 * i, "gradient": [0.1] * i})
+    assert survive(path, read, DatasetError) > TRIALS // 4
+    with contextlib.suppress(ZeroDivisionError), table() as rows:
+        rows.add({"id": 77, "name": "killed"})
+        journal = rows._journal_path
+        content = journal.read_bytes()
+        raise ZeroDivisionError
+    journal.write_bytes(content)
+    path.unlink()
+
+    def go_on(journal):
+        try:
+            read(path)
+        finally:
+            path.unlink(missing_ok=True)
+
+    survive(journal, go_on, DatasetError)
+
+
+@pytest.fixture
+def small(tmp_path, template):
+    """The folder of a small exported model."""
+    model = small_model(template).float()
+    spec = ModelSpec("def2-svp", template, model.backbone.config, model.settings)
+    save_model(model, spec, tmp_path / "small")
+    return tmp_path / "small"
+
+
+def test_models(small):
+    assert survive(small / "config.json", lambda p: load_model(p.parent), DEQHError) > 0
+
+
+def test_weights(small):
+    """Those of whoever changes their hash as well."""
+    config = json.loads((small / "config.json").read_text())
+
+    def read(path):
+        config["sha256"] = hashlib.sha256(path.read_bytes()).hexdigest()
+        (small / "config.json").write_text(json.dumps(config))
+        load_model(small)
+
+    assert survive(small / "model.safetensors", read, CheckpointError) > TRIALS // 8
+    # The header, which is a small part of the file.
+    content = (small / "model.safetensors").read_bytes()
+    rng, refused = random.Random(1), 0
+    for _ in range(TRIALS):
+        head = bytearray(content[:1000])
+        for _ in range(rng.choice((1, 30))):
+            head[rng.randrange(len(head))] = rng.randrange(256)
+        (small / "model.safetensors").write_bytes(bytes(head) + content[1000:])
+        try:
+            read(small / "model.safetensors")
+        except CheckpointError:
+            refused += 1
+    assert refused > TRIALS // 2
+
+
+def test_checkpoints_of_trainings(tmp_path):
+    config = TrainConfig(so2net=SO2NetConfig(natural_channels=8, pseudo_channels=4, invariants=16))
+    module = HamiltonianModule(build_model(config), config)
+    path = tmp_path / "last.ckpt"
+    WholeCheckpoints().save_checkpoint({"state_dict": module.state_dict(), "rows": {}}, path)
+
+    def read(path):
+        WholeCheckpoints().load_checkpoint(path, weights_only=True)
+        _initialize(module, path)
+
+    assert survive(path, read, CheckpointError) > TRIALS // 8
 
 
 def test_configurations(tmp_path):
     path = tmp_path / "config.yaml"
     write_config(TrainConfig(), path)
     assert survive(path, read_config, DEQHError) > TRIALS // 4
+
+
+class RunsCode:
+    """What a pickle may hold: reading it makes a folder."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return Path.mkdir, (self.path,)
+
+
+def test_no_file_runs_code(tmp_path, small):
+    mark = tmp_path / "mark"
+    content = pickle.dumps(RunsCode(mark))
+    pickle.loads(content)  # it does
+    mark.rmdir()
+    config = TrainConfig(so2net=SO2NetConfig(natural_channels=8, pseudo_channels=4, invariants=16))
+    module = HamiltonianModule(build_model(config), config)
+    path = tmp_path / "last.ckpt"
+    torch.save({"state_dict": RunsCode(mark)}, path)
+    for checkpoint in (content, path.read_bytes()):
+        path.write_bytes(checkpoint)
+        with pytest.raises(CheckpointError, match=r"last\.ckpt"):
+            _initialize(module, path)
+        with pytest.raises(CheckpointError, match=r"last\.ckpt"):
+            WholeCheckpoints().load_checkpoint(path, weights_only=True)
+    (small / "model.safetensors").write_bytes(content)
+    with pytest.raises(CheckpointError, match="truncated or altered"):
+        load_model(small)
+    np.savez(tmp_path / "a.npz", **dict.fromkeys("ZR", np.array([RunsCode(mark)], object)),
+             hamiltonian=np.zeros(1), overlap=np.zeros(1))  # fmt: skip
+    with pytest.raises(DatasetError, match="Python objects"):
+        open_labels(tmp_path / "a.npz")
+    text = f"data: !!python/object/apply:os.mkdir ['{mark}']\n"
+    (tmp_path / "config.yaml").write_text(text)
+    with pytest.raises(CheckpointError, match="cannot read the configuration"):
+        read_config(tmp_path / "config.yaml")
+    with pytest.raises((SystemExit, DEQHError)):
+        main(["--config", str(tmp_path / "config.yaml")])
+    assert not mark.exists()
+
+
+def test_no_file_fills_the_memory(tmp_path, small):
+    """Small files that announce or unpack to much."""
+    with gzip.open(tmp_path / "a.xyz.gz", "wb", compresslevel=1) as handle:
+        for _ in range(110):
+            handle.write(b" " * 1_000_000)
+    with pytest.raises(DatasetError, match="unpacks to more than"):
+        list(read_geometries(tmp_path / "a.xyz.gz"))
+    arrays = {"Z": np.ones(2, int), "R": np.zeros((1, 2, 3)), "overlap": np.zeros((1, 2, 2))}
+    np.savez_compressed(tmp_path / "a.npz", hamiltonian=np.zeros((1, 4000, 4000)), **arrays)
+    with pytest.raises(DatasetError, match="hamiltonian unpacks from"):
+        open_labels(tmp_path / "a.npz")
+    header = io.BytesIO()
+    np.lib.format.write_array_header_1_0(
+        header, {"descr": "<f8", "fortran_order": False, "shape": (1, 10**6, 10**6)}
+    )
+    for kind in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+        np.savez(tmp_path / "a.npz", **arrays)
+        with zipfile.ZipFile(tmp_path / "a.npz", "a", kind) as archive:
+            archive.writestr("hamiltonian.npy", header.getvalue() + bytes(100))
+        with pytest.raises(DatasetError, match="its header announces"):
+            open_labels(tmp_path / "a.npz")
+    (small / "model.safetensors").write_bytes((2**60).to_bytes(8, "little") + b"{}")
+    config = json.loads((small / "config.json").read_text())
+    content = (small / "model.safetensors").read_bytes()
+    config["sha256"] = hashlib.sha256(content).hexdigest()
+    (small / "config.json").write_text(json.dumps(config))
+    with pytest.raises(CheckpointError, match="cannot"):
+        load_model(small)

@@ -6,10 +6,11 @@ import torch
 from conftest import FORMAMIDE, WATER, make_mol
 
 from pyscf_deqh.errors import ConfigError
+from pyscf_deqh.graph.basis import template_of
 from pyscf_deqh.graph.batch import BOHR, collate
 from pyscf_deqh.graph.build import build_graph
 from pyscf_deqh.nn.angular import representation
-from pyscf_deqh.nn.deeph import DeepHConfig, local_pairs
+from pyscf_deqh.nn.deeph import DeepH, DeepHConfig, local_pairs
 from pyscf_deqh.nn.wigner import wigner_frames
 from pyscf_deqh.testing import predicted, untrained
 from pyscf_deqh.train.loss import hamiltonian_loss
@@ -112,6 +113,27 @@ def test_every_parameter_gets_a_gradient():
             if (a, b) not in heavy} | {"backbone.onsite_outputs.4."}  # fmt: skip
     unused = {n for n, p in model.named_parameters() if p.grad is None or not p.grad.any()}
     assert {name for name in unused if not name.startswith(tuple(idle))} == set()
+
+
+def test_size_is_the_published_codes():
+    """Layer by layer at its default widths, for one element."""
+    template = template_of("def2-svp", (6,))
+    atom, pair, hidden, harmonics, orbitals = 64, 128, 128, 25, template.size**2
+
+    def dense(inputs, outputs):
+        return (inputs + 1) * outputs
+
+    width, norm = 2 * atom + pair, 2 * atom
+    layers = 5 * (2 * dense(width, atom) + norm + dense(width, hidden))
+    layers += 4 * dense(hidden, pair) + dense(hidden, pair - harmonics)
+    last = 2 * dense(width, atom) + norm + dense(width - harmonics, hidden)
+    last += dense(hidden, orbitals)
+    published = (1 + 5) * atom + layers + last
+    # Without embeddings that no element has and a norm that is not applied; on-site blocks have
+    # outputs of their own.
+    expected = published - 5 * atom - norm + dense(hidden, orbitals)
+    network = DeepH(template)
+    assert sum(p.numel() for p in network.parameters()) == expected == 522_159
 
 
 def test_options():

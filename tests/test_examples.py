@@ -48,6 +48,20 @@ def test_exported_orbitals_and_densities(tmp_path):
     assert abs(change.sum() * volume) < 0.5
 
 
+def test_dynamics(tmp_path):
+    printed = run("dynamics.py", tmp_path, "2")
+    assert printed.count("frame ") == 2
+    assert printed.count("start previous") == 1
+    assert float(printed.rsplit("smallest ")[1].split()[0]) < 1e-3
+
+
+@pytest.mark.slow
+def test_first_steps(tmp_path):
+    printed = run("first_steps.py", tmp_path)
+    assert "deqh: 2 cycles" in printed
+    assert float(printed.rsplit("difference: ")[1].split()[0]) < 1e-8
+
+
 def test_a_cluster(tmp_path):
     argon = "1\nname=argon\nAr 0 0 0\n"
     (tmp_path / "a.xyz").write_text(WATER.replace("water", "name=water") + argon)

@@ -67,6 +67,8 @@ def test_files(smoke, name):
     columns = {line.count("|") for line in text.splitlines() if line.startswith("|")}
     assert len(columns) == 1
     assert (smoke / f"{name}.png").read_bytes()[:4] == b"\x89PNG"
+    curves = name in ("table1", "table2", "fig5", "rivals", "losses", "solver")
+    assert (smoke / f"{name}-curves.png").is_file() == curves
 
 
 def test_tables_of_errors(smoke):
@@ -86,6 +88,27 @@ def test_tables_of_errors(smoke):
     assert "| in-house | DEQHNet |" in (smoke / "table2.md").read_text()
 
 
+def test_learning_curves(smoke):
+    """What the training's log says of its validations; the last one is of its last step."""
+    run = results(smoke, "table1")["water"]["deqhnet"]["runs"]["0"]
+    assert run["curve"]["step"] == [size_of("smoke").steps]
+    (log,) = smoke.glob("trainings/water-deqhnet-seed0/run/csv/*/metrics.csv")
+    assert str(run["curve"]["mae"][0]) in log.read_text()
+
+
+def test_learning_curves_of_resumed_runs(tmp_path):
+    """A run that was cut off behind its last checkpoint has some steps twice."""
+    header = "step,train/loss,valid/mae,valid/mae_occupied_energies,valid/cosine_similarity\n"
+    for version, rows in ((9, "9,1,,,\n9,,4,5,0.5\n19,,3,4,0.6\n"), (10, "19,,2,4,0.7\n")):
+        folder = tmp_path / "csv" / f"version_{version}"
+        folder.mkdir(parents=True)
+        (folder / "metrics.csv").write_text(header + rows)
+    assert trainings.learning_curve(tmp_path) == {
+        "step": [10, 20], "mae": [4, 2], "mae_occupied_energies": [5, 4],
+        "cosine_similarity": [0.5, 0.7],
+    }  # fmt: skip
+
+
 def test_acceleration(smoke):
     (content,) = results(smoke, "table3").values()
     for row in content["rows"]:
@@ -93,6 +116,8 @@ def test_acceleration(smoke):
         assert row["deqh"]["fitted_gradients"] == row["deqh"]["corrected"] == []
         for ratios in row["ratios"].values():
             assert ratios["optimal_ratio"] < ratios["achieved_ratio"] < 1.0
+    mean = np.mean([row["ratios"]["1e"]["full_builds_ratio"] for row in content["rows"]])
+    assert f" {mean:.3f} ± " in (smoke / "table3.md").read_text()
 
 
 def test_iterations_during_training(smoke):

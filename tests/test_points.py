@@ -349,6 +349,61 @@ def test_another_state_is_reported(monkeypatch):
     assert "another state than before: 3" in str(scanner.deqh_scan)
 
 
+def test_a_switch_to_another_state_is_reported():
+    """OH's odd electron, put from one pi orbital into the other by a user's density."""
+    mols = [gto.M(atom=f"O 0 0 0; H 0 0 {r}", basis="6-31g", spin=1, verbose=0)
+            for r in (0.97, 0.98, 0.99)]  # fmt: skip
+    labels = mols[0].ao_labels()
+    x, y = ([i for i, label in enumerate(labels) if p in label] for p in ("px", "py"))
+    turn = np.eye(len(labels))
+    turn[x, x] = turn[y, y] = 0.0
+    turn[y, x], turn[x, y] = 1.0, -1.0
+    scanner = scf.UHF(mols[0]).apply(deqh_guess, start="atoms").as_scanner()
+    scanner(mols[0])
+    turned = turn @ scanner.make_rdm1() @ turn.T
+    for mol, options, switched in zip(mols[1:], ({"dm0": turned}, {}), ([2], [2]), strict=True):
+        assert scanner(mol, **options) == pytest.approx(scf.UHF(mol).kernel(), abs=1e-8)
+        assert scanner.deqh_scan.switched == switched
+    assert scanner.deqh_report.start == "previous"
+
+
+def test_an_object_goes_on_elsewhere():
+    """Pickled, and put to another geometry, as PySCF's own."""
+    mols = points(WATER)
+    mf = dft.RKS(mols[0], xc="pbe").apply(deqh_guess, start="network")
+    for run in (False, True):
+        other = pickle.loads(pickle.dumps(mf.run() if run else mf))
+        other.kernel()
+        assert other.deqh_report.start == "network"
+        assert other.e_tot == pytest.approx(mf.e_tot or other.e_tot, abs=1e-8)
+    assert mf.reset(mols[1]).kernel() == pytest.approx(
+        dft.RKS(mols[1], xc="pbe").kernel(), abs=1e-8
+    )
+
+
+def test_pyberny_is_served():
+    pytest.importorskip("berny")
+    from pyscf.geomopt.berny_solver import optimize
+
+    mf = scf.RHF(make_mol(moved(WATER, 0.05))).apply(deqh_guess, start="network")
+    minimum, plain = optimize(mf), optimize(scf.RHF(make_mol(moved(WATER, 0.05))))
+    np.testing.assert_allclose(minimum.get_enuc(), plain.get_enuc(), atol=1e-4)
+    assert mf.deqh_scan.starts == {"network": 1, "previous": mf.deqh_scan.points - 1}
+    assert mf.deqh_scan.points > 3
+
+
+def test_dynamics_at_a_temperature_are_served():
+    from pyscf.md.integrators import NVTBerendson
+
+    mf = scf.RHF(make_mol(WATER)).apply(deqh_guess, start="network")
+    velocities = 1e-4 * np.random.default_rng(0).normal(size=(3, 3))
+    driver = NVTBerendson(mf, dt=20, steps=3, T=300, taut=400, veloc=velocities, verbose=0)
+    driver.stdout = io.StringIO()
+    driver.run()
+    assert mf.deqh_scan.starts == {"network": 1, "previous": 2}
+    assert not mf.deqh_scan.not_converged
+
+
 def test_finite_differences_are_served():
     finite_diff = pytest.importorskip("pyscf.tools.finite_diff")
     plain = scf.RHF(make_mol(WATER)).run(conv_tol=1e-11)

@@ -6,7 +6,7 @@ import pytest
 from conftest import WATER, make_mol
 from pyscf import dft, scf
 
-from pyscf_deqh import Report, deqh_guess, init_guess_by_deqh
+from pyscf_deqh import Report, deqh_guess, init_guess_by_deqh, load_model
 
 
 def test_report_of_a_guess(tmp_path):
@@ -31,6 +31,19 @@ def test_report_of_a_guess(tmp_path):
     mol.stdout.flush()
     assert f"Initial guess from DEQH {report}" in log.read_text()
     assert f"{len(report.fitted_gradients)} density-fitted cycles on cpu; " in str(report)
+
+
+def test_report_of_a_solved_fixed_point():
+    """The solver's own end: the residual is below its tolerance, or the limit is reached."""
+    model = "b3lyp-def2svp-equilibrium"
+    settings = load_model(model)[1].solver
+    _, report = init_guess_by_deqh(make_mol(WATER), xc="b3lyp", model=model, return_report=True)
+    assert 1 < report.iterations <= settings.forward_max_iterations
+    assert report.residual > 0
+    below = report.residual < settings.forward_tolerance
+    assert below or report.iterations == settings.forward_max_iterations
+    text = f"iterations {report.iterations}, residual {report.residual:.1e}; "
+    assert f"model {model}: {text}" in str(report)
 
 
 def test_reports_of_other_ways():

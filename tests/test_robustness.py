@@ -79,6 +79,18 @@ def test_verdicts_by_hand():
     for reason, worse in (("PySCF breaks the spin symmetry", 0), ("NumericalError: NaN", 1)):
         row["deqh"] = plain | {"fallback": reason}
         assert len(robustness.verdicts(row, "deqh")) == worse
+        assert robustness.is_good(row) == (not worse)
+
+
+@pytest.mark.parametrize(
+    ("end", "good"),
+    [({}, True), ({"stable": False}, True), ({"stable": True}, False), ({"stable": None}, False),
+     ({"stable": False, "builds": 11}, False)],
+)  # fmt: skip
+def test_a_saddle_point_above_is_explained(end, good):
+    plain = {"converged": True, "energy": -1.0, "builds": 9}
+    above = plain | ({"energy": -0.997} if end else {}) | end
+    assert robustness.is_good({"plain": plain, "corrected": plain, "deqh": above}) == good
 
 
 def test_an_end_above_is_looked_at_for_stability():
@@ -135,8 +147,9 @@ def test_an_error_is_a_verdict_and_stops_nothing(tmp_path, monkeypatch, capsys):
         return mf
 
     monkeypatch.setattr(robustness, "deqh_guess", fails_for_water)
-    assert main(["robustness", "--n", "2", "--json", str(tmp_path / "rows.json")]) == 0
+    assert main(["robustness", "--n", "2", "--json", str(tmp_path / "rows.json")]) == 1
     text = capsys.readouterr().out
+    assert "\n1 of 2 cases are worse" in text
     assert "H2O" in text
     assert "ValueError: no such thing" in text
     assert "| 1 of 2 | 1 |" in text

@@ -14,6 +14,7 @@ import numpy as np
 from pyscf.data import elements
 
 from ..errors import DatasetError
+from ..files import most_unpacked
 
 
 class Described:
@@ -119,6 +120,19 @@ def _position_column(info: dict[str, str]) -> tuple[int, int]:
     return species, position
 
 
+def _text(path: Path) -> str:
+    if path.suffix != ".gz":
+        return path.read_text(encoding="utf-8")
+    most = most_unpacked(path.stat().st_size)
+    with gzip.open(path, "rt", encoding="utf-8") as handle:
+        text = handle.read(most + 1)
+    if len(text) > most:
+        raise ValueError(
+            f"it unpacks to more than {most} characters; unpack it first if it is sound"
+        )
+    return text
+
+
 def read_xyz(path: str | Path) -> Iterator[Geometry]:
     """Yield every frame of an xyz or extended-xyz file (``.xyz``, ``.extxyz``, also ``.gz``).
 
@@ -126,11 +140,9 @@ def read_xyz(path: str | Path) -> Iterator[Geometry]:
         DatasetError: the file is missing, empty or malformed; the message names the line.
     """
     path = Path(path)
-    opener = gzip.open if path.suffix == ".gz" else open
     try:
-        with opener(path, "rt", encoding="utf-8") as handle:
-            lines = handle.read().splitlines()
-    except (OSError, EOFError, UnicodeDecodeError, zlib.error) as error:
+        lines = _text(path).splitlines()
+    except (OSError, EOFError, ValueError, zlib.error) as error:
         raise DatasetError(f"cannot read {path}: {error}") from error
     at = 0
     found = False

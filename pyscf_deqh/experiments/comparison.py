@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from ..metrics import UNITS
+from .curves import draw_curves
 from .datasets import Dataset
 from .options import Options
 from .report import Report, with_spread
@@ -80,7 +81,12 @@ def compare(
         handles, labels = axes[0].get_legend_handles_labels()
         figure.legend(handles, labels, loc="outside upper center", ncols=3)
 
-    return Report(name, title, (header, rows), results, draw, notes)
+    mae = {d: {m: row[list(metrics).index("mae")] for m, row in of_data.items()}
+           for d, of_data in published.items()}  # fmt: skip
+    return Report(
+        name, title, (header, rows), results, draw, notes,
+        lambda figure: draw_curves(figure, results, mae),
+    )  # fmt: skip
 
 
 def _cells(

@@ -25,7 +25,7 @@ from .report import Report, spread, with_spread
 from .trainings import Training, run_training
 
 LIMIT = 40
-# Of the relative change: torchdeq's default, with which the network is trained, and a tight one.
+# Of the relative change: torchdeq's default and a tight one.
 TOLERANCES = (1e-3, 1e-5)
 _BATCH = 10
 

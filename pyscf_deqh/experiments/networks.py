@@ -7,6 +7,7 @@ from typing import Any
 
 from ..metrics import UNITS
 from .comparison import NOTES, provenance
+from .curves import draw_curves
 from .options import Options
 from .report import Report, with_spread
 from .trainings import VARIANTS, try_variants
@@ -50,7 +51,10 @@ def compare_networks(
         *provenance(list(found.values())),
     ]
     header = ["data", "model", *_METRICS.values(), "seeds", "steps", "seconds", "parameters"]
-    return Report(name, title, (header, rows), results, lambda f: _draw(f, results), said)
+    return Report(
+        name, title, (header, rows), results, lambda f: _draw(f, results), said,
+        lambda f: draw_curves(f, results),
+    )  # fmt: skip
 
 
 def _draw(figure, results: dict[str, Any]) -> None:

@@ -26,6 +26,7 @@ class Report:
         table: header and rows, as text.
         results: all numbers, in JSON's types.
         draw: draws the plot on an empty matplotlib figure.
+        curves: draws learning curves, where there are trainings.
         notes: what a reader has to know beside the table, one sentence each.
     """
 
@@ -35,12 +36,13 @@ class Report:
     results: dict[str, Any]
     draw: Callable[[Any], None]
     notes: list[str] = field(default_factory=list)
+    curves: Callable[[Any], None] | None = None
 
     def write(self, folder: Path, settings: dict[str, Any]) -> None:
-        """Write ``NAME.json``, ``NAME.md`` and ``NAME.png``.
+        """Write ``NAME.json``, ``NAME.md``, ``NAME.png`` and perhaps ``NAME-curves.png``.
 
         Raises:
-            ConfigError: matplotlib is not installed; the other two files are written before.
+            ConfigError: matplotlib is not installed; the first two files are written before.
         """
         hardware = describe_environment()
         content = {"experiment": self.name, "title": self.title, "settings": settings,
@@ -48,11 +50,14 @@ class Report:
                    "results": self.results}  # fmt: skip
         write_json(folder / f"{self.name}.json", content)
         write_text(folder / f"{self.name}.md", self.markdown(settings, hardware))
-        figure = new_figure(figsize=(7, 4.5), layout="constrained")
-        self.draw(figure)
-        path = folder / f"{self.name}.png"
-        with writing(path):
-            figure.savefig(path, dpi=150)
+        for suffix, draw in (("", self.draw), ("-curves", self.curves)):
+            if draw is None:
+                continue
+            figure = new_figure(figsize=(7, 4.5), layout="constrained")
+            draw(figure)
+            path = folder / f"{self.name}{suffix}.png"
+            with writing(path):
+                figure.savefig(path, dpi=150)
 
     def markdown(self, settings: dict[str, Any], hardware: dict[str, Any]) -> str:
         def listed(items: dict[str, Any]) -> str:

@@ -25,6 +25,7 @@ from ..starts.network import NetworkStart
 from ..train.config import StepsConfig
 from .cache import ResultCache
 from .comparison import provenance
+from .curves import draw_curves
 from .datasets import IN_HOUSE, Dataset
 from .options import Options
 from .report import Report, spread, with_spread
@@ -73,10 +74,12 @@ def run(options: Options) -> Report:
             with_spread(ours["residual"], 1.0, 4), with_spread(ours["steps"], 1.0, 0),
             with_spread(ours["seconds"], 1.0, 0), str(ours["steps"]["n"]),
         ])  # fmt: skip
+    trained = {way: results[way] for way in _WAYS if way in results}
     header = ["f", "H", "gradient", "iterations", "residual", "steps", "seconds", "seeds"]
     return Report(
         "solver", "f as a step of a solver", (header, rows), results,
         lambda figure: _draw(figure, results), [*_NOTES, *provenance([dataset])],
+        lambda figure: draw_curves(figure, {dataset.name: trained}),
     )  # fmt: skip
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
@@ -110,6 +111,9 @@ VARIANTS = {
     "fock": _solver_step("steps to their Fock matrix", "implicit", 8, "anderson", steps="fock"),
     "commutator": _solver_step("commutator", "random-depth", 3, consistency="commutator"),
 }
+
+# What a learning curve has beside its steps.
+_CURVES = ("mae", "mae_occupied_energies", "cosine_similarity")
 
 # Relative, of all of the on-site blocks, which are some 20 hartree for water; the paper gives none.
 _TOLERANCE = 1e-6
@@ -221,7 +225,8 @@ def run_training(
     """Train, or go on, and evaluate on the test split; what is done already is read.
 
     Returns:
-        Steps, seconds and parameters of the training, and the errors of each test molecule.
+        Steps, seconds and parameters of the training, its learning curve, and the errors of each
+        test molecule.
     """
     folder = training.folder(options)
     cache = ResultCache(folder / "result.json", training.settings(options))
@@ -246,10 +251,30 @@ def run_training(
             "steps": int(state["global_step"]),
             "seconds": float(state["seconds"]),
             "parameters": sum(p.numel() for p in load_model(model)[0].parameters()),
+            "curve": learning_curve(config.run.folder),
             "test_errors": errors,
         }
 
     return cache("result", make)
+
+
+def learning_curve(run: Path) -> dict[str, list[float]]:
+    """Errors (hartree; cosines) on the validation split by the log of a run's folder.
+
+    Returns:
+        ``step``, and one value of each error for each of them.
+    """
+    logs = run.glob("csv/version_*/metrics.csv")
+    found: dict[int, list[float]] = {}
+    # A resumed run logs into a new folder, from its last checkpoint on.
+    for path in sorted(logs, key=lambda log: int(log.parent.name.rpartition("_")[2])):
+        with path.open(newline="") as log:
+            for row in csv.DictReader(log):
+                if row.get("valid/mae"):
+                    found[int(row["step"]) + 1] = [float(row[f"valid/{name}"]) for name in _CURVES]
+    steps = sorted(found)
+    curve = {name: [found[step][i] for step in steps] for i, name in enumerate(_CURVES)}
+    return {"step": [float(step) for step in steps]} | curve
 
 
 def model_name(model: str | Path) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import pickle
+import struct
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +14,12 @@ from lightning.fabric.plugins import TorchCheckpointIO
 from ..errors import CheckpointError
 from ..files import replacing, writing
 
-# What PyTorch raises for a file that is no checkpoint, or a damaged one.
-UNREADABLE = (OSError, EOFError, RuntimeError, pickle.UnpicklingError)
+# What PyTorch raises for a file that is no checkpoint, or a damaged one, and its content for the
+# damage that it does not notice.
+UNREADABLE = (
+    OSError, EOFError, RuntimeError, pickle.UnpicklingError, struct.error, TypeError, ValueError,
+    LookupError, AttributeError,
+)  # fmt: skip
 
 
 class WholeCheckpoints(TorchCheckpointIO):

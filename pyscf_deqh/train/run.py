@@ -185,7 +185,7 @@ def _initialize(module: HamiltonianModule, checkpoint: Path) -> dict[str, Any]:
     try:
         content: dict[str, Any] = torch.load(checkpoint, map_location="cpu", weights_only=True)
         module.load_state_dict(content["state_dict"])
-    except (*UNREADABLE, KeyError, TypeError, IndexError) as error:
+    except UNREADABLE as error:
         raise CheckpointError(f"cannot start from {checkpoint}: {error}") from error
     return content
 

@@ -11,6 +11,7 @@ to be PySCF's own there: a wrong order, phase or unit cannot pass.
 
 from __future__ import annotations
 
+import math
 import sqlite3
 import zipfile
 import zlib
@@ -21,6 +22,7 @@ from typing import Any
 import numpy as np
 
 from ...errors import DatasetError
+from ...files import most_unpacked
 from ..record import LabelFile, Record
 from .foreign import to_record
 from .sqlite import SQLiteLabels, connect_read_only, opening, table_columns
@@ -107,7 +109,13 @@ def _array(path: Path, archive: zipfile.ZipFile, name: str) -> np.ndarray:
     if dtype.hasobject:
         raise ValueError(f"{name} holds Python objects")
     info = archive.getinfo(f"{name}.npy")
+    size = math.prod(shape) * dtype.itemsize
+    if header + size != info.file_size:
+        raise ValueError(f"{name} has {info.file_size} bytes, its header announces {header + size}")
     if info.compress_type != zipfile.ZIP_STORED:
+        if info.file_size > most_unpacked(info.compress_size):
+            raise ValueError(f"{name} unpacks from {info.compress_size} to {info.file_size} bytes: "
+                             "store it without compression if it is sound")  # fmt: skip
         with np.load(path, allow_pickle=False) as arrays:
             return arrays[name]
     with open(path, "rb") as handle:
