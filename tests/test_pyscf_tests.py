@@ -1,7 +1,11 @@
 """PySCF's own tests with this guess as default: the command, on made-up tests."""
 
 import json
+import tarfile
 
+import pyscf
+
+from pyscf_deqh.benchmark import pyscf_tests
 from pyscf_deqh.benchmark.__main__ import main
 from pyscf_deqh.benchmark.pyscf_tests import differences, run_file
 
@@ -49,6 +53,30 @@ def test_what_differs_is_listed(tmp_path, capsys):
     assert main(command) == 0  # goes on after its rows: nothing is left
     assert main([*command[:1], "--source", str(folder), *command[3:]]) == 2
     assert "source release of PySCF" in capsys.readouterr().err
+
+
+def test_the_release_is_fetched_once(tmp_path, monkeypatch, capsys):
+    name, made = f"pyscf-{pyscf.__version__}", tmp_path / "made"
+    folder = made / name / "pyscf" / "scf" / "test"
+    folder.mkdir(parents=True)
+    (folder / "test_made_up.py").write_text("def test():\n    assert True\n")
+    asked = []
+
+    def fetch(url, target):
+        asked.append(url)
+        with tarfile.open(target, "w:gz") as archive:
+            archive.add(made / name, name)
+
+    monkeypatch.setattr(pyscf_tests, "fetch", fetch)
+    rows = tmp_path / "rows"
+    rows.mkdir()
+    for out in ("a.json", "b.json"):
+        assert main(["pyscf-tests", "--folders", "scf", "--json", str(rows / out)]) == 0
+        assert "No test differs." in capsys.readouterr().out
+    assert asked == [
+        f"https://github.com/pyscf/pyscf/archive/refs/tags/v{pyscf.__version__}.tar.gz"
+    ]
+    assert sorted(p.name for p in rows.iterdir()) == ["a.json", "b.json", name, f"{name}.tar.gz"]
 
 
 def test_files_that_do_not_end(tmp_path):

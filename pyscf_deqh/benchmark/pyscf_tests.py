@@ -21,8 +21,10 @@ from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
 
+import pyscf
 from tqdm import tqdm
 
+from ..data.make.download import fetch, unpacked
 from ..errors import ConfigError
 from .report import markdown_table
 from .resume import read_rows, run_resumable, write_rows
@@ -31,6 +33,7 @@ from .resume import read_rows, run_resumable, write_rows
 FOLDERS = (
     "scf", "dft", "soscf", "grad", "hessian", "solvent", "x2c", "qmmm", "geomopt", "md", "df",
 )  # fmt: skip
+_RELEASES = "https://github.com/pyscf/pyscf/archive/refs/tags"
 _RUNS = ("minao", "deqh")
 _BY_DEFAULT = "PYSCF_DEQH_BY_DEFAULT"
 
@@ -120,6 +123,23 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
     return "\n".join([*markdown_table(header, cells), "", *(listed or ["No test differs."])])
 
 
+def _release(folder: Path) -> Path:
+    """PySCF's source release of the version that is installed, fetched if it is not there.
+
+    Raises:
+        DatasetError: it cannot be fetched or unpacked.
+    """
+    release = folder / f"pyscf-{pyscf.__version__}"
+    if release.is_dir():
+        return release
+    archive = folder / f"{release.name}.tar.gz"
+    if not archive.exists():
+        fetch(f"{_RELEASES}/v{pyscf.__version__}.tar.gz", archive)
+    with unpacked(archive, release) as content:
+        os.replace(content / release.name, release)
+    return release
+
+
 def _files(source: Path, folders: Sequence[str]) -> list[tuple[str, Path]]:
     package = source / "pyscf" if (source / "pyscf").is_dir() else source
     found = [
@@ -130,7 +150,7 @@ def _files(source: Path, folders: Sequence[str]) -> list[tuple[str, Path]]:
     if not found:
         raise ConfigError(
             f"{source} holds no tests of {', '.join(folders)}: give the folder of a source "
-            "release of PySCF (https://github.com/pyscf/pyscf/releases), which pip leaves out"
+            "release of PySCF (https://github.com/pyscf/pyscf/releases); pip leaves tests out"
         )
     return found
 
@@ -141,8 +161,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         description=__doc__,
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
-    parser.add_argument("--source", type=Path, required=True, help="PySCF's sources, of the "
-                        "version that is installed")  # fmt: skip
+    parser.add_argument("--source", type=Path, help="PySCF's sources, of the version that is "
+                        "installed; by default they are fetched to the folder of OUT")  # fmt: skip
     parser.add_argument("--folders", nargs="+", default=list(FOLDERS), help="of the package")
     parser.add_argument("--seconds", type=float, default=1800.0, help="limit of a file's run")
     parser.add_argument("--json", type=Path, metavar="OUT", required=True,
@@ -150,12 +170,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser.parse_args(argv)
 
     def run() -> int:
-        import pyscf
-
         settings = {"pyscf": pyscf.__version__}
         rows = read_rows(args.json, settings)
         done = {row["file"] for row in rows}
-        files = _files(args.source, args.folders)
+        files = _files(args.source or _release(args.json.parent), args.folders)
         for name, path in tqdm([f for f in files if f[0] not in done], desc="files", unit="file"):
             rows.append({"file": name} | {r: run_file(path, r, args.seconds) for r in _RUNS})
             write_rows(args.json, settings, rows)

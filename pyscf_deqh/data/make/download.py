@@ -13,6 +13,8 @@ import tarfile
 import tempfile
 import urllib.error
 import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -182,25 +184,37 @@ def _check_database(path: Path) -> None:
             )
 
 
-def _extract(archive: Path, database: Path) -> None:
-    """Take the database out of a tar archive."""
+@contextmanager
+def unpacked(archive: Path, target: Path) -> Iterator[Path]:
+    """What is in a tar archive, in a folder beside ``target`` that goes away.
+
+    Raises:
+        DatasetError: the archive is damaged, or Python is too old to be safe from what is in it.
+        OutputError: the disk is full.
+    """
     if not hasattr(tarfile, "data_filter"):
         raise DatasetError(
             f"this Python cannot unpack archives safely; update it within its minor version, or "
-            f"unpack {archive} by hand to {database}"
+            f"unpack {archive} by hand to {target}"
         )
-    with tempfile.TemporaryDirectory(dir=database.parent, prefix=".unpacking-") as folder:
+    with tempfile.TemporaryDirectory(dir=target.parent, prefix=".unpacking-") as folder:
         try:
             with tarfile.open(archive) as handle:
                 handle.extractall(folder, filter="data")
         except (tarfile.TarError, OSError, EOFError) as error:
             if isinstance(error, OSError) and is_full(error):
-                raise OutputError(cannot_write(database, error)) from error
+                raise OutputError(cannot_write(target, error)) from error
             raise DatasetError(
                 f"cannot unpack {archive}: {error}. Delete it and {_record(archive).name} and run "
                 "the same command again"
             ) from error
-        found = [path for path in Path(folder).rglob("*.db") if path.is_file()]
+        yield Path(folder)
+
+
+def _extract(archive: Path, database: Path) -> None:
+    """Take the database out of a tar archive."""
+    with unpacked(archive, database) as folder:
+        found = [path for path in folder.rglob("*.db") if path.is_file()]
         if len(found) != 1:
             raise DatasetError(f"{archive} holds {len(found)} databases instead of one")
         os.replace(found[0], database)
