@@ -10,6 +10,7 @@ from pyscf import dft
 from pyscf_deqh.benchmark import acceleration
 from pyscf_deqh.benchmark.__main__ import BUNDLED, main
 from pyscf_deqh.benchmark.acceleration import run_benchmark
+from pyscf_deqh.benchmark.memory import forget_peak, peak_memory
 from pyscf_deqh.benchmark.scf_runs import Method, run_classical, run_deqh
 from pyscf_deqh.data.geometry import read_geometries
 from pyscf_deqh.data.splits import split_of
@@ -106,8 +107,21 @@ def test_command_prints_a_table_and_writes_everything(tmp_path, capsys):
     for row in data["rows"]:
         assert len(row["deqh"]["corrected"]) == row["deqh"]["cycles"]
         assert any(row["deqh"]["corrected"])
+        assert row["deqh"]["peak_memory"] is None or row["deqh"]["peak_memory"] > 50
         assert all(run["corrected"] == [] for run in row["baselines"].values())
     assert image.read_bytes()[:4] == b"\x89PNG"
+
+
+@pytest.mark.skipif(not forget_peak(), reason="the system does not count it")
+def test_peak_memory_is_that_since_it_was_forgotten():
+    forget_peak()
+    before = peak_memory()
+    array = np.ones(20_000_000)
+    with_array = peak_memory()
+    del array
+    assert with_array > before + 150
+    forget_peak()
+    assert peak_memory() < with_array - 150
 
 
 def test_command_without_corrected_cycles(tmp_path):

@@ -163,10 +163,11 @@ def test_table_by_hand(tmp_path, capsys):
                    scf=float(cycles), energy=energy)  # fmt: skip
         return row(name, deqh, {"minao": run()}, mae, own_share)
 
-    # Files of before have no own share.
+    # Files of before have no own share and no memory.
     rows = [qm9_row("a", 4, [1, 0]), qm9_row("b", 5, [2, 1, 0], energy=-1.0 + 2e-6, mae=2e-4,
                                              own_share=0.5)]  # fmt: skip
     rows.append(qm9_row("c", 12, [4, 4], mae=6e-4, own_share=0.7))
+    rows[2]["deqh"]["peak_memory"], rows[2]["baselines"]["minao"]["peak_memory"] = 700.4, 500.0
     write(tmp_path, "qm9", rows, [{"name": "d", "reason": "ValueError: no"}])
     found = row("g", run(), {"minao": run(converged=False)}, None)
     lost = row("e", run(converged=False, energy=-0.5), {"minao": run()}, None)
@@ -181,11 +182,11 @@ def test_table_by_hand(tmp_path, capsys):
     assert cells_of(text, "QM9 test") == [
         "QM9 test", "3 of 4", "0.800 ± 0.436 (0.600)", "9.0 ± 4.4 (7.0)", "12.0 ± 0.0 (12.0)",
         "300 ± 265 (200)", "30.00 ± 26.46 (20.00)", "6.0 ± 3.6 (5.0)",
-        "0.60 ± 0.14 (0.60), n = 2",
+        "0.60 ± 0.14 (0.60), n = 2", "700, n = 1", "500, n = 1",
     ]  # fmt: skip
     # The network's error is against another functional.
     assert cells_of(text, "QM9 test, pbe/def2-svp") == [
-        "QM9 test, pbe/def2-svp", "1 of 3", "1.000", "12.0", "12.0", "", "10.00", "2.0", "",
+        "QM9 test, pbe/def2-svp", "1 of 3", "1.000", "12.0", "12.0", "", "10.00", "2.0", "", "", "",
     ]  # fmt: skip
     assert "Not run: 1\n\n- qm9: d: ValueError: no\n" in text
     assert "Not converged, although minao converged: 1\n\n- pbe: e\n" in text

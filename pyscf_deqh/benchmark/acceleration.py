@@ -100,8 +100,8 @@ def summarize(rows: Sequence[dict], init: str, model: str) -> dict:
         },
         "guess_share": distribution(guess),
         **{
-            f"{name}_{run}": distribution(entry(r)[name] for r in good)
-            for name in ("cycles", "full_builds")
+            f"{name}_{run}": distribution(entry(r).get(name) for r in good)
+            for name in ("cycles", "full_builds", "peak_memory")
             for run, entry in (("deqh", _deqh), ("baseline", lambda r: r["baselines"][init]))
         },
         "hamiltonian_mae": distribution(r["hamiltonian_mae"] for r in good),

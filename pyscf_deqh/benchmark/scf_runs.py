@@ -20,6 +20,7 @@ from ..process import trim_memory
 from ..pyscf_api import bytes_of_integrals, full_builds, integrals_fit
 from ..starts import Start
 from ..starts.atoms import AtomsStart
+from .memory import forget_peak, peak_memory
 
 CLASSICAL = ("1e", "minao", "atom", "huckel", "sap", "vsap")
 CHEAP_SCF = "cheap-scf"
@@ -128,6 +129,7 @@ class SCFRun:
         focks: Fock matrix of each cycle, without extrapolation.
         hamiltonian: converged Fock matrix.
         in_memory: whether the SCF held two-electron integrals.
+        peak_memory: most that the process held meanwhile, MB; None where it is not known.
     """
 
     init: str
@@ -145,6 +147,7 @@ class SCFRun:
     hamiltonian: np.ndarray
     own_seconds: float | None = None
     in_memory: bool = False
+    peak_memory: float | None = None
 
     @property
     def seconds(self) -> float:
@@ -153,12 +156,18 @@ class SCFRun:
     def to_row(self) -> dict:
         names = ("converged", "energy", "cycles", "full_builds", "guess_fitted_builds",
                  "corrected", "guess_seconds", "scf_seconds", "own_seconds",
-                 "gradient", "times", "in_memory")  # fmt: skip
+                 "gradient", "times", "in_memory", "peak_memory")  # fmt: skip
         return {name: getattr(self, name) for name in names}
 
 
-def run_scf(mf: scf.hf.SCF, init: str, dm: np.ndarray, guess_seconds: float, fitted: int) -> SCFRun:
-    """An SCF from ``dm``, for which fitted Fock matrices were built; recorded."""
+def run_scf(
+    mf: scf.hf.SCF, init: str, dm: np.ndarray, guess_seconds: float, fitted: int, counted: bool
+) -> SCFRun:
+    """An SCF from ``dm``, for which fitted Fock matrices were built; recorded.
+
+    Args:
+        counted: the process's peak memory is that since the beginning of the guess.
+    """
     gradient: list[float] = []
     times: list[float] = []
     focks: list[np.ndarray] = []
@@ -187,6 +196,7 @@ def run_scf(mf: scf.hf.SCF, init: str, dm: np.ndarray, guess_seconds: float, fit
         focks=focks,
         hamiltonian=np.asarray(mf.get_fock()),
         in_memory=bytes_of_integrals(mf) > 0,
+        peak_memory=peak_memory() if counted else None,
     )
 
 
@@ -200,6 +210,7 @@ def run_classical(mol: gto.Mole, method: Method, init: str) -> SCFRun:
         options = method.options(AtomsStart(), max_cycles=_ENOUGH_CYCLES)
         return run_guess(mol, method, init, options)[0]
     trim_memory()
+    counted = forget_peak()
     if integrals_fit(mol, _PLAIN_PROCESS, mol.max_memory):
         mol = mol.copy(deep=False)
         mol.incore_anyway = True  # as without PyTorch in the process
@@ -209,7 +220,7 @@ def run_classical(mol: gto.Mole, method: Method, init: str) -> SCFRun:
         dm, fitted = _cheap_scf(mol, method)
     else:
         dm = mf.get_init_guess(mol, init)
-    return run_scf(mf, init, dm, time.perf_counter() - started, fitted)
+    return run_scf(mf, init, dm, time.perf_counter() - started, fitted, counted)
 
 
 def _cheap_scf(mol: gto.Mole, method: Method) -> tuple[np.ndarray, int]:
@@ -229,12 +240,13 @@ def run_guess(mol: gto.Mole, method: Method, init: str, options: Options) -> tup
     memory.
     """
     trim_memory()
+    counted = forget_peak()
     mf = method.scf(mol)
     mf._deqh_guessed = True  # what PySCF says where it makes the guess
     started = time.perf_counter()
     guess = make_guess(mf, mol, options, mf.get_ovlp())
     seconds = time.perf_counter() - started
-    run = run_scf(mf, init, guess.density_matrix, seconds, guess.report.fitted_builds)
+    run = run_scf(mf, init, guess.density_matrix, seconds, guess.report.fitted_builds, counted)
     corrected = sum(cycle.seconds for cycle in mf.deqh_cycles)
     own = guess.report.seconds.total - guess.report.seconds.integrals + corrected
     return replace(run, own_seconds=own), guess

@@ -21,6 +21,8 @@ _COLUMNS = (
     ("of the guess", "refined_mae", 1e6, 2),
     ("fitted cycles", "guess_cycles", 1.0, 1),
     ("own share of a build", "own_share", 1.0, 2),
+    ("most memory / MB", "peak_memory_deqh", 1.0, 0),
+    ("of minao", "peak_memory_baseline", 1.0, 0),
 )
 
 _EXPLANATION = (
@@ -30,7 +32,8 @@ _EXPLANATION = (
     "matrix, of the network's prediction and of the guess after its cycles; fitted cycles: "
     "density-fitted and corrected ones, in the guess and in the SCF. Own share: seconds of the "
     "guess and of all corrected cycles, without PySCF's own integrals, over those of one full Fock "
-    "build; of the molecules for which it was kept."
+    "build; of the molecules for which it was kept. Most memory: that the process held, PyTorch "
+    "included in both."
 )
 
 
