@@ -241,6 +241,11 @@ def test_molecules_of_the_same_name_are_all_run(molecules, tmp_path, monkeypatch
     assert run("dynamics", molecules, tmp_path / "a.json") == 2  # of other molecules
 
 
+def test_the_set_of_trajectories():
+    names = {g.info["name"]: len(g.numbers) for g in steps._geometries("dynamics")}
+    assert names == {"water hexamer": 18, "aspirin": 21, "alanine dipeptide": 22}
+
+
 def test_the_example_of_an_optimization():
     pytest.importorskip("geometric")
     script = Path(__file__).parents[1] / "examples" / "optimize.py"

@@ -32,22 +32,26 @@ from .acceleration import WATER, warm_up
 from .report import new_figure
 from .resume import read_rows, run_resumable, write_rows
 from .scf_runs import Method
-from .sets import BUNDLED, distinct_names, in_random_order
+from .sets import BUNDLED, FOLDER, distinct_names, in_random_order
 from .steps_report import SIDES, plot, table
 from .trajectories import RUNS
 
 _BERNY = ("baker", "birkholz")
+# A ring of six water molecules, aspirin, alanine dipeptide.
+_DYNAMICS = "dynamics"
 # Whether the guess serves every point.
 _GUESS = dict(zip(SIDES, (False, True), strict=True))
 
 
 def _geometries(molecules: str) -> list[Geometry]:
-    """Those of a file, a folder, or a benchmark of optimizers by its name, these smallest first.
+    """Those of a file, a folder, or a set by its name; benchmarks of optimizers smallest first.
 
     Raises:
         ConfigError: pyberny is not installed.
         DatasetError: no such file.
     """
+    if molecules == _DYNAMICS:
+        return read_geometries(FOLDER / "dynamics_test.xyz")
     if molecules not in _BERNY:
         return in_random_order(read_geometries(molecules))
     try:
@@ -87,7 +91,8 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("kind", choices=RUNS)
     parser.add_argument("--molecules", default=str(BUNDLED),
-                        help="xyz/extxyz file, folder of them, baker or birkholz")  # fmt: skip
+                        help="xyz/extxyz file, folder of them, baker, birkholz, or dynamics: "
+                        "six water molecules, aspirin, alanine dipeptide")  # fmt: skip
     parser.add_argument("--n", type=int, help="so many of them: of a file in random order, of a "
                         "benchmark the smallest")  # fmt: skip
     parser.add_argument("--steps", type=int, default=100, help="limit of an optimization, or "
