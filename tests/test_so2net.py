@@ -44,6 +44,27 @@ def test_rotation_with_a_reference(template, rotation, determinant):
     assert np.abs(h - graph.reference).max() > 1e-4
 
 
+def test_a_damped_state(template):
+    """f of the reference stays, and f of other states comes as near to it as they are damped."""
+    model = small_model(template, "sad", start="reference")
+    graph = collate(
+        [build_graph(make_mol(), "sad")], template, model.backbone.cutoff, torch.float64
+    )
+    other = graph.reference + 1e-3 * torch.randn(graph.reference.shape, dtype=torch.float64)
+    other = (other + other.mT) / 2
+
+    def differences():
+        with torch.no_grad():
+            start, moved = (model.applied_once(graph, h) for h in (graph.reference, other))
+        return start, (moved - start).norm().item()
+
+    start, before = differences()
+    model.backbone.damp_state(0.01)
+    same, after = differences()
+    torch.testing.assert_close(same, start, atol=1e-10, rtol=0)
+    assert after == pytest.approx(0.01 * before, rel=0.2)
+
+
 def test_batches_with_a_reference_do_not_mix_molecules(template):
     model = small_model(template, "sad", start="reference")
     graphs = [build_graph(make_mol(atoms), "sad") for atoms in (WATER, FORMAMIDE)]

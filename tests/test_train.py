@@ -29,7 +29,14 @@ from pyscf_deqh.train.cuda_graphs import CapturedGradients
 from pyscf_deqh.train.evaluate import evaluate
 from pyscf_deqh.train.loss import hamiltonian_loss
 from pyscf_deqh.train.module import HamiltonianData, HamiltonianModule, SizeBatches, build_model
-from pyscf_deqh.train.run import export, moving_average, read_config, train, write_config
+from pyscf_deqh.train.run import (
+    _start_from,
+    export,
+    moving_average,
+    read_config,
+    train,
+    write_config,
+)
 
 pytestmark = pytest.mark.usefixtures("quick_workers")
 
@@ -227,6 +234,29 @@ def test_a_new_run_can_start_from_other_weights(config, tmp_path):
     first = last(config)
     for name, value in last(other, "current_model_state").items():
         torch.testing.assert_close(value, first[name])
+
+
+@pytest.mark.parametrize("kind", ["checkpoint", "model"])
+def test_what_f_applied_once_has_not_learned_is_damped(config, tmp_path, kind):
+    config.so2net = replace(config.so2net, reference="sad")
+    config.solver = replace(config.solver, forward_max_iterations=1, gradient="random-depth")
+    train(config)
+    export(config.run.folder, tmp_path / "model")
+    source = tmp_path / "model"
+    if kind == "checkpoint":
+        source = config.run.folder / "checkpoints" / "last.ckpt"
+    found = {}
+    for n in (1, 2):
+        module = HamiltonianModule(build_model(config), config)
+        module.config = replace(config, solver=replace(config.solver, forward_max_iterations=n))
+        _start_from(module, source)
+        found[n] = module.model.backbone.state_dict()
+    changed = {name for name, value in found[1].items() if not torch.equal(value, found[2][name])}
+    assert {name.partition(".")[0] for name in changed} == {
+        "state_atoms", "state_pairs", "state_charges", "state_shift"
+    }  # fmt: skip
+    for name in changed - {"state_shift"}:
+        torch.testing.assert_close(found[2][name], 0.02 * found[1][name])
 
 
 def test_a_new_run_can_start_from_an_exported_model(config, tmp_path):

@@ -128,6 +128,14 @@ class Backbone(nn.Module, abc.ABC):
         """Set shifts and scales of inputs and outputs from labelled batches, before a training;
         nothing where a network has none."""
 
+    def damp_state(self, factor: float) -> None:
+        """Scale what f reads of the state beside its start, and leave f of the start as it is.
+
+        For weights of a training that has applied f once: those that read the state learned
+        nothing there, and a second application would begin with noise. Nothing where a network
+        does not read the two apart.
+        """
+
 
 class Predictor(Backbone):
     """A backbone to which H is no input, and which injects nothing but the graph: H = f(Z, R)."""

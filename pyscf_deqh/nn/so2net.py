@@ -390,6 +390,15 @@ class SO2Net(Backbone):
         return excerpt.coupling.uncouple(components * scale)
 
     @torch.no_grad()
+    def damp_state(self, factor: float) -> None:
+        if self.config.reference == "none":
+            return  # the start is no zero that all else could be told apart from
+        weights = [*self.state_atoms.weights, *self.state_pairs.weights]
+        for weight in (*weights, self.state_charges.linear.weight):
+            weight *= factor
+        self.state_shift /= factor  # what the reference's state gives is of this alone
+
+    @torch.no_grad()
     def standardize(self, batches: Iterable[GraphBatch]) -> None:
         """Set input shifts and scales and initial output scales from labelled batches."""
         n_elements = len(self.template.numbers)

@@ -32,13 +32,15 @@ from ..files import cannot_write, differences, is_full, write_text, writing
 from ..graph.basis import template_of
 from ..graph.layout import OrbitalTemplate
 from ..nn.backbones import name_of, registered
-from ..nn.deqh import BackboneConfig
+from ..nn.deqh import BackboneConfig, SolverSettings
 from .checkpoints import UNREADABLE, WholeCheckpoints
 from .config import RunConfig, TrainConfig
 from .module import HamiltonianData, HamiltonianModule, build_model
 
 # Molecules that the scales of inputs and outputs are measured on: of the rare elements too.
 _STANDARDIZATION_MOLECULES = 1000
+# What is left of untrained weights that read the state, where f is applied more than once.
+_DAMPED = 0.02
 
 
 class _Split(NamedTuple):
@@ -192,7 +194,11 @@ def _initialize(module: HamiltonianModule, checkpoint: Path) -> dict[str, Any]:
 
 def _start_from(module: HamiltonianModule, source: Path) -> _Split | None:
     """Take the weights of a checkpoint, or of a bundled or exported model; how its data were
-    split, where that is known."""
+    split, where that is known.
+
+    Where they have seen f applied once and it is applied more often now, what reads its state is
+    damped.
+    """
     if source.suffix == ".ckpt":
         file = _config_file(source)
         if not file.is_file():
@@ -202,11 +208,19 @@ def _start_from(module: HamiltonianModule, source: Path) -> _Split | None:
         template = template_of(run.data.basis, tuple(run.data.elements))
         _check_network(module, source, run.data.basis, template, run.model)
         rows = _initialize(module, source).get("rows", {})
+        _damp_state(module, run.solver)
         return _Split(run.data.split_rule, run.data.split_sizes, rows)
     model, spec = load_model(source)
     _check_network(module, source, spec.basis, spec.template, spec.backbone)
     module.model.backbone.load_state_dict(model.backbone.state_dict())
+    _damp_state(module, spec.solver)
     return _Split(spec.split_rule, spec.split_sizes, spec.split_rows)
+
+
+def _damp_state(module: HamiltonianModule, source: SolverSettings) -> None:
+    ours = module.config.solver
+    if source.forward_max_iterations == 1 < ours.forward_max_iterations:
+        module.model.backbone.damp_state(_DAMPED)
 
 
 def _config_file(checkpoint: Path) -> Path:
