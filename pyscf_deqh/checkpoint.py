@@ -48,6 +48,19 @@ class ModelSpec:
         return self.backbone.reference
 
 
+def rows_by_name(found: Mapping[str, Any]) -> dict[str, list[int]]:
+    """Numbers of rows of the files of each name, as a checkpoint or a model has them; one number
+    each in those of before.
+
+    Raises:
+        TypeError, ValueError, AttributeError: it is something else.
+    """
+    return {
+        str(name): [int(n)] if isinstance(n, int) else [int(i) for i in n]
+        for name, n in found.items()
+    }
+
+
 def models_folder() -> Path:
     """Where the bundled models lie: beside the package in a checkout, inside it in a wheel."""
     inside = Path(__file__).parent / "models"
@@ -204,7 +217,7 @@ def load_model(name: str | Path = DEFAULT_MODEL, device: str = "cpu") -> tuple[D
             solver=SolverSettings(**config["solver"]),
             split_rule=config.get("split", {}).get("rule"),
             split_sizes=tuple(config.get("split", {}).get("sizes", ())),
-            split_rows=dict(config.get("split", {}).get("rows", {})),
+            split_rows=rows_by_name(config.get("split", {}).get("rows", {})),
             other_bases=tuple(config.get("other_bases", ())),
         )
         with single_precision:

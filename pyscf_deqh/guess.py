@@ -172,7 +172,7 @@ def make_guess(mf: hf.SCF, mol: Mole, options: Options, overlap: np.ndarray | No
         if solution.failure and fitted:
             fitted.forget()  # the SCF starts elsewhere
         clock.lap("cycles")
-        with pyscf_threads():
+        with pyscf_threads:
             if solution.failure:
                 density = mf.get_init_guess(mol, key="minao")
             else:
@@ -257,7 +257,7 @@ def _started(start: Start, own: Problem) -> StartingPoint | str:
         NotEnoughMemoryError, NumericalError: of all other starts.
     """
     try:
-        with own_errors(), pyscf_threads():
+        with own_errors(), pyscf_threads:
             return start(own)
     except (NotEnoughMemoryError, NumericalError) as error:
         if not isinstance(start, PreviousStart):

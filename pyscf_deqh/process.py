@@ -1,9 +1,10 @@
 """What a guess or a worker changes in the whole process: threads of the libraries, PyTorch's type.
 
 Guesses may run side by side in several threads of a process. What one of them needs for a while is
-changed by the first that comes and put back by the last that leaves. Interrupts wait for changes,
-and for the import of PyTorch, which leave nothing sound behind if they are cut off. Threads of
-OpenMP end before the process is forked. Many short calls of PySCF are made in threads of Python's.
+changed by the first that comes and put back by the last that leaves; threads of PyTorch, which each
+thread of Python's has a number of, in each by itself. Interrupts wait for changes, and for the
+import of PyTorch, which leave nothing sound behind if they are cut off. Threads of OpenMP end
+before the process is forked. Many short calls of PySCF are made in threads of Python's.
 """
 
 from __future__ import annotations
@@ -16,9 +17,9 @@ import signal
 import sys
 import threading
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from types import SimpleNamespace
 from typing import Any, TypeVar
 
@@ -106,6 +107,34 @@ class SharedSetting:
                 self._now.put_back()
 
 
+class Together:
+    """Several settings as one context."""
+
+    def __init__(self, *settings: SharedSetting):
+        self._settings = settings
+
+    def __enter__(self) -> None:
+        entered: list[SharedSetting] = []
+        try:
+            with interrupts_wait():
+                for setting in self._settings:
+                    setting.__enter__()
+                    entered.append(setting)
+        except BaseException:
+            _leave(entered)
+            raise
+
+    def __exit__(self, *exc_info: object) -> None:
+        with interrupts_wait():
+            _leave(self._settings)
+
+
+def _leave(settings: Sequence[SharedSetting]) -> None:
+    with ExitStack() as stack:
+        for setting in settings:
+            stack.push(setting)
+
+
 @functools.lru_cache(maxsize=1)
 def _blas_with_own_threads() -> ThreadpoolController:
     # Libraries that thread by OpenMP (MKL, some builds of OpenBLAS and BLIS) share their threads
@@ -131,7 +160,8 @@ def _limit_torch() -> Callable[[], None]:
         limit = lib.num_threads()
         # PyTorch's first call in a thread sets its number, where both have the same OpenMP PySCF's.
         torch.get_num_threads()
-        lib.num_threads(limit)
+        if lib.num_threads() != limit:
+            lib.num_threads(limit)
         before = torch.get_num_threads()
         if before > limit:
             torch.set_num_threads(limit)
@@ -147,25 +177,16 @@ def _single_precision() -> Callable[[], None]:
     return lambda: torch.set_default_dtype(before)
 
 
-_blas_of_one_thread = SharedSetting(_limit_blas)
-_torch_as_pyscf = SharedSetting(_limit_torch, of_thread=True)
+pyscf_threads = Together(SharedSetting(_limit_blas), SharedSetting(_limit_torch, of_thread=True))
+"""Limits PyTorch to PySCF's number of threads (``lib.num_threads``), which its own OpenMP does not
+know of, and NumPy's and SciPy's BLAS to one: after each of the small products of a guess its
+threads would go on spinning beside PySCF's and PyTorch's, which made a density-fitted cycle two to
+three times slower. What is computed in it has PyTorch loaded before. PyTorch has a number of
+threads for each of Python's, which a new one takes from the last that was set: one that first uses
+PyTorch meanwhile keeps the limit."""
 
 single_precision = SharedSetting(_single_precision)
 """PyTorch's default type that networks are built with, whatever the process has set for others."""
-
-
-@contextmanager
-def pyscf_threads() -> Iterator[None]:
-    """Limit PyTorch to PySCF's number of threads, and NumPy's and SciPy's BLAS to one.
-
-    PyTorch's own OpenMP does not know of ``lib.num_threads``. BLAS's threads would go on spinning
-    beside PySCF's and PyTorch's after each of the small products of a guess, which made a
-    density-fitted cycle two to three times slower. What is computed in it has PyTorch loaded
-    before. PyTorch has a number of threads for each of Python's, which a new one takes from the
-    last that was set: one that first uses PyTorch meanwhile keeps the limit.
-    """
-    with _blas_of_one_thread, _torch_as_pyscf:
-        yield
 
 
 def _end_openmp_threads() -> None:

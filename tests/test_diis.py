@@ -198,7 +198,7 @@ def test_singlets_of_broken_symmetry_stay_what_they_are(case):
         mf.init_guess, mf.init_guess_breaksym = key, break_by
         # In threads sums have no fixed order, and PySCF's own O2 falls back to a closed shell at
         # times.
-        with pyscf_threads(), lib.with_omp_threads(1):
+        with pyscf_threads, lib.with_omp_threads(1):
             ends.append(run(mf))
     (plain, n_plain), (guess, n_guess) = ends
     if version.parse(pyscf.__version__) >= version.parse("2.14"):  # others break it otherwise

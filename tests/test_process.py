@@ -16,6 +16,7 @@ from pyscf_deqh import predict as predict_module
 from pyscf_deqh.guess import Options, make_guess
 from pyscf_deqh.process import (
     SharedSetting,
+    Together,
     interrupts_wait,
     pyscf_threads,
     side_by_side,
@@ -68,7 +69,8 @@ def interruptible():
 
 @pytest.mark.usefixtures("interruptible")
 @pytest.mark.parametrize("moment", ["change", "put back", "body"])
-def test_interrupts_wait_for_changes(moment):
+@pytest.mark.parametrize("kind", ["alone", "first", "last"])
+def test_interrupts_wait_for_changes(moment, kind):
     """Ctrl-C in the midst of a change is raised after it, and nothing stays changed."""
     value, seen = ["before"], []
 
@@ -85,7 +87,10 @@ def test_interrupts_wait_for_changes(moment):
         interrupt("put back")
         value[0] = "before"
 
-    setting, handler = SharedSetting(change), signal.getsignal(signal.SIGINT)
+    setting, other = SharedSetting(change), SharedSetting(lambda: others.clear)
+    handler, others = signal.getsignal(signal.SIGINT), []
+    if kind != "alone":
+        setting = Together(*((setting, other) if kind == "first" else (other, setting)))
     for _ in range(2):
         with pytest.raises(KeyboardInterrupt), setting:  # noqa: PT012
             seen.append(value[0])
@@ -93,6 +98,7 @@ def test_interrupts_wait_for_changes(moment):
             seen.append("not interrupted")
         assert value == ["before"]
         assert signal.getsignal(signal.SIGINT) == handler
+        assert getattr(other._now, "inside", 0) == 0
     assert seen == {"change": [], "put back": ["changed", "not interrupted"] * 2,
                     "body": ["changed"] * 2}[moment]  # fmt: skip
 
@@ -129,7 +135,7 @@ def test_blas_with_threads_of_its_own_gets_one():
 def _check_blas():
     before = threadpool_info()
     own = {p["filepath"] for p in before if p.get("threading_layer") == "pthreads"}
-    with pyscf_threads():
+    with pyscf_threads:
         for pool in threadpool_info():
             (unchanged,) = (p for p in before if p["filepath"] == pool["filepath"])
             expected = 1 if pool["filepath"] in own else unchanged["num_threads"]
@@ -145,7 +151,7 @@ def test_pytorch_gets_no_more_threads_than_pyscf():
             torch.set_num_threads(threads)
             with lib.with_omp_threads(limit):
                 before = torch.get_num_threads()
-                with pyscf_threads():
+                with pyscf_threads:
                     assert torch.get_num_threads() == min(before, limit)
                 assert (torch.get_num_threads(), lib.num_threads()) == (before, limit)
     finally:
@@ -155,49 +161,48 @@ def test_pytorch_gets_no_more_threads_than_pyscf():
 def test_pytorchs_threads_are_each_threads_own():
     """Whoever leaves last, a thread's number comes back in that thread."""
     at_first = torch.get_num_threads()
-    wrong: list[str] = []
     torch.set_num_threads(2)
     with lib.with_omp_threads(1):
         same = torch.get_num_threads() == 1  # OpenMP of both: where PyTorch was imported first
 
-    def check(name, inside):
+    def check(inside):
         """Go through a context, and do something in it."""
         torch.set_num_threads(2)
         with lib.with_omp_threads(1):
-            with pyscf_threads():
-                wrong.extend([f"{name}, inside"] * (torch.get_num_threads() != 1))
+            with pyscf_threads:
+                assert torch.get_num_threads() == 1
                 inside()
-                wrong.extend([f"{name}, inside"] * (torch.get_num_threads() != 1))
-            wrong.extend([f"{name}, PySCF's after"] * (lib.num_threads() != 1))
-            after = 1 if same else 2
-            wrong.extend([f"{name}, after"] * (torch.get_num_threads() != after))
+                assert torch.get_num_threads() == 1
+            assert lib.num_threads() == 1
+            assert torch.get_num_threads() == (1 if same else 2)
 
     def beside(leaves_first):
         entered, leave = threading.Event(), threading.Event()
 
         def wait():
             entered.set()
-            leave.wait(10)
+            assert leave.wait(10)
 
-        other = threading.Thread(target=check, args=("other", wait))
+        with ThreadPool(1) as pool:
 
-        def inside():
-            other.start()
-            assert entered.wait(10)
-            if leaves_first:
-                leave.set()
-                other.join()
+            def inside():
+                other = pool.apply_async(check, (wait,))
+                assert entered.wait(10)
+                running.append(other)
+                if leaves_first:
+                    leave.set()
+                    other.get()
 
-        check("main", inside)
-        leave.set()
-        other.join()
+            running: list = []
+            check(inside)
+            leave.set()
+            running[0].get()
 
     try:
         beside(leaves_first=True)
         beside(leaves_first=False)
     finally:
         torch.set_num_threads(at_first)
-    assert not wrong
 
 
 def test_nothing_stays_changed():

@@ -18,7 +18,7 @@ from pyscf import scf
 
 from pyscf_deqh import deqh_guess
 from pyscf_deqh.benchmark.speed.samples import batch_of, geometries_of, labelled_graphs, untrained
-from pyscf_deqh.checkpoint import load_model
+from pyscf_deqh.checkpoint import load_model, rows_by_name
 from pyscf_deqh.data.formats import open_for_writing
 from pyscf_deqh.errors import CheckpointError, ConfigError, DatasetError, NumericalError
 from pyscf_deqh.nn.backbones import _REGISTERED
@@ -511,6 +511,7 @@ def test_a_resumed_run_keeps_its_split(config, tmp_path):
         train(config, resume=True)
     with pytest.raises(DatasetError, match="test rows in training"):
         evaluate(tmp_path / "model", [database], "test", config.data.cache)
+    assert rows_by_name({"a.db": 5, "b.db": [6, 7]}) == {"a.db": [5], "b.db": [6, 7]}
     new = replace(config, run=replace(config.run, folder=tmp_path / "new", max_steps=1))
     with pytest.warns(UserWarning, match=r"training on own\.db, .* at the training it had"):
         train(new, init=tmp_path / "model")

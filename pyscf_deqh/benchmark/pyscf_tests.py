@@ -25,7 +25,7 @@ import pyscf
 from tqdm import tqdm
 
 from ..data.make.download import fetch, unpacked
-from ..errors import ConfigError
+from ..errors import ConfigError, DatasetError
 from .report import markdown_table
 from .resume import read_rows, run_resumable, write_rows
 
@@ -134,7 +134,10 @@ def _release(folder: Path) -> Path:
         return release
     archive = folder / f"{release.name}.tar.gz"
     if not archive.exists():
-        fetch(f"{_RELEASES}/v{pyscf.__version__}.tar.gz", archive)
+        try:
+            fetch(f"{_RELEASES}/v{pyscf.__version__}.tar.gz", archive)
+        except DatasetError as error:
+            raise DatasetError(f"{error}; or give a copy by --source") from error
     with unpacked(archive, release) as content:
         os.replace(content / release.name, release)
     return release

@@ -287,7 +287,7 @@ def _make_in_worker(store: GraphStore, rows: list[tuple[str, int]]) -> list[_Mad
     return made
 
 
-@functools.lru_cache(maxsize=4)
+@functools.lru_cache(maxsize=1)  # rows come file after file
 def _kept_open(path: str) -> LabelFile:
     # Opening a compressed file of MD17's format reads all of it.
     return open_labels(path)

@@ -22,9 +22,11 @@ def draw_curves(
         published: the paper's MAE of H, in the unit of tables.
     """
     factor, unit = UNITS["mae"]
+    variants = list(dict.fromkeys(v for trained in results.values() for v in trained))
     axes = figure.subplots(2, max(len(results), 1), squeeze=False, sharey="col")
     for column, (data, trained) in zip(axes.T, results.items(), strict=False):
-        for v, (variant, ours) in enumerate(trained.items()):
+        for variant, ours in trained.items():
+            color = f"C{variants.index(variant)}"
             for run in ours["runs"].values():
                 curve = run.get("curve")  # earlier versions kept none
                 if not curve or not curve["step"]:
@@ -32,12 +34,13 @@ def draw_curves(
                 minutes = run["seconds"] / 60 / run["steps"]
                 values = [factor * value for value in curve["mae"]]
                 for ax, scale in zip(column, (1, minutes), strict=True):
-                    ax.plot([scale * step for step in curve["step"]], values, f"C{v}-", marker=".",
-                            linewidth=1, markersize=2, label=VARIANTS[variant].label)  # fmt: skip
+                    ax.plot([scale * step for step in curve["step"]], values, color=color,
+                            marker=".", linewidth=1, markersize=2,
+                            label=VARIANTS[variant].label)  # fmt: skip
             theirs = (published or {}).get(data, {}).get(variant)
             if theirs:
                 for ax in column:
-                    ax.axhline(theirs, color=f"C{v}", linestyle="--", linewidth=0.8)
+                    ax.axhline(theirs, color=color, linestyle="--", linewidth=0.8)
         column[0].set_title(data, fontsize="small")
         for ax, name in zip(column, ("steps", "minutes"), strict=True):
             ax.set_xlabel(name)

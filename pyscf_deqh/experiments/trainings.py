@@ -215,6 +215,8 @@ class Training:
             del settings["optimizer"]["method"]
         if options.init:
             settings["init"] = weights_hash(options.init)
+            if settings["solver"]["forward_max_iterations"] > 1:
+                settings["init_state"] = "damped"
         settings["data"]["databases"] = self.dataset.rows
         return settings | {"max_test": options.size.max_test}
 
@@ -270,7 +272,7 @@ def learning_curve(run: Path) -> dict[str, list[float]]:
     for path in sorted(logs, key=lambda log: int(log.parent.name.rpartition("_")[2])):
         with path.open(newline="") as log:
             for row in csv.DictReader(log):
-                if row.get("valid/mae"):
+                if all(row.get(f"valid/{name}") for name in _CURVES):  # it may be cut off
                     found[int(row["step"]) + 1] = [float(row[f"valid/{name}"]) for name in _CURVES]
     steps = sorted(found)
     curve = {name: [found[step][i] for step in steps] for i, name in enumerate(_CURVES)}

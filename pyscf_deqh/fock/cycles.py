@@ -121,7 +121,7 @@ def _density_fitted_cycles(
         fock = fitted(problem.core_hamiltonian, orbitals, problem.functional)[0]
         return fock if defect is None else fock + defect
 
-    with pyscf_threads():
+    with pyscf_threads:
         hamiltonian = solution.hamiltonian
         if solution.problem is not problem:
             orbitals = problem.shells.of_spins(occupied_orbitals(solution, problem))

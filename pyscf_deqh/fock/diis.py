@@ -245,7 +245,7 @@ class _Corrected:
             with own_errors():
                 if before is None:
                     self._begin(s, f, mf)
-                with pyscf_threads():
+                with pyscf_threads:
                     if self._method is not None and (np.iscomplexobj(d) or np.iscomplexobj(f)):
                         self._stop("the matrices are complex")
                     if self._method is not None:
@@ -282,7 +282,7 @@ class _Corrected:
         reason = _chosen(mf) or _unsuitable(mf) or (too_cheap(mf, again=True) if frugal else None)
         if reason is None:
             import_torch()
-            with pyscf_threads():
+            with pyscf_threads:
                 self._method = Corrector(mf, s, self.Corth, fitted)
         else:
             self._stop(reason)

@@ -341,7 +341,7 @@ def _searched(
         fitted = before.like(problem.mol, before.device, torch.float64)
     search, found = StateSearch(problem, fitted), None
     try:
-        with own_errors(), pyscf_threads():
+        with own_errors(), pyscf_threads:
             found = look(search)
     except DEQHError as error:
         note = f"no other state was looked for: {error}"

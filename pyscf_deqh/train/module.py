@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler, Subset
 
+from ..checkpoint import rows_by_name
 from ..data.dataset import GraphStore, HamiltonianDataset
 from ..data.splits import check_rows
 from ..errors import ConfigError, NumericalError, own_errors
@@ -246,7 +247,8 @@ class HamiltonianModule(L.LightningModule):
         return rows
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        check_rows(self.config.data.split_rule, checkpoint.get("rows", {}), self._rows)
+        before = rows_by_name(checkpoint.get("rows", {}))
+        check_rows(self.config.data.split_rule, before, self._rows)
         self._seconds_before = checkpoint.get("seconds", 0.0)
         self._started = time.monotonic()  # what came before was preparation
 

@@ -25,7 +25,7 @@ from lightning.pytorch.strategies import DDPStrategy
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import Tensor
 
-from ..checkpoint import ModelSpec, load_model, save_model
+from ..checkpoint import ModelSpec, load_model, rows_by_name, save_model
 from ..data.splits import check_rows
 from ..errors import CheckpointError, ConfigError, DatasetError, OutputError
 from ..files import cannot_write, differences, is_full, write_text, writing
@@ -207,8 +207,9 @@ def _start_from(module: HamiltonianModule, source: Path) -> _Split | None:
         run = read_config(file)
         template = template_of(run.data.basis, tuple(run.data.elements))
         _check_network(module, source, run.data.basis, template, run.model)
-        rows = _initialize(module, source).get("rows", {})
-        _damp_state(module, run.solver)
+        rows = rows_by_name(_initialize(module, source).get("rows", {}))
+        if run.steps.target == "none":  # or f has seen other states
+            _damp_state(module, run.solver)
         return _Split(run.data.split_rule, run.data.split_sizes, rows)
     model, spec = load_model(source)
     _check_network(module, source, spec.basis, spec.template, spec.backbone)
@@ -218,8 +219,8 @@ def _start_from(module: HamiltonianModule, source: Path) -> _Split | None:
 
 
 def _damp_state(module: HamiltonianModule, source: SolverSettings) -> None:
-    ours = module.config.solver
-    if source.forward_max_iterations == 1 < ours.forward_max_iterations:
+    limit = module.config.solver.forward_max_iterations
+    if source.forward_max_iterations == 1 < limit and source.start == "reference":
         module.model.backbone.damp_state(_DAMPED)
 
 
@@ -478,7 +479,7 @@ def export(run: Path, model: Path, half: bool = False) -> None:
         solver=config.solver,
         split_rule=config.data.split_rule,
         split_sizes=tuple(config.data.split_sizes),
-        split_rows=content.get("rows", {}),
+        split_rows=rows_by_name(content.get("rows", {})),
         other_bases=tuple(config.data.other_bases),
     )
     save_model(module.model, spec, model, half)

@@ -98,7 +98,12 @@ class MD17Database(SQLiteLabels):
 
 def _array(path: Path, archive: zipfile.ZipFile, name: str) -> np.ndarray:
     """An array of an ``.npz`` file: mapped where stored as it is, in memory where compressed."""
-    with archive.open(f"{name}.npy") as member:
+    info = archive.getinfo(f"{name}.npy")
+    packed = min(info.compress_size, path.stat().st_size)
+    if info.file_size > most_unpacked(packed):
+        raise ValueError(f"{name} unpacks from {packed} to {info.file_size} bytes: store it "
+                         "without compression if it is sound")  # fmt: skip
+    with archive.open(info) as member:
         version = np.lib.format.read_magic(member)
         read_header = {
             (1, 0): np.lib.format.read_array_header_1_0,
@@ -108,16 +113,13 @@ def _array(path: Path, archive: zipfile.ZipFile, name: str) -> np.ndarray:
         header = member.tell()
     if dtype.hasobject:
         raise ValueError(f"{name} holds Python objects")
-    info = archive.getinfo(f"{name}.npy")
     size = math.prod(shape) * dtype.itemsize
     if header + size != info.file_size:
         raise ValueError(f"{name} has {info.file_size} bytes, its header announces {header + size}")
     if info.compress_type != zipfile.ZIP_STORED:
-        if info.file_size > most_unpacked(info.compress_size):
-            raise ValueError(f"{name} unpacks from {info.compress_size} to {info.file_size} bytes: "
-                             "store it without compression if it is sound")  # fmt: skip
-        with np.load(path, allow_pickle=False) as arrays:
-            return arrays[name]
+        with archive.open(info) as member:
+            array: np.ndarray = np.lib.format.read_array(member, allow_pickle=False)
+        return array
     with open(path, "rb") as handle:
         # A member's local header is 30 bytes, then its name and an extra field (PKWARE 4.3.7).
         handle.seek(info.header_offset + 26)

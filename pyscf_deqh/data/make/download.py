@@ -204,9 +204,11 @@ def unpacked(archive: Path, target: Path) -> Iterator[Path]:
         except (tarfile.TarError, OSError, EOFError) as error:
             if isinstance(error, OSError) and is_full(error):
                 raise OutputError(cannot_write(target, error)) from error
+            record = _record(archive)
+            and_record = f" and {record.name}" if record.exists() else ""
             raise DatasetError(
-                f"cannot unpack {archive}: {error}. Delete it and {_record(archive).name} and run "
-                "the same command again"
+                f"cannot unpack {archive}: {error}. Delete it{and_record} and run the same command "
+                "again"
             ) from error
         yield Path(folder)
 
