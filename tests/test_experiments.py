@@ -46,7 +46,7 @@ def smoke(tmp_path_factory, quick_workers):
         assert main(["all", "--out", str(folder)]) == 0
         for name in ("rivals", "losses"):
             assert main([name, "--datasets", "water", "--out", str(folder)]) == 0
-        for name in ("bases", "solver"):
+        for name in ("bases", "solver", "progress"):
             assert main([name, "--out", str(folder)]) == 0
     return folder
 
@@ -107,6 +107,18 @@ def test_learning_curves_of_resumed_runs(tmp_path):
         "step": [10, 20], "mae": [4, 2], "mae_occupied_energies": [5, 4],
         "cosine_similarity": [0.5, 0.7],
     }  # fmt: skip
+
+
+def test_networks_are_followed_while_they_learn(smoke):
+    """At the step in the midst, and at the end, where it is the network of the table."""
+    found = results(smoke, "progress")
+    assert list(found) == ["3", "6"]
+    assert found["3"]["mae"] != found["6"]["mae"]
+    table = results(smoke, "table2")["in-house"]["deqhnet"]["mae"]["mean"]
+    assert found["6"]["mae"]["mean"] == pytest.approx(table, rel=1e-6)
+    for entry in found.values():
+        (row,) = entry["scf"]["rows"]
+        assert row["deqh"]["corrected"] == row["deqh"]["fitted_gradients"] == []
 
 
 def test_acceleration(smoke):

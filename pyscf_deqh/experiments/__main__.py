@@ -1,6 +1,7 @@
 """``python -m pyscf_deqh.experiments NAME``: repeat a table or figure of the paper, or compare its
 networks with others' (``rivals``), with losses of self-consistency (``losses``), on labels in two
-basis sets (``bases``), and SO2Net with other ways to make f a step of a solver (``solver``).
+basis sets (``bases``), SO2Net with other ways to make f a step of a solver (``solver``), and follow
+a DEQHNet as a start of SCFs while it learns (``progress``).
 
 Results go to NAME.json (all numbers), NAME.md (the paper's beside ours) and NAME.png in the output
 folder. The same command goes on after an interruption.
@@ -20,7 +21,7 @@ from .sizes import SIZES, size_of
 
 # In this order, so that Fig. 4b finds the models that the tables train.
 NAMES = ("table1", "table2", "table3", "fig4a", "fig4b", "fig5", "fig6")
-OTHERS = ("rivals", "losses", "bases", "solver")  # of no table or figure
+OTHERS = ("rivals", "losses", "bases", "solver", "progress")  # of no table or figure
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -52,7 +53,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--models", nargs="+", default=[], metavar="MODEL",
                         help="bundled names or exported folders: for table3 (default: the bundled "
                         "model) and, the first, for fig4b (a DEQHNet)")  # fmt: skip
-    parser.add_argument("--n", type=int, help="number of molecules of table3 and fig4b")
+    parser.add_argument("--n", type=int, help="molecules of table3, fig4b and progress")
     return parser
 
 

@@ -26,7 +26,7 @@ class Options:
         minutes, steps: end of each training, instead of the preset's.
         init: bundled name or exported folder, whose weights all trainings start from.
         models: bundled names or exported folders (Table 3, Fig. 4b).
-        n: number of molecules (Table 3, Fig. 4b), instead of the preset's.
+        n: number of molecules (Table 3, Fig. 4b, progress), instead of the preset's.
     """
 
     size: Size

@@ -45,6 +45,7 @@ class Size:
         counted_geometries, scf_geometries: Fig. 4a, DEQHNet and PySCF.
         curve_molecules: Fig. 4b.
         noise_draws: Fig. 6, for each of its noise levels.
+        keep_every: steps between the networks that are followed.
     """
 
     name: str
@@ -65,6 +66,7 @@ class Size:
     scf_geometries: int
     curve_molecules: int
     noise_draws: int
+    keep_every: int
 
     def recipe(self, dataset: str) -> Recipe:
         """The recipe for a data set by its name, in whatever basis set."""
@@ -95,7 +97,7 @@ _BY_NAME = {
         water=_SMOKE, md17=_SMOKE, qh9=_SMOKE,
         steps=6, minutes=0.0, steps_per_epoch=6, validate_every=1, warmup_steps=2,
         max_validation=2, max_test=3, acceleration_molecules=1,
-        counted_geometries=3, scf_geometries=1, curve_molecules=2, noise_draws=30,
+        counted_geometries=3, scf_geometries=1, curve_molecules=2, noise_draws=30, keep_every=3,
     ),
     # What two CPU cores train in ten minutes. With fewer radial functions, untrained networks of
     # this width overflow for molecules of 17 and more atoms.
@@ -118,7 +120,7 @@ _BY_NAME = {
         qh9=Recipe(4, 1e-3, 0.99, 3),
         steps=0, minutes=10.0, steps_per_epoch=10, validate_every=5, warmup_steps=100,
         max_validation=32, max_test=300, acceleration_molecules=10, counted_geometries=20,
-        scf_geometries=5, curve_molecules=5, noise_draws=200,
+        scf_geometries=5, curve_molecules=5, noise_draws=200, keep_every=500,
     ),
     # Table 4 of the paper. It gives neither the number of steps nor the decay of the average.
     "full": Size(
@@ -129,7 +131,7 @@ _BY_NAME = {
         qh9=Recipe(32, 5e-4, 0.0, 3),
         steps=200_000, minutes=0.0, steps_per_epoch=2000, validate_every=1, warmup_steps=1000,
         max_validation=500, max_test=0, acceleration_molecules=50, counted_geometries=50,
-        scf_geometries=10, curve_molecules=10, noise_draws=1000,
+        scf_geometries=10, curve_molecules=10, noise_draws=1000, keep_every=20_000,
     ),
 }  # fmt: skip
 

@@ -127,11 +127,13 @@ class Training:
     dataset: Dataset
     seed: int
     forward_iterations: int | None = None  # instead of the recipe's
+    followed: bool = False  # whether networks on the way are kept
 
     @property
     def name(self) -> str:
-        limit = f"-{self.forward_iterations}" if self.forward_iterations else ""
-        return f"{self.dataset.name}-{self.variant}{limit}-seed{self.seed}"
+        kind = f"-{self.forward_iterations}" if self.forward_iterations else ""
+        kind += "-followed" if self.followed else ""
+        return f"{self.dataset.name}-{self.variant}{kind}-seed{self.seed}"
 
     def folder(self, options: Options) -> Path:
         return options.out / "trainings" / self.name
