@@ -87,7 +87,8 @@ def save_model(model: DEQH, spec: ModelSpec, folder: str | Path, half: bool = Fa
     """Write weights (with ``half`` in half precision) and configuration, which has their hash.
 
     Raises:
-        OutputError: the folder cannot be written to; a model that was there is there still.
+        OutputError: the folder cannot be written to; a model that was there is there still, unless
+            the disk fails between its two files.
     """
     from safetensors.torch import save
 

@@ -136,14 +136,14 @@ def make_guess(mf: hf.SCF, mol: Mole, options: Options, overlap: np.ndarray | No
             refused, reason = _accelerate(problem, options), _own_start(problem, options)
         if refused is not None:
             notes = (f"no corrected cycles: {refused}",)
-        placed = _place(_starts(problem, options, reason), problem)
+        placed, refusals = _place(_starts(problem, options, reason), problem)
         if placed is None:
-            return _left_alone(problem, reason, notes, clock)
-        start, own, refusals = placed
+            return _left_alone(problem, reason, (*refusals, *notes), clock)
+        start, own = placed
         import_torch()
         clock.lap("start")
         accelerated = is_corrected(mf) and mol is mf.mol and refused is None
-        if accelerated:
+        if accelerated and problem.scf_follows:  # the molecule may change before another one
             problem.engine.make_integrals(mf)
         clock.lap("integrals")
         point = _started(start, own)
@@ -163,6 +163,8 @@ def make_guess(mf: hf.SCF, mol: Mole, options: Options, overlap: np.ndarray | No
             fitted = fitted or point.fitted.like(mol, point.fitted.device, problem.precision)
             fitted.put_into(problem.cavity)
             solution, fitted, states = lowest_state(problem, solution, fitted)
+            if not states and (reason := _own_state(problem)) is not None:
+                solution = replace(solution, failure=reason)
         elif _may_be_another_state(start, settings, solution) and fitted:
             if solution.minimized:
                 notes = (*notes, "DIIS was lost in the density-fitted cycles: direct minimization")
@@ -230,8 +232,8 @@ def _starts(problem: Problem, options: Options, reason: str | None) -> tuple[Sta
 
 def _place(
     starts: Sequence[Start], problem: Problem
-) -> tuple[Start, Problem, tuple[str, ...]] | None:
-    """The first start that serves, the problem in its basis set, and why those before it do not;
+) -> tuple[tuple[Start, Problem] | None, tuple[str, ...]]:
+    """The first start that serves and the problem in its basis set, and why those before it do not;
     None without a start but that of the last point of a scan, if it does not serve.
 
     Raises:
@@ -244,9 +246,9 @@ def _place(
         except UnsupportedMoleculeError as error:
             refusals.append(error)
         else:
-            return start, placed, tuple(f"{start.name}, because {error}" for error in refusals)
+            return (start, placed), tuple(f"{start.name}, because {error}" for error in refusals)
     if all(isinstance(start, PreviousStart) for start in starts):
-        return None
+        return None, tuple(f"minao, because {error}" for error in refusals)
     raise refusals[-1]
 
 
@@ -312,7 +314,12 @@ def _own_start(problem: Problem, options: Options) -> str | None:
     """Why an SCF has to start from PySCF's own density."""
     if not fills_by_aufbau(problem.mf):
         return "the orbitals are not filled by energy"
-    if not options.lowest and breaks_spin_symmetry(problem.mf, problem.mol):
+    return None if options.lowest else _own_state(problem)
+
+
+def _own_state(problem: Problem) -> str | None:
+    """Why PySCF's own density leads to a state that another one may not lead to."""
+    if breaks_spin_symmetry(problem.mf, problem.mol):
         return "PySCF breaks the spin symmetry of its own density"
     return None
 

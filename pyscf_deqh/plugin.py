@@ -236,7 +236,7 @@ _PASSING: dict[str, Any] = {
     "_deqh_guessed": False,  # the SCF that comes next begins with what we have made of it
     "_deqh_defect": None,  # of the last full Fock matrix
     "_deqh_points": (),  # of a scan
-    "_deqh_orbitals": None,  # those of its last point
+    "_deqh_orbitals": None,  # those of its last point, and how they were filled
     "_deqh_previous": (),  # those that the next guess starts from
 }
 
@@ -295,21 +295,19 @@ def _know_points() -> None:
     @functools.wraps(begin, assigned=("__doc__", "__name__", "__qualname__"))
     def __init__(self: Any, mf_obj: Any) -> None:
         begin(self, mf_obj)
-        options: Options | None = mf_obj._deqh
-        if _by_name(mf_obj) and (options is None or options.every_point) and _serves(mf_obj):
+        if _at_every_point(mf_obj):
             self.deqh_scan = mf_obj.deqh_scan = Scan()
             # Now: drivers change the molecule before they call.
             if (point := _found_point(mf_obj)) is not None:
                 self._deqh_points = (point,)
-            if point is not None or (mf_obj.cycles and not mf_obj.converged):
-                self._deqh_orbitals = self.mo_coeff  # and not of a user's own choice
+                self._deqh_orbitals = self.mo_coeff, self.mo_occ
 
     @functools.wraps(original, assigned=("__doc__", "__name__", "__qualname__"))
     def __call__(self: Any, mol_or_geom: Any, **kwargs: Any) -> Any:
-        options: Options = self._deqh or _options(frugal=True)
-        if not (_by_name(self) and options.every_point and _serves(self)):
+        if not _at_every_point(self):
             return original(self, mol_or_geom, **kwargs)
-        ours = self.mo_coeff is self._deqh_orbitals
+        options: Options = getattr(self, "_deqh", None) or _options(frugal=True)
+        ours = _are_ours(self)
         points, self._deqh_points = _points(self), ()
         self._deqh_defect = self._deqh_orbitals = None  # of the last point
         later = self.mo_coeff is not None and "dm0" not in kwargs
@@ -327,7 +325,7 @@ def _know_points() -> None:
         report = None if self.deqh_report is report else self.deqh_report
         if report is not None:
             start = report.start if report.fallback is None else "minao"
-        point, self._deqh_orbitals = Point.of(self), self.mo_coeff  # now, as above
+        point, self._deqh_orbitals = Point.of(self), (self.mo_coeff, self.mo_occ)  # now, as above
         if point is not None:
             earlier = [p for p in points[1 - MAX_POINTS :] if p.is_like(point)]
             self._deqh_points = (*earlier, point)
@@ -337,8 +335,15 @@ def _know_points() -> None:
     hf.SCF_Scanner.__init__, hf.SCF_Scanner.__call__ = __init__, __call__
 
 
-def _by_name(mf: hf.SCF) -> bool:
-    return isinstance(mf.init_guess, str) and mf.init_guess.lower() == KEY
+def _at_every_point(mf: Any) -> bool:
+    """Whether a scanner of an SCF object, of PySCF's classes or of others, asks for guesses."""
+    options: Options | None = getattr(mf, "_deqh", None)
+    return _by_name(mf) and (options is None or options.every_point) and _serves(mf)
+
+
+def _by_name(mf: Any) -> bool:
+    key = getattr(mf, "init_guess", None)
+    return isinstance(key, str) and key.lower() == KEY
 
 
 def _found_point(mf: hf.SCF) -> Point | None:
@@ -351,11 +356,21 @@ def _found_point(mf: hf.SCF) -> Point | None:
         return None
 
 
+def _are_ours(scanner: Any) -> bool:
+    """Whether a scanner's orbitals are those that its last SCF has ended with, filled as then."""
+    coefficients, occupation = scanner._deqh_orbitals or (None, None)
+    if scanner.mo_coeff is not coefficients or scanner.mo_occ is not occupation:
+        return False
+    points: tuple[Point, ...] = scanner._deqh_points
+    # They may be changed in place.
+    return coefficients is None or not points or points[-1].has_orbitals_of(scanner)
+
+
 def _points(scanner: Any) -> tuple[Point, ...]:
     """The last points, the last one in the state that the scanner's orbitals are of: a user may
     have put it into another one since. None of them where orbitals are of elsewhere."""
     points: tuple[Point, ...] = scanner._deqh_points
-    if not points or scanner.mo_coeff is scanner._deqh_orbitals:
+    if not points or _are_ours(scanner):
         return points
     try:
         last = points[-1].with_orbitals_of(scanner)

@@ -162,12 +162,13 @@ def _attempt_in_worker(function: Callable[..., Any], arguments: tuple[Any, ...])
 
 @contextmanager
 def _client(workers: int | None, scheduler: str | None) -> Iterator[Client]:
+    from dask.system import CPU_COUNT  # those that this process may use
     from distributed import Client
 
     with ExitStack() as stack:
         options: dict[str, Any] = {"timeout": _PATIENCE, "set_as_default": False}
         if scheduler is None:
-            options["address"] = stack.enter_context(_this_machine(workers or os.cpu_count() or 1))
+            options["address"] = stack.enter_context(_this_machine(workers or CPU_COUNT))
         elif scheduler.endswith((".yaml", ".yml")):
             options["address"] = stack.enter_context(_queue(Path(scheduler)))
         elif scheduler.endswith(".json"):

@@ -483,8 +483,8 @@ def install(monkeypatch, version="1.9.0"):
     _module("gpu4pyscf.scf.ghf", GHF=GHF)
     for cls, name in ((SCF, "hf"), (RHF, "hf"), (UHF, "uhf"), (ROHF, "rohf"), (GHF, "ghf")):
         cls.__module__ = f"gpu4pyscf.scf.{name}"
-        if "get_occ" in vars(cls):
-            cls.get_occ.__module__ = f"gpu4pyscf.scf.{name}"
+        for method in {"get_occ", "get_fock"} & vars(cls).keys():
+            vars(cls)[method].__module__ = f"gpu4pyscf.scf.{name}"
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device=None: (10**10, 10**10))
     monkeypatch.setattr(torch.cuda, "empty_cache", lambda: None)

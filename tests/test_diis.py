@@ -21,6 +21,7 @@ from pyscf_deqh.fock.fitted import FittedFock
 from pyscf_deqh.fock.functional import Functional
 from pyscf_deqh.fock.nearby import FockNearby
 from pyscf_deqh.fock.orbitals import orthonormal_basis
+from pyscf_deqh.fock.problem import Problem
 from pyscf_deqh.fock.shells import Kind
 from pyscf_deqh.process import pyscf_threads
 
@@ -561,6 +562,42 @@ def test_a_density_that_is_only_asked_for_is_not_where_an_scf_begins():
     own = scf.RHF(mf.mol).run()
     mf.kernel(dm0=own.make_rdm1())
     np.testing.assert_allclose(starts[0][0], own.get_fock(), atol=1e-4)
+
+
+@pytest.mark.parametrize("relativity", ["x2c", "sfx2c1e"])
+def test_relativity_of_spin_orbitals_is_in_the_guess(relativity):
+    """What is the same for both spins."""
+    mol = make_mol(WATER)
+    hcore = Problem.of(getattr(scf.GHF(mol), relativity)(), mol).core_hamiltonian
+    scalar, plain = scf.RHF(mol).sfx2c1e().get_hcore(), scf.RHF(mol).get_hcore()
+    assert np.abs(hcore - scalar).max() < 0.02 * np.abs(scalar - plain).max()
+
+
+def test_a_density_that_is_only_asked_for_leaves_no_integrals():
+    """The molecule may be moved in place before the SCF."""
+    mf = scf.RHF(make_mol(WATER)).apply(deqh_guess, start="network")
+    mf.get_init_guess(key="deqh")
+    assert mf._eri is None
+    mf.mol.set_geom_([(s, (x, y, 1.1 * z)) for s, (x, y, z) in WATER])
+    assert mf.kernel() == pytest.approx(scf.RHF(mf.mol).kernel(), abs=1e-8)
+
+
+def test_a_diis_of_the_users_own_begins_where_pyscfs_does():
+    mf = scf.RHF(make_mol(WATER)).apply(deqh_guess, start="network")
+    mf.diis = scf.EDIIS()
+    mf.kernel()
+    assert mf.diis_start_cycle == scf.hf.SCF.diis_start_cycle
+    assert any("no corrected cycles: mf.diis is" in note for note in mf.deqh_report.notes)
+
+
+def test_a_fock_matrix_of_the_users_own_class_keeps_pyscfs_diis():
+    class Shifted(scf.hf.RHF):
+        def get_fock(self, *args, **kwargs):
+            return super().get_fock(*args, **kwargs)
+
+    mf = Shifted(make_mol(WATER)).apply(deqh_guess, start="network").run()
+    assert any("mf.get_fock is another one" in note for note in mf.deqh_report.notes)
+    assert not any(cycle.accepted for cycle in mf.deqh_cycles)
 
 
 def test_the_last_cycle_may_hold_by_pyscfs_own_criterion():

@@ -3,6 +3,7 @@
 import functools
 import importlib.util
 import json
+import pickle
 import sys
 from dataclasses import replace
 from types import SimpleNamespace
@@ -165,6 +166,7 @@ def test_objects_keep_their_options_when_they_move(gpu):
     moved = mf.DIIS.to_gpu()
     assert issubclass(moved, gpu.LibDIIS)
     assert moved.to_cpu() is mf.DIIS
+    assert pickle.loads(pickle.dumps(moved)) is moved
 
 
 def test_one_fitted_density_is_pyscfs(gpu):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import io
 import pickle
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -125,6 +126,7 @@ def test_broken_symmetry_stays_broken_after_a_jump():
         scanner(mol)
         assert scanner.spin_square()[0] > 0.8
         assert "breaks the spin symmetry" in scanner.deqh_report.fallback
+    assert any("an atom has moved by" in note for note in scanner.deqh_report.notes)
 
 
 def test_gradients():
@@ -226,6 +228,37 @@ def test_a_state_that_the_user_has_changed_is_followed():
     scanner.mo_coeff, scanner.mo_occ = other.mo_coeff, other.mo_occ  # of another geometry
     assert scanner(near) == pytest.approx(expected, abs=1e-8)
     assert scanner.deqh_report is report  # PySCF's start
+
+
+def test_a_state_that_the_user_has_changed_in_place_is_followed():
+    scanner = symmetric(stretched(2.0)).as_scanner()
+    scanner(stretched(2.0))
+    for own, other in zip(scanner.mo_coeff, broken(2.0).mo_coeff, strict=True):
+        own[:] = other
+    assert scanner(stretched(2.02)) == pytest.approx(broken(2.02).e_tot, abs=1e-8)
+    assert scanner.deqh_report.start == "previous"
+
+
+def test_orbitals_that_take_the_place_of_unconverged_ones_are_kept():
+    mol, state = stretched(2.0), broken(2.0)
+    mf = symmetric(mol).set(max_cycle=1).run().set(max_cycle=50)
+    mf.mo_coeff, mf.mo_occ = state.mo_coeff, state.mo_occ
+    assert mf.as_scanner()(mol) == pytest.approx(state.e_tot, abs=1e-8)
+
+
+def test_other_numbers_of_electrons_start_anew():
+    mols = points(WATER)
+    scanner = scf.UHF(mols[0]).set(init_guess_breaksym=0).apply(deqh_guess).as_scanner()
+    scanner(mols[0])
+    scanner.nelec = (6, 4)
+    scanner(mols[1])
+    assert scanner.deqh_report.start == "network"
+
+
+def test_scanners_of_other_packages_are_left_alone():
+    """Of classes that know nothing of this one."""
+    assert not plugin._at_every_point(SimpleNamespace())
+    assert not plugin._at_every_point(SimpleNamespace(init_guess="minao"))
 
 
 def test_a_later_point_without_memory_has_another_start():

@@ -68,6 +68,11 @@ def test_a_larger_molecule_and_other_ways_to_start():
         assert abs(found.energy - converged.e_tot) < found.error
 
 
+def test_without_the_response_of_nonlocal_correlation_the_correction_is_the_error():
+    found = single_build(dft.RKS(make_mol(WATER), xc="wb97x-v"))
+    assert found.error == pytest.approx(abs(found.energy - found.upper))
+
+
 def test_nearly_dependent_functions():
     """PySCF leaves out combinations of functions whose overlap is below 1e-6."""
     mol = gto.M(atom="H 0 0 0; H 0 0 .4; H 0 0 .8; H 0 0 1.2", basis="aug-cc-pvtz", verbose=0)

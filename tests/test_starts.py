@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 from conftest import WATER, make_mol
-from pyscf import df, dft, gto, scf
+from pyscf import df, dft, gto, qmmm, scf
 
 from pyscf_deqh import deqh_guess, init_guess_by_deqh
-from pyscf_deqh.fock.auxiliary import auxiliary_molecule
+from pyscf_deqh.fock.auxiliary import HEAVY, auxiliary_molecule
+from pyscf_deqh.fock.problem import Problem
+from pyscf_deqh.starts.atoms import AtomsStart
 
 GHOSTS = [("ghost-O", (0, 0, -2.9)), ("ghost-H", (0, 0.76, -3.4)), ("ghost-H", (0, -0.76, -3.4))]
 
@@ -114,3 +117,28 @@ def test_fitting_sets():
     oxygen = named("def2-universal-jfit", make_mol("O 0 0 0"))
     assert functions_of(made, 1) == functions_of(made, 2) == oxygen.nbas
     assert functions_of(made, 0) > 20
+
+
+def test_inner_electrons_of_heavy_atoms_are_fitted():
+    """def2's fitting sets beyond krypton are for effective core potentials."""
+    mol = gto.M(atom="I 0 0 0; H 0 0 1.61", basis={"I": "adzp", "H": "def2-svp"}, verbose=0)
+    plain, mf = (dft.RKS(mol, xc="pbe").sfx2c1e() for _ in range(2))
+    plain.kernel()
+    assert mf.apply(deqh_guess, start="atoms").kernel() == pytest.approx(plain.e_tot, abs=1e-7)
+    assert mf.cycles < plain.cycles / 2
+    assert mf.deqh_cycles[0].gradient < 0.5
+    named = auxiliary_molecule(mol, HEAVY)
+    assert named.nao < auxiliary_molecule(mol).nao / 2
+    valence = gto.M(atom="I 0 0 0", basis="def2-svp", ecp="def2-svp", spin=1, verbose=0)
+    assert auxiliary_molecule(valence).nao == df.addons.make_auxmol(valence, HEAVY).nao
+
+
+def test_superposed_atoms_know_of_charges_and_relativity():
+    """What the one-electron Hamiltonian has of them, to the last digit."""
+    mol = make_mol(WATER)
+    plain = scf.RHF(mol)
+    for mf in (qmmm.mm_charge(scf.RHF(mol), [(0, 0, 3.0)], [0.7]), scf.RHF(mol).sfx2c1e()):
+        matrices = [AtomsStart()(Problem.of(x, mol)).hamiltonian for x in (mf, plain)]
+        change = mf.get_hcore() - plain.get_hcore()
+        assert np.abs(change).max() > 1e-3
+        np.testing.assert_allclose(matrices[0] - matrices[1], change, atol=1e-9)

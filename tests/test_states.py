@@ -7,15 +7,22 @@ import pytest
 import torch
 from conftest import WATER, make_mol
 from pyscf import dft, gto, scf
+from pyscf.dft import rkspu
 from pyscf.qmmm.itrf import mm_charge
 from pyscf.soscf import newton_ah
 
-from pyscf_deqh import deqh_guess
+from pyscf_deqh import NotEnoughMemoryError, deqh_guess
 from pyscf_deqh.fock.cycles import Solution
 from pyscf_deqh.fock.density import density_of
 from pyscf_deqh.fock.fitted import FittedFock
 from pyscf_deqh.fock.problem import Problem
-from pyscf_deqh.fock.states import StateSearch, _Rotations, beside_saddle_point
+from pyscf_deqh.fock.shells import breaks_spin_symmetry
+from pyscf_deqh.fock.states import (
+    StateSearch,
+    _fitted_energies_are_whole,
+    _Rotations,
+    beside_saddle_point,
+)
 
 pytestmark = pytest.mark.usefixtures("coarse_grids")
 
@@ -160,6 +167,37 @@ def test_not_without_an_aufbau_filling():
     mf = scf.GHF(make_mol(WATER)).apply(deqh_guess, lowest=True).run()
     assert any("not looked for" in note for note in mf.deqh_report.notes)
     assert mf.converged
+
+
+def test_where_no_state_is_found_broken_symmetry_stays_pyscfs(monkeypatch):
+    """The start of ``lowest`` has the spin symmetry, and leads to a higher state."""
+
+    def no_memory(self, starts):
+        raise NotEnoughMemoryError("no room for double precision")
+
+    monkeypatch.setattr(StateSearch, "states", no_memory)
+    make, _ = LOWEST["oxygen"]
+    mf, plain = make().apply(deqh_guess, lowest=True).run(), make().run()
+    assert mf.e_tot < plain.e_tot + 1e-6
+    assert "no other state was looked for" in " ".join(mf.deqh_report.notes)
+    if breaks_spin_symmetry(plain, plain.mol):  # not in all versions
+        assert mf.deqh_report.fallback == "PySCF breaks the spin symmetry of its own density"
+
+
+def test_energies_without_a_part_do_not_rank_states():
+    """Of the SCF's energy, in fitted matrices."""
+    mol = make_mol(WATER)
+    frozen = scf.RHF(mol).PCM().run()
+    frozen.with_solvent.frozen = True
+    own = scf.RHF(mol)
+    own.get_veff = own.get_veff
+    cases = [
+        (dft.RKS(mol, xc="pbe"), True), (scf.RHF(mol).PCM(), True), (scf.RHF(mol).ddCOSMO(), False),
+        (frozen, False), (own, False), (dft.RKS(mol, xc="wb97x-v"), False),
+        (rkspu.RKSpU(mol, xc="pbe", U_idx=["O 2p"], U_val=[4.0]), False),
+    ]  # fmt: skip
+    for mf, whole in cases:
+        assert _fitted_energies_are_whole(Problem.of(mf, mol)) == whole
 
 
 def test_without_virtual_orbitals_there_is_one_state():

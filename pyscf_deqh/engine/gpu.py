@@ -102,12 +102,13 @@ class GPU4PySCF(Engine):
 
     def eigh(self, matrix: Any, overlap: Any) -> tuple[Any, Any]:
         # cuSOLVER's generalized solver takes seconds to load for some sizes, and is no faster.
-        if self._orthonormal is None or self._orthonormal[0] is not overlap:
+        known = self._orthonormal  # of all threads
+        if known is None or known[0] is not overlap:
             s, u = cupy.linalg.eigh(overlap)
             if not bool(s[0] > LINEAR_DEPENDENCY):
                 raise np.linalg.LinAlgError("the overlap is not positive")
-            self._orthonormal = overlap, u / cupy.sqrt(s)
-        basis = self._orthonormal[1]
+            self._orthonormal = known = overlap, u / cupy.sqrt(s)
+        basis = known[1]
         energies, rotation = cupy.linalg.eigh(basis.T @ matrix @ basis)
         return energies, basis @ rotation
 

@@ -20,25 +20,36 @@ if TYPE_CHECKING:
 
 # Of the first two rows, and beyond.
 LIGHT, HEAVY = "def2-universal-jfit", "def2-universal-jkfit"
-_NEON = 10
+_NEON, _KRYPTON = 10, 36
 
 
 def auxiliary_molecule(mol: Mole, name: str | None = None) -> Mole:
     """The molecule in auxiliary functions; in even-tempered ones, which PySCF makes of the
-    orbitals', where the basis set lacks an element (beyond radon).
+    orbitals', where the basis set lacks an element (beyond radon) or was made for its valence
+    electrons alone and all are there (beyond krypton without an effective core potential).
 
     Args:
         mol: the molecule.
         name: a basis set for all elements; None for :data:`LIGHT` and :data:`HEAVY`.
     """
     elements = elements_of(mol)
+    whole = set() if name else _all_electron(mol)
     known = {
         symbol: named
         for symbol, element in elements.items()
-        if element and _has(named := name or _set_of(element), element)
+        if element and symbol not in whole and _has(named := name or _set_of(element), element)
     }
     basis: dict[str, Any] = known if known.keys() == elements.keys() else df.aug_etb(mol) | known
     return df.addons.make_auxmol(mol, basis)
+
+
+def _all_electron(mol: Mole) -> set[str]:
+    """Symbols of atoms of which :data:`HEAVY` knows the valence electrons alone."""
+    return {
+        mol.atom_symbol(i)
+        for i in range(mol.natm)
+        if mol.atom_charge(i) > _KRYPTON and not mol.atom_nelec_core(i)
+    }
 
 
 def _set_of(element: str) -> str:

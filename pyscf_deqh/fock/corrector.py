@@ -93,12 +93,19 @@ class Corrector:
             logger.note(mf, "Corrected cycles with the response of %s: there is no memory for "
                         "that of exact exchange.", STAND_IN)  # fmt: skip
         self._model = FockNearby(fitted, functional, self._root)
+        has_nonlocal_part = attribute(mf, "do_nlc")
+        self._is_local = has_nonlocal_part is None or not has_nonlocal_part()
         self._fitted, self._responds = fitted, responds
         self._known = solvent is None or problem.cavity is not None
 
     @property
     def response_is_exact(self) -> bool:
         """Whether fitted matrices hold all of the response, up to their fits."""
+        return self._is_of_this_kind and self._is_local
+
+    @property
+    def _is_of_this_kind(self) -> bool:
+        """Whether they are of the functional and the solvent, but for nonlocal correlation."""
         exact = self._fitted.response_is_exact or not self._responds
         return exact and not self._of_another_kind
 
@@ -106,7 +113,7 @@ class Corrector:
         """What full Fock matrices have more than fitted ones, hartree, for the next point of a
         trajectory; None where it is not known, or holds more than errors: exact exchange, or a
         solvent."""
-        if not self._known or not self.response_is_exact:
+        if not self._known or not self._is_of_this_kind:
             return None
         return self._model.defect(self._core_hamiltonian)
 

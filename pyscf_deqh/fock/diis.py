@@ -51,6 +51,9 @@ _FAILED, _FITTED_FAILED, _PATIENCE = 0.5, 0.3, 2
 # A direct minimization may lead into the neighbourhood of another solution, where the gradient is
 # no smaller at first: so often that is no failure.
 _MAX_MOVES = 2
+# Packages whose ways to a Fock matrix are known.
+_PROGRAMS = ("pyscf", "gpu4pyscf")
+_ON_GPU = "GPUCorrectedDIIS"
 # Spin contamination of an open shell above which a far start may have led to another state.
 _CONTAMINATED = 0.4
 # Cycles of PySCF's alone after which corrected ones from a far density are tried again.
@@ -135,8 +138,12 @@ def accelerate(mf: hf.SCF) -> str | None:
         before = mf.diis_start_cycle
         corrected_diis(mf)
         mf._deqh_diis = before
-    elif reason is not None and not is_corrected(mf) and mf._deqh_diis is not None:
-        _start_as_before(mf)  # the user has put a DIIS of his own in the place of ours
+    elif reason is not None and mf._deqh_diis is not None:
+        # The user may have put a DIIS of his own in the place of ours.
+        if mf.diis is not True:
+            plain_diis(mf)
+        elif not is_corrected(mf):
+            _start_as_before(mf)
     return reason
 
 
@@ -166,7 +173,8 @@ def _unsuitable(mf: hf.SCF) -> str | None:
         return "the orbitals are not filled by energy"
     if attribute(mf, "_scf") is not None:
         return "newton() uses no DIIS"
-    if "get_fock" in vars(mf):
+    module = getattr(type(mf).get_fock, "__module__", "")
+    if "get_fock" in vars(mf) or module.partition(".")[0] not in _PROGRAMS:
         return "mf.get_fock is another one than PySCF's"
     if getattr(numint_of(mf), "collinear", "col") != "col":
         return "the functional is not collinear"
@@ -272,7 +280,7 @@ class _Corrected:
 
     def _begin(self, s: np.ndarray, f: Any, mf: Any) -> None:
         if isinstance(attribute(mf, "check_convergence"), Strictly):
-            mf.check_convergence = None  # of an SCF that did not converge
+            del mf.check_convergence  # of an SCF that did not converge
         self._set_up_plain()
         if not mf._deqh_guessed:
             self._first = [x.copy() for x in parts_of(f)]
@@ -392,5 +400,13 @@ def _corrected_class(engine: Engine) -> type:
     def to_cpu(cls: type) -> type:
         return CorrectedDIIS
 
-    body = {"to_cpu": classmethod(to_cpu), "__doc__": "Corrected cycles in gpu4pyscf's loop."}
-    return type("GPUCorrectedDIIS", (_Corrected, engine.diis_base), body)
+    body = {"to_cpu": classmethod(to_cpu), "__doc__": "Corrected cycles in gpu4pyscf's loop.",
+            "__module__": __name__}  # fmt: skip
+    return type(_ON_GPU, (_Corrected, engine.diis_base), body)
+
+
+def __getattr__(name: str) -> Any:
+    """The class of gpu4pyscf's objects, which pickles look up by its name."""
+    if name == _ON_GPU:
+        return _corrected_class(gpu_engine())
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

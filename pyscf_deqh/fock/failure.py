@@ -29,13 +29,13 @@ class Strictly:
         if change >= envs["conv_tol"] or envs["norm_gorb"] >= envs["conv_tol_grad"]:
             return False
         if "cycle" not in envs:  # newton(), of an object whose SCF did not converge
-            envs["mf"].check_convergence = None
+            vars(envs["mf"]).pop("check_convergence", None)
             return True
         self.cycles -= 1
         strictly = envs["norm_gorb"] < _BEFORE_THE_CHECK * envs["conv_tol_grad"]
         last = envs["cycle"] + 1 >= envs["mf"].max_cycle
         if strictly or last or not self.cycles:
-            envs["mf"].check_convergence = None
+            vars(envs["mf"]).pop("check_convergence", None)
         return strictly or last or not self.cycles
 
 

@@ -12,7 +12,7 @@ from ..engine import Engine, engine_of
 from ..errors import UnsupportedMoleculeError
 from ..pyscf_api import Cavity
 from .functional import Functional
-from .shells import Shells
+from .shells import Kind, Shells
 from .system import System, check_molecule
 
 if TYPE_CHECKING:
@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from pyscf.scf import hf
 
 _DEPENDENT = 1e-4  # eigenvalue of the overlap
+# Of each spin: eight densities with their defects and what they are told apart by (nearby.py).
+_KEPT_MATRICES = 24
 # Threshold of PySCF (norm of the gradient, hartree) below which single precision is too little.
 _SINGLE = 1e-5
 # What single precision leaves of the gradient, hartree per root of an electron pair.
@@ -107,12 +109,15 @@ class Problem:
 
     @cached_property
     def core_hamiltonian(self) -> np.ndarray:
-        """``mf``'s one-electron Hamiltonian (nao, nao), hartree; the molecule's alone where ``mf``
-        has one of spin orbitals."""
+        """``mf``'s one-electron Hamiltonian (nao, nao), hartree; of one of spin orbitals what is
+        the same for both spins."""
         if self.engine.has_plain_hcore(self.mf):
             return self.system.core_hamiltonian
         own = self.engine.array(self.mf.get_hcore(self.mol))
-        spatial = own.shape == self.system.overlap.shape and own.dtype.kind != "c"
+        n = self.mol.nao
+        if own.shape == (2 * n, 2 * n):
+            own = (own[:n, :n] + own[n:, n:]).real / 2
+        spatial = own.shape == (n, n) and own.dtype.kind != "c"
         return own if spatial else self.system.core_hamiltonian
 
     @cached_property
@@ -157,5 +162,7 @@ class Problem:
     @property
     def memory(self) -> float:
         """Megabytes that are left for the guess beside the two-electron integrals that ``mf``
-        holds: of ``mf.max_memory``, or of its GPU."""
-        return self.engine.memory(self.mf)
+        holds, and the matrices that corrected cycles keep: of ``mf.max_memory``, or of its GPU."""
+        of_spins = {Kind.CLOSED: 1, Kind.GENERALIZED: 4}.get(self.shells.kind, 2)
+        kept = _KEPT_MATRICES * of_spins * self.mol.nao**2 * 8 / 1e6
+        return max(self.engine.memory(self.mf) - kept, 0.0)

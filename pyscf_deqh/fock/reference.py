@@ -22,14 +22,18 @@ if TYPE_CHECKING:
 _XC = "pbe"
 
 
-def sad_reference(system: System, fitted: FittedFock) -> np.ndarray:
+def sad_reference(
+    system: System, fitted: FittedFock, hcore: np.ndarray | None = None
+) -> np.ndarray:
     """Reference Kohn-Sham matrix (nao, nao) in hartree.
 
     Args:
         system: the molecule; its spin is ignored, the density is treated as a closed shell's.
         fitted: builds it.
+        hcore: one-electron Hamiltonian (nao, nao), hartree; the molecule's alone if it is None, as
+            networks know it.
     """
     density: Any = system.atomic_density
     filled = density.mo_occ > 0
     orbitals = density.mo_coeff[:, filled] * np.sqrt(density.mo_occ[filled])
-    return fitted(system.core_hamiltonian, orbitals, _XC)[0]
+    return fitted(system.core_hamiltonian if hcore is None else hcore, orbitals, _XC)[0]

@@ -282,10 +282,11 @@ def lowest_state(
     if not states:
         return solution, fitted, ()
     note = f"{len(states)} states found, the lowest from {states[0].origin}"
+    close = _CLOSE if _fitted_energies_are_whole(problem) else np.inf
     candidates = [
         replace(solution, problem=problem, hamiltonian=state.hamiltonian, failure=None)
         for state in states
-        if state.energy < states[0].energy + _CLOSE
+        if state.energy <= states[0].energy + close
     ]
     best = 0
     if len(candidates) > 1:
@@ -296,6 +297,18 @@ def lowest_state(
     lowest = replace(candidates[best], notes=(*solution.notes, note))
     rest = problem.mf.energy_nuc() + cds_energy(problem.mf) + dispersion_energy(problem.mf)
     return lowest, fitted, tuple(float(state.energy + rest) for state in states)
+
+
+def _fitted_energies_are_whole(problem: Problem) -> bool:
+    """Whether they lack no part that another state may have more or less of: a solvent that is no
+    cavity or does not respond, nonlocal correlation, a potential of the user's or of DFT+U."""
+    mf = problem.mf
+    solvent, has_nonlocal_part = (attribute(mf, name) for name in ("with_solvent", "do_nlc"))
+    if solvent is not None and (problem.cavity is None or getattr(solvent, "frozen", False)):
+        return False
+    if has_nonlocal_part is not None and has_nonlocal_part():
+        return False
+    return "get_veff" not in vars(mf) and attribute(mf, "U_val") is None
 
 
 def _own_solvent(problem: Problem) -> Any:

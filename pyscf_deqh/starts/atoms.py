@@ -12,7 +12,7 @@ from . import StartingPoint
 
 @dataclass(frozen=True)
 class AtomsStart:
-    """The Kohn-Sham matrix of minao's density, in the SCF's own basis set.
+    """The Kohn-Sham matrix of minao's density, in the SCF's own basis set and fields.
 
     Attributes:
         device: of the fitted Fock matrices; ``'auto'``, ``'cpu'``, ``'cuda'`` …
@@ -37,5 +37,5 @@ class AtomsStart:
             problem.mol, resolve_device(self.device, problem.engine), problem.precision,
             self.auxbasis, self.grid or GRID, problem.memory, problem.engine,
         )  # fmt: skip
-        hamiltonian = sad_reference(problem.system, fitted)
+        hamiltonian = sad_reference(problem.system, fitted, problem.core_hamiltonian)
         return StartingPoint(hamiltonian, fitted, fitted_builds=1)

@@ -96,6 +96,13 @@ class Point:
             defect = None if moved or defect.shape[-1] != mf.mol.nao else defect
         return cls(mf.mol.atom_coords(), _system(mf, mf.mol), kind, spins, defect)
 
+    def has_orbitals_of(self, mf: hf.SCF) -> bool:
+        """Whether they are those that an object holds, to the last digit."""
+        for ours, other in zip(self.spins, _occupied(mf, self.kind), strict=True):
+            if ours.shape != other.shape or not (ours == other).all():
+                return False
+        return True
+
     def with_orbitals_of(self, mf: hf.SCF) -> Point | None:
         """This point in another state, whose orbitals an object holds, converged or not; None where
         they are of another geometry, molecule or kind."""
@@ -126,11 +133,12 @@ _METHOD = {
 
 
 def _system(mf: hf.SCF, mol: Mole) -> Any:
-    method = [attribute(mf, name) for name in ("xc", "omega")]
+    method = [attribute(mf, name) for name in ("xc", "omega", "nlc")]
     method += [attribute(mf, "with_df") is None, engine_of(mf).has_plain_hcore(mf)]
     parts = [(attribute(mf, name), names) for name, names in _METHOD.items()]
     method += [repr(getattr(part, name, None)) for part, names in parts for name in names]
-    return mol.atom_charges().tolist(), mol.nelec, mol.cart, mol._basis, method
+    electrons = attribute(mf, "nelec", mol.nelec)  # of either spin: PySCF lets users set them
+    return mol.atom_charges().tolist(), mol.nelec, electrons, mol.cart, mol._basis, method
 
 
 def _moved(point: Point, positions: np.ndarray) -> float:
