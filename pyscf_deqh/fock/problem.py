@@ -163,6 +163,6 @@ class Problem:
     def memory(self) -> float:
         """Megabytes that are left for the guess beside the two-electron integrals that ``mf``
         holds, and the matrices that corrected cycles keep: of ``mf.max_memory``, or of its GPU."""
-        of_spins = {Kind.CLOSED: 1, Kind.GENERALIZED: 4}.get(self.shells.kind, 2)
+        of_spins = {Kind.CLOSED: 1, Kind.GENERALIZED: 4}.get(Shells.kind_of(self.mf, self.mol), 2)
         kept = _KEPT_MATRICES * of_spins * self.mol.nao**2 * 8 / 1e6
         return max(self.engine.memory(self.mf) - kept, 0.0)
