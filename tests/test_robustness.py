@@ -61,7 +61,9 @@ def test_command_goes_on_and_lists_what_is_worse(tmp_path, monkeypatch, capsys):
         assert not row["plain"]["accepted"]
     text = capsys.readouterr().out
     assert "| corrected |" in text
-    assert "\n- " not in text
+    assert "\n- corrected" not in text
+    assert "\n- deqh" not in text
+    assert text.count("Measured with:") == 2
 
 
 def test_verdicts_by_hand():

@@ -189,17 +189,23 @@ def test_table_by_hand():
         return seconds | ended | {"builds": builds, "energy": energy}
 
     rows = [{"name": "a", "nao": 7, "minao": half(1, -1.0), "deqh": half(0.5, -1.000002)}]
-    line, mean = table(rows).splitlines()[2:]
+    line, mean, total = table(rows).splitlines()[2:]
     cells = [cell.strip() for cell in line.strip("|").split("|")]
     assert cells == ["a", "7", "2", "2", "10.0", "7.5", "0.500", "0.250", "-2.00", "0.5292"]
-    assert "0.500 ± 0.000" in mean
-    assert "0.250 ± 0.000" in mean
+    for text in (mean, total):
+        assert "| 0.500 | 0.250 |" in text
+    rows.append({"name": "c", "nao": 7, "minao": half(3, -1.0), "deqh": half(3, -1.0)})
+    # Mean 0.75 of 0.5 and 1; seconds 2 + 12 over 4 + 12; of the SCFs 0.5 + 18 over 2 + 18.
+    *_, mean, total = table(rows).splitlines()
+    assert "0.750 ± 0.354" in mean
+    assert "| 0.875 | 0.925 |" in total
+    del rows[1]
     rows.append({"name": "b", "nao": 7, "minao": half(1, -1.0), "deqh": half(0.7, -1.0)})
     rows[1]["deqh"]["converged"] = False
-    *_, line, mean = table(rows).splitlines()
+    *_, line, mean, _ = table(rows).splitlines()
     assert "b (not converged: deqh)" in line
     assert "mean of 1 " in mean
-    assert "0.500 ± 0.000" in mean
+    assert "| 0.500 |" in mean
 
 
 def test_runs_that_come_to_no_end_are_rows_too(molecules, tmp_path, capsys, monkeypatch):
@@ -234,9 +240,9 @@ def test_molecules_of_the_same_name_are_all_run(molecules, tmp_path, monkeypatch
 
     monkeypatch.setattr(steps, "run_molecule", only_name)
     monkeypatch.setattr(steps, "warm_up", lambda *args: None)
-    assert run("dynamics", two, tmp_path / "a.json") == 0
+    assert run("dynamics", two, tmp_path / "a.json") == 1  # none came to an end
     assert sorted(names) == ["water", "water 0", "water 1"]  # the first one warms up
-    assert run("dynamics", two, tmp_path / "a.json") == 0
+    assert run("dynamics", two, tmp_path / "a.json") == 1
     assert len(names) == 3
     assert run("dynamics", molecules, tmp_path / "a.json") == 2  # of other molecules
 

@@ -238,7 +238,7 @@ def benchmarked(monkeypatch):
     """Names of the molecules that run_benchmark was to run; rows are made up."""
     names = []
 
-    def pretend(geometry, method, inits):
+    def pretend(geometry, method, inits, deqh_first):
         names.append(geometry.name)
         return row(geometry.name, run(cycles=5), {init: run() for init in inits})
 
@@ -277,6 +277,9 @@ def test_molecules_side_by_side(quick_workers, tmp_path):
     }
     assert [failure["name"] for failure in results.failures] == ["bad"]
     assert results.environments[0]["threads"] == 1
+    # Of seconds beside others nothing is said.
+    summary = results.summaries()["minao"]
+    assert (summary["wall_ratio"]["n"], summary["full_builds_ratio"]["n"]) == (0, 2)
 
 
 def test_interrupted_suite_stops(benchmarked, tmp_path, monkeypatch):

@@ -77,7 +77,7 @@ def main(argv: list[str] | None = None) -> int:
     if argv and argv[0] in _COMMANDS:
         return import_module(_COMMANDS[argv[0]], __package__).main(argv[1:])
     args = _parser().parse_args(argv)
-    from .acceleration import run_benchmark
+    from .acceleration import failed, run_benchmark
     from .report import new_figure, plot, table
 
     try:
@@ -99,7 +99,7 @@ def main(argv: list[str] | None = None) -> int:
         return 2
     if results.interrupted:
         return 130
-    return 1 if results.failures else 0
+    return int(failed(results, args.init))
 
 
 if __name__ == "__main__":

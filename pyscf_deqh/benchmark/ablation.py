@@ -22,6 +22,7 @@ from ..guess import Guess, Options
 from ..starts import Start
 from ..starts.atoms import AtomsStart
 from ..starts.network import NetworkStart
+from .environment import measured_with
 from .ratios import hamiltonian_mae, spread
 from .report import markdown_table
 from .resume import read_rows, run_resumable, write_rows
@@ -59,7 +60,7 @@ class Variant:
         if self.network:
             start: Start = NetworkStart(method.model, method.device)
         else:
-            start = AtomsStart(auxbasis=self.auxbasis, grid=self.grid)
+            start = AtomsStart(method.device, self.auxbasis, self.grid)
         return Options((start,), self.cycles, self.accelerate)
 
 
@@ -225,7 +226,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     def run() -> int:
         geometries = in_random_order(read_geometries(args.molecules))[: args.n]
-        print(ablation_table(run_ablation(geometries, method, args.parts, args.json)))
+        rows = run_ablation(geometries, method, args.parts, args.json)
+        print("\n".join([ablation_table(rows), *measured_with(rows)]))
         return 0
 
     return run_resumable(run, args.json)

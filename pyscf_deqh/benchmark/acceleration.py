@@ -21,7 +21,10 @@ from ..guess import Guess
 from ..tasks import Failure, outcomes
 from .environment import environment
 from .ratios import PAPER_RATIOS, RATIOS, distribution, hamiltonian_mae, ratios
-from .scf_runs import Method, run_classical, run_deqh, run_guess
+from .scf_runs import CLASSICAL, Method, run_classical, run_deqh, run_guess
+
+# Hartree. Convergence leaves differences of 1e-9; another state lies farther away.
+ABOVE = 1e-6
 
 WATER = Geometry(
     np.array([8, 1, 1], dtype=np.int32),
@@ -30,9 +33,16 @@ WATER = Geometry(
 )
 
 
-def benchmark_molecule(geometry: Geometry, method: Method, inits: Sequence[str]) -> dict:
-    """One row: the DEQH run, all baselines, and the ratios between them."""
+def benchmark_molecule(
+    geometry: Geometry, method: Method, inits: Sequence[str], deqh_first: bool = True
+) -> dict:
+    """One row: the DEQH run, all baselines, and the ratios between them.
+
+    Args:
+        deqh_first: else the baselines come first. What comes first may find a colder processor.
+    """
     mol = method.molecule(geometry)
+    baselines = {} if deqh_first else {init: run_classical(mol, method, init) for init in inits}
     deqh, guess = run_deqh(mol, method)
     # Where minao's density was used there is nothing to compare.
     used = guess.report.fallback is None
@@ -40,7 +50,7 @@ def benchmark_molecule(geometry: Geometry, method: Method, inits: Sequence[str])
     refined = guess.solution.hamiltonian if used else None
     details = _details(guess)
     del guess  # each SCF finds the memory that the others did
-    baselines = {init: run_classical(mol, method, init) for init in inits}
+    baselines = baselines or {init: run_classical(mol, method, init) for init in inits}
     converged = (run for run in baselines.values() if run.converged)
     solution = next(converged, baselines[inits[0]])
     return {
@@ -89,15 +99,37 @@ def _converged(row: dict, init: str) -> bool:
     return row["deqh"]["converged"] and row["baselines"][init]["converged"]
 
 
+def not_converged_alone(rows: Sequence[dict], init: str) -> list[dict]:
+    """Where the baseline converged and DEQH did not."""
+    return [r for r in rows if r["baselines"][init]["converged"] and not r["deqh"]["converged"]]
+
+
+def above_baseline(rows: Sequence[dict], init: str) -> list[dict]:
+    """Where DEQH converged to a higher energy than the baseline did, or came by."""
+    return [r for r in rows if r["deqh"]["converged"] and r["energy_difference"][init] > ABOVE]
+
+
+def failed(results: Results, inits: Sequence[str]) -> bool:
+    """Whether a run raised, did not converge, or went to a higher energy than from one of PySCF's
+    starts."""
+    lost = (not_converged_alone(results.rows, init) or above_baseline(results.rows, init)
+            for init in inits if init in CLASSICAL)  # fmt: skip
+    return bool(results.failures) or any(lost)
+
+
 def summarize(rows: Sequence[dict], init: str, model: str) -> dict:
-    """Distributions of all ratios over the molecules where both runs converged."""
+    """Distributions of all ratios over the molecules where both runs converged; of seconds over
+    those that had the machine to themselves."""
     good = [row for row in rows if _converged(row, init)]
-    guess = [r["deqh"]["guess_seconds"] / _seconds(r["baselines"][init]) for r in good]
+    alone = [row for row in good if row.get("alone", True)]
+    guess = [r["deqh"]["guess_seconds"] / _seconds(r["baselines"][init]) for r in alone]
     return {
         **{
-            name: distribution(r["ratios"][init].get(name) for r in good)
-            for name in (*RATIOS, *PAPER_RATIOS)
+            name: distribution(r["ratios"][init].get(name) for r in found)
+            for names, found in ((RATIOS, alone), (PAPER_RATIOS, good))
+            for name in names
         },
+        "full_builds_ratio": distribution(r["ratios"][init].get("full_builds_ratio") for r in good),
         "guess_share": distribution(guess),
         **{
             f"{name}_{run}": distribution(entry(r).get(name) for r in good)
@@ -147,9 +179,9 @@ class Results:
         return {init: summarize(self.rows, init, model) for init in self.inits}
 
     def add(self, row: dict, measured_with: dict) -> None:
-        self.rows.append(row)
-        others = [e for e in self.environments if e != measured_with]
-        self.environments = [*others, measured_with]
+        self.rows.append(row | {"environment": measured_with})
+        if measured_with not in self.environments:
+            self.environments.append(measured_with)
 
     def to_json(self) -> dict:
         *earlier, last = self.environments or [environment()]
@@ -184,10 +216,14 @@ def warm_up(method: Method, init: str) -> None:
     run_classical(water, method, init)
 
 
-def _measured(geometry: Geometry, method: Method, inits: Sequence[str]) -> tuple[dict, dict]:
+def _measured(
+    geometry: Geometry, method: Method, inits: Sequence[str], deqh_first: bool, alone: bool
+) -> tuple[dict, dict]:
     """A row, and where it was measured."""
-    warm_up(replace(method, charge=0, spin=None), inits[0])
-    return benchmark_molecule(geometry, method, inits), environment()
+    for init in inits:
+        warm_up(replace(method, charge=0, spin=None), init)
+    row = benchmark_molecule(geometry, method, inits, deqh_first)
+    return row | {"alone": alone}, environment()
 
 
 def run_benchmark(
@@ -221,7 +257,11 @@ def run_benchmark(
         results.failures = [f for f in results.failures if f["name"] not in again]
         if not geometries:
             return results
-    tasks = deque((g.name, (g, method, list(inits))) for g in geometries)
+    alone, done_before = workers == 0 and scheduler is None, len(results.rows)
+    tasks = deque(
+        (g.name, (g, method, list(inits), (done_before + k) % 2 == 0, alone))
+        for k, g in enumerate(geometries)
+    )
     bar = tqdm(total=len(tasks), desc="benchmark", unit="mol", disable=not progress)
     try:
         for name, result in outcomes(_measured, tasks, workers, scheduler):

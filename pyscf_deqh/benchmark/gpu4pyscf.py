@@ -143,7 +143,7 @@ def measure(args: argparse.Namespace) -> int:
     results["predictions"] = _predictions(geometries, args.batches)
     if args.json:
         write_json(args.json, results)
-    return 0
+    return int(any(not row["converged"] for row in results["rows"]))
 
 
 def _predictions(geometries: Sequence[Any], batches: Sequence[int]) -> list[dict]:

@@ -11,6 +11,7 @@ from tqdm import tqdm
 
 from ..checkpoint import DEFAULT_MODEL, weights_hash
 from ..data.geometry import Geometry
+from .environment import measured_with
 from .resume import read_rows, run_resumable, write_rows
 from .sets import SUITE, SuiteSet
 
@@ -48,10 +49,11 @@ def measure(
         return row["set"], row["molecule"], "reason" in row or row[own]
 
     rows = read_rows(path, settings, check) if path else []
-    rows = [row for row in rows if "reason" not in row]  # those that failed get another chance
-    done = {(row["set"], row["molecule"]) for row in rows}
+    done = {(row["set"], row["molecule"]) for row in rows if "reason" not in row}
     todo = [(g, SUITE[name]) for name in sets for g in SUITE[name].geometries(n)]
     todo = [(g, entry) for g, entry in todo if (entry.name, g.name) not in done]
+    again = {(entry.name, g.name) for g, entry in todo}  # those that failed get another chance
+    rows = [row for row in rows if (row["set"], row["molecule"]) not in again]
     for geometry, entry in tqdm(todo, unit="mol"):
         row = {"set": entry.name, "molecule": geometry.name}
         try:
@@ -102,7 +104,7 @@ def run_command(
 
     def command() -> int:
         rows = measure(one_molecule, args.sets, args.n, args.json, args.model, args.device, own)
-        print(table(rows))
-        return 0
+        print("\n".join([table(rows), *measured_with(rows)]))
+        return int(any("reason" in row for row in rows))
 
     return run_resumable(command, args.json)

@@ -81,6 +81,7 @@ def distribution(values: Iterable[float | None]) -> dict[str, float]:
 
 
 def spread(values: Iterable[float | None], form: str = ".2g", form_of_spread: str = ".1g") -> str:
-    """Mean ± sample standard deviation, for tables."""
+    """Mean ± sample standard deviation, for tables; of a single value that alone."""
     found = distribution(values)
-    return f"{found['mean']:{form}} ± {found['std']:{form_of_spread}}"
+    mean = f"{found['mean']:{form}}"
+    return f"{mean} ± {found['std']:{form_of_spread}}" if found["n"] > 1 else mean

@@ -98,10 +98,12 @@ def plot(results: Results, path: Path) -> None:
     """
     figure = new_figure(figsize=(6, 4), layout="constrained")
     axes = figure.subplots()
-    first = results.inits[0]
-    for name in ("deqh", *results.inits):
-        runs = [_of(row, name) for row in results.rows]
-        whole = [_of(row, first) for row in results.rows]
+    first, names = results.inits[0], ("deqh", *results.inits)
+    rows = [row for row in results.rows if all(_of(row, name)["converged"] for name in names)]
+    rows = rows or results.rows
+    for name in names:
+        runs = [_of(row, name) for row in rows]
+        whole = [_of(row, first) for row in rows]
         times = [
             np.array(run["times"]) / (run_of_first["guess_seconds"] + run_of_first["scf_seconds"])
             for run, run_of_first in zip(runs, whole, strict=True)
@@ -110,7 +112,7 @@ def plot(results: Results, path: Path) -> None:
         axes.semilogy(100 * _median_curve(times), gradients, marker="o", markersize=3, label=name)
     axes.set_xlabel(f"time, % of the whole SCF from {first}; a point for each cycle")
     axes.set_ylabel("norm of the orbital gradient / hartree")
-    number = len(results.rows)
+    number = len(rows)
     axes.set_title(
         f"{results.method.xc}/{results.method.basis}, "
         + ("one molecule" if number == 1 else f"median of {number} molecules")

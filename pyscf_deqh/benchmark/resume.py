@@ -32,6 +32,7 @@ def read_rows(
         rows, found = [dict(row) for row in content["rows"]], dict(content["settings"])
         for row in rows:
             check(row)
+            row.setdefault("environment", None)  # of before rows said it
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ConfigError(f"{path} holds no rows of this command: {error!r}") from error
     different = {key for key in found | settings if found.get(key) != settings.get(key)}
@@ -42,8 +43,11 @@ def read_rows(
 
 
 def write_rows(path: Path, settings: dict[str, Any], rows: Sequence[dict[str, Any]]) -> None:
-    """All rows so far, with the machine that made the last one."""
-    write_json(path, {"environment": environment(), "settings": settings, "rows": rows})
+    """All rows so far, new ones with the state of machine and code that has made them."""
+    now = environment()
+    for row in rows:
+        row.setdefault("environment", now)
+    write_json(path, {"environment": now, "settings": settings, "rows": rows})
 
 
 def run_resumable(command: Callable[[], int], path: Path | None) -> int:

@@ -37,7 +37,7 @@ from ..plugin import deqh_guess
 from ..process import trim_memory
 from ..pyscf_api import full_builds
 from ..tasks import Failure, add_options, one_process, outcomes
-from .environment import sources
+from .environment import measured_with
 from .ratios import spread
 from .report import markdown_table, new_figure
 from .resume import read_rows, run_resumable, write_rows
@@ -137,7 +137,7 @@ def cases(n: int, seed: int = 0) -> list[Case]:
     """The first n of an endless list of random cases."""
     rng, families = random.Random(seed), molecules()
     names = sorted(families)
-    found: list[Case] = []
+    found: dict[Case, None] = {}  # in their order, each once
     while len(found) < n:
         (family,) = rng.choices(names, [_WEIGHTS.get(name, 1.0) for name in names])
         name, geometry = rng.choice(sorted(families[family].items()))
@@ -154,8 +154,8 @@ def cases(n: int, seed: int = 0) -> list[Case]:
             rng.choice(_STARTS) if small else "minao",
         )  # fmt: skip
         if electrons > 1 and spin <= electrons:
-            found.append(case)
-    return found
+            found[case] = None
+    return list(found)
 
 
 def _run(mf: Any) -> dict[str, Any]:
@@ -183,7 +183,7 @@ def run_case(case: Case, model: str | Path = DEFAULT_MODEL) -> dict[str, Any]:
     """One row: the SCF without and with corrected cycles, and from the DEQH guess, all of them
     also where the cost rule would leave it alone; ``worth`` is whether it would not."""
     worth = too_cheap(case.scf()) is None
-    row: dict[str, Any] = {"case": asdict(case), "worth": worth, "sources": sources()}
+    row: dict[str, Any] = {"case": asdict(case), "worth": worth}
     for name in RUNS:
         trim_memory()  # one after the other: what one holds would change the next one's integrals
         mf = case.scf()
@@ -216,25 +216,29 @@ def _is_stable(mf: Any) -> bool | None:
 def retime(row: dict[str, Any], model: str | Path = DEFAULT_MODEL) -> None:
     """Medians of seconds, without a guess and with it, as a user gets it."""
     seconds: dict[str, list[float]] = {"plain": [], "deqh": []}
-    for _ in range(_REPEATS):
-        for name, times in seconds.items():
+    for k in range(_REPEATS):
+        for name in sorted(seconds, reverse=bool(k % 2)):
             mf = Case(**row["case"]).scf()
             if name == "deqh":
                 deqh_guess(mf, model, on_unsupported="minao")
-            times.append(_run(mf)["seconds"])
+            found = _run(mf)
+            if "seconds" not in found:
+                return  # it had some at first; its single time stays
+            seconds[name].append(found["seconds"])
     row["retimed"] = {name: statistics.median(times) for name, times in seconds.items()}
 
 
-def _seconds(row: dict[str, Any]) -> tuple[float, float]:
-    found = row.get("retimed") or {name: row[name]["seconds"] for name in ("plain", "deqh")}
-    return found["plain"], found["deqh"]
+def is_slower(row: dict[str, Any], at_first: bool = False) -> bool:
+    """Whether a guess took longer than none, where the cost rule does not leave the SCF alone.
 
-
-def is_slower(row: dict[str, Any]) -> bool:
-    """Whether a guess took longer than none, where the cost rule does not leave the SCF alone."""
+    Args:
+        at_first: by the single times, also where it was timed again.
+    """
     if not row["worth"] or not all(row[run]["converged"] for run in RUNS):
         return False
-    plain, deqh = _seconds(row)
+    single = {name: row[name]["seconds"] for name in ("plain", "deqh")}
+    found = single if at_first else row.get("retimed") or single
+    plain, deqh = found["plain"], found["deqh"]
     return deqh > _SLOWER * plain and deqh > plain + _SECONDS
 
 
@@ -290,14 +294,17 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
                 lines += [f"{title} in run deqh:", "", *_builds(some, of_good), ""]
         lines += [*_by_family(good), ""]
         # Timed once: those timed again are a choice of the slower ones.
-        timed = [row["deqh"]["seconds"] / row["plain"]["seconds"] for row in good if row["worth"]]
+        alone = [row for row in good if row["worth"] and row.get("alone", True)]
+        timed = [row["deqh"]["seconds"] / row["plain"]["seconds"] for row in alone]
         if timed:
             quantiles = " / ".join(f"{q:.2f}" for q in np.quantile(timed, (0.1, 0.5, 0.9)))
-            again = sum("retimed" in row for row in good)
+            again = [row for row in good if "retimed" in row]
+            slower = sum(is_slower(row, at_first=True) for row in alone)
             lines += [
                 f"Seconds of deqh over plain, {len(timed)} cases that the cost rule does not leave "
-                f"alone, 10 / 50 / 90 %: {quantiles}; {sum(map(is_slower, good))} slower"
-                + (f", {again} timed again" if again else "") + ".", ""]  # fmt: skip
+                f"alone, 10 / 50 / 90 %: {quantiles}; {slower} slower"
+                + (f"; of {len(again)} that were timed again {sum(map(is_slower, again))}"
+                   if again else "") + ".", ""]  # fmt: skip
     return "\n".join([*lines, *exceptions])
 
 
@@ -368,7 +375,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     def run() -> int:
         settings = {"weights": weights_hash(args.model)}
-        rows = read_rows(args.json, settings, lambda row: Case(**row["case"]))
+        read = read_rows(args.json, settings, lambda row: Case(**row["case"]))
+        rows = list({Case(**row["case"]): row for row in read}.values())
         done = [row["case"] for row in rows]
         todo = [case for case in cases(args.n, args.seed) if asdict(case) not in done]
         tasks = deque((case, (case, args.model)) for case in todo)
@@ -379,13 +387,13 @@ def main(argv: Sequence[str] | None = None) -> int:
                 if isinstance(row, Failure):
                     failed[case] = row.reason
                     continue
-                rows.append(row)
+                rows.append(row | {"alone": one_process(args) == 0 and not args.scheduler})
                 write_rows(args.json, settings, rows)
         slower = [row for row in rows if args.retime and "retimed" not in row and is_slower(row)]
         for row in tqdm(slower, desc="timed again", unit="SCF", disable=not slower):
             retime(row, args.model)
             write_rows(args.json, settings, rows)
-        print(table(rows))
+        print("\n".join([table(rows), *measured_with(rows)]))
         for case, reason in failed.items():
             print(f"- no row of {case}: {reason}")
         bad = sum(not is_good(row) for row in rows)

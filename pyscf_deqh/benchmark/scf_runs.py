@@ -20,7 +20,7 @@ from ..process import trim_memory
 from ..pyscf_api import bytes_of_integrals, full_builds, integrals_fit
 from ..starts import Start
 from ..starts.atoms import AtomsStart
-from .memory import forget_peak, peak_memory
+from .memory import PeakMemory
 
 CLASSICAL = ("1e", "minao", "atom", "huckel", "sap", "vsap")
 CHEAP_SCF = "cheap-scf"
@@ -129,7 +129,7 @@ class SCFRun:
         focks: Fock matrix of each cycle, without extrapolation.
         hamiltonian: converged Fock matrix.
         in_memory: whether the SCF held two-electron integrals.
-        peak_memory: most that the process held meanwhile, MB; None where it is not known.
+        peak_memory: most that the process held more than before, MB; None where it is not known.
     """
 
     init: str
@@ -161,12 +161,12 @@ class SCFRun:
 
 
 def run_scf(
-    mf: scf.hf.SCF, init: str, dm: np.ndarray, guess_seconds: float, fitted: int, counted: bool
+    mf: scf.hf.SCF, init: str, dm: np.ndarray, guess_seconds: float, fitted: int, memory: PeakMemory
 ) -> SCFRun:
     """An SCF from ``dm``, for which fitted Fock matrices were built; recorded.
 
     Args:
-        counted: the process's peak memory is that since the beginning of the guess.
+        memory: since the beginning of the guess.
     """
     gradient: list[float] = []
     times: list[float] = []
@@ -180,7 +180,7 @@ def run_scf(
     mf.callback = record
     started = time.perf_counter()
     mf.kernel(dm0=dm)
-    seconds = time.perf_counter() - started
+    seconds, most = time.perf_counter() - started, memory()
     return SCFRun(
         init=init,
         converged=bool(mf.converged),
@@ -196,7 +196,7 @@ def run_scf(
         focks=focks,
         hamiltonian=np.asarray(mf.get_fock()),
         in_memory=bytes_of_integrals(mf) > 0,
-        peak_memory=peak_memory() if counted else None,
+        peak_memory=most,
     )
 
 
@@ -207,20 +207,26 @@ def run_classical(mol: gto.Mole, method: Method, init: str) -> SCFRun:
     or the guess that DEQH would make without its network (``no-network``).
     """
     if init == NO_NETWORK:
-        options = method.options(AtomsStart(), max_cycles=_ENOUGH_CYCLES)
+        options = method.options(AtomsStart(method.device), max_cycles=_ENOUGH_CYCLES)
         return run_guess(mol, method, init, options)[0]
     trim_memory()
-    counted = forget_peak()
-    if integrals_fit(mol, _PLAIN_PROCESS, mol.max_memory):
+    memory = PeakMemory()
+    if keeps_integrals_without_pytorch(mol, method):
         mol = mol.copy(deep=False)
-        mol.incore_anyway = True  # as without PyTorch in the process
+        mol.incore_anyway = True
     mf, fitted = method.scf(mol), 0
     started = time.perf_counter()
     if init == CHEAP_SCF:
         dm, fitted = _cheap_scf(mol, method)
     else:
         dm = mf.get_init_guess(mol, init)
-    return run_scf(mf, init, dm, time.perf_counter() - started, fitted, counted)
+    return run_scf(mf, init, dm, time.perf_counter() - started, fitted, memory)
+
+
+def keeps_integrals_without_pytorch(mol: gto.Mole, method: Method) -> bool:
+    """Whether PySCF would keep a molecule's two-electron integrals in a process of its own, which
+    PyTorch makes larger; density fitting decides by other rules."""
+    return not method.density_fit and integrals_fit(mol, _PLAIN_PROCESS, mol.max_memory)
 
 
 def _cheap_scf(mol: gto.Mole, method: Method) -> tuple[np.ndarray, int]:
@@ -240,13 +246,13 @@ def run_guess(mol: gto.Mole, method: Method, init: str, options: Options) -> tup
     memory.
     """
     trim_memory()
-    counted = forget_peak()
+    memory = PeakMemory()
     mf = method.scf(mol)
     mf._deqh_guessed = True  # what PySCF says where it makes the guess
     started = time.perf_counter()
     guess = make_guess(mf, mol, options, mf.get_ovlp())
     seconds = time.perf_counter() - started
-    run = run_scf(mf, init, guess.density_matrix, seconds, guess.report.fitted_builds, counted)
+    run = run_scf(mf, init, guess.density_matrix, seconds, guess.report.fitted_builds, memory)
     corrected = sum(cycle.seconds for cycle in mf.deqh_cycles)
     own = guess.report.seconds.total - guess.report.seconds.integrals + corrected
     return replace(run, own_seconds=own), guess

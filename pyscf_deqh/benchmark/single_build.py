@@ -15,6 +15,7 @@ from typing import Any
 
 from ..data.geometry import Geometry
 from ..plugin import deqh_guess
+from ..process import trim_memory
 from ..single_build import single_build
 from .acceleration import warm_up
 from .per_molecule import left_out, run_command
@@ -40,9 +41,11 @@ def one_molecule(
     method = entry.method(model, device)
     warm_up(replace(method, charge=0, spin=None), "minao")
     mol = method.molecule(geometry)
+    trim_memory()
     started = time.perf_counter()
     found = single_build(method.scf(mol), model=model, device=device)
     seconds = time.perf_counter() - started
+    trim_memory()
     started = time.perf_counter()
     mf = deqh_guess(method.scf(mol), model=model, device=device).run()
     scf_seconds = time.perf_counter() - started

@@ -29,6 +29,7 @@ from ..data.geometry import Geometry, read_geometries
 from ..errors import ConfigError
 from ..process import trim_memory
 from .acceleration import WATER, warm_up
+from .environment import measured_with
 from .report import new_figure
 from .resume import read_rows, run_resumable, write_rows
 from .scf_runs import Method
@@ -126,18 +127,20 @@ def main(argv: Sequence[str] | None = None) -> int:
             warm_up(method, "minao")
             first_kind = "optimize" if args.kind == "torsion" else args.kind
             run_molecule(WATER, "water", method, first_kind, 2)
+        left_out = 0
         for k, geometry in tqdm(todo, desc=args.kind, unit="mol"):
             first = SIDES[k % 2]
             try:
                 row = run_molecule(geometry, names[k], method, args.kind, args.steps, first)
             except ConfigError as error:  # no bond to turn
                 tqdm.write(f"{names[k]}: {error}", file=sys.stderr)
+                left_out += 1
                 continue
             rows.append(row)
             write_rows(args.json, settings, rows)
-        print(table(rows))
+        print("\n".join([table(rows), *measured_with(rows)]))
         if args.plot:
             plot(rows, args.plot)
-        return 0
+        return int(bool(left_out) or any("error" in row["deqh"] for row in rows))
 
     return run_resumable(run, args.json)

@@ -22,6 +22,11 @@ def _ratio(rows: Sequence[dict[str, Any]], key: str) -> str:
     return spread((row["deqh"][key] / row["minao"][key] for row in rows), ".3f", ".3f")
 
 
+def _of_sums(rows: Sequence[dict[str, Any]], key: str) -> str:
+    plain, deqh = (sum(row[name][key] for row in rows) for name in SIDES)
+    return f"{deqh / plain:.3f}"
+
+
 def _displacement(row: dict[str, Any]) -> float:
     """Largest difference of two distances between atoms, in angstrom."""
     last = [np.array(row[name]["positions"]) for name in SIDES]
@@ -79,6 +84,10 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
             f"mean of {len(ended)}", "", "", "", *(f"{mean:.1f}" for mean in means),
             _ratio(ended, "seconds"), _ratio(ended, "scf_seconds"), "", "",
         ])  # fmt: skip
+        cells.append([
+            "all time over all time", *[""] * 5,
+            _of_sums(ended, "seconds"), _of_sums(ended, "scf_seconds"), "", "",
+        ])  # fmt: skip
     columns = ["molecule", "orbitals", "points, minao", "points, DEQH", "builds a point, minao",
                "builds a point, DEQH", "wall time", "SCF time", "energy, 1e-6 hartree",
                quantity]  # fmt: skip
@@ -115,7 +124,7 @@ def plot(rows: Sequence[dict[str, Any]], path: Path) -> None:
         for k, row in enumerate(moved):
             for side, style in zip(SIDES, ("--", "-"), strict=True):
                 series, quantity = _series(row[side])
-                times = TIME_STEP * np.arange(1, len(series) + 1)
+                times = TIME_STEP * np.arange(len(series))
                 axes.plot(times, series, style, color=f"C{k}", label=f"{row['name']}, {side}")
                 axes.set_ylabel(f"{quantity} / 1e-6 hartree")
         axes.set_xlabel("time / fs")

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
-from .acceleration import Results
+from .acceleration import ABOVE, Results, above_baseline, not_converged_alone
+from .environment import measured_with
 from .report import markdown_table
 from .sets import SEED, SUITE
-
-# Hartree. Convergence leaves differences of 1e-9; another state lies farther away.
-_ABOVE = 1e-6
 
 # Header, name in the summary, factor, digits.
 _COLUMNS = (
@@ -26,28 +24,26 @@ _COLUMNS = (
 )
 
 _EXPLANATION = (
-    "Mean ± standard deviation (median) over the molecules where both runs converged. wall: "
-    "seconds, DEQH over minao, guess included; full Fock builds: the first one, "
-    "one in each of PySCF's cycles, the check at the end. MAE of H: against the converged Fock "
-    "matrix, of the network's prediction and of the guess after its cycles; fitted cycles: "
-    "density-fitted and corrected ones, in the guess and in the SCF. Own share: seconds of the "
-    "guess and of all corrected cycles, without PySCF's own integrals, over those of one full Fock "
-    "build; of the molecules for which it was kept. Most memory: that the process held, PyTorch "
-    "included in both."
+    "Mean ± standard deviation (median) over the molecules where both runs converged; of seconds "
+    "over those that did not run beside others. wall: seconds, DEQH over minao, guess included; "
+    "full Fock builds: the first one, one in each of PySCF's cycles, the check at the end. MAE of "
+    "H: against the converged Fock matrix, of the network's prediction and of the guess after its "
+    "cycles; fitted cycles: density-fitted and corrected ones, in the guess and in the SCF. Own "
+    "share: seconds of the guess and of all corrected cycles, without PySCF's own integrals, over "
+    "those of one full Fock build; of the molecules for which it was kept. Most memory: that the "
+    "process held more than at the beginning."
 )
 
 
 def suite_table(
     results: Mapping[str, Results],
     methods: Sequence[dict[str, Any]],
-    environments: Sequence[dict[str, Any]],
 ) -> str:
     """The whole text.
 
     Args:
         results: by name of the set, merged over its files.
         methods: with the models' names, weights and devices.
-        environments: hardware and versions.
     """
     header = ["set", "n", *(column[0] for column in _COLUMNS)]
     cells = [_row(name, entry) for name, entry in results.items()]
@@ -59,16 +55,19 @@ def suite_table(
     lines = ["# Benchmark suite", "", *markdown_table(header, cells), "", _EXPLANATION]
     for title, found in _disappointments(results).items():
         lines += ["", f"{title}: {len(found) or 'none'}", *(["", *found] if found else [])]
-    lines += ["", "Measured with:", ""]
+    lines += measured_with(row for entry in results.values() for row in _placed(entry))
     lines += _unique(
         f"- model {m['model']} (weights {m['weights'][:12]}), device {m['device']}" for m in methods
     )
     lines.append(f"- molecules in random order, seed {SEED}")
-    lines += _unique(
-        "- " + ", ".join(f"{key} {value}" for key, value in e.items() if value is not None)
-        for e in environments
-    )
     return "\n".join(lines) + "\n"
+
+
+def _placed(results: Results) -> Iterator[dict[str, Any]]:
+    """Rows with the state that has made them: where there was one alone, those of before, too."""
+    only = results.environments[0] if len(results.environments) == 1 else None
+    for row in results.rows:
+        yield row if "environment" in row else row | {"environment": only}
 
 
 def _unique(lines: Iterable[str]) -> list[str]:
@@ -94,24 +93,9 @@ def _row(name: str, results: Results) -> list[str]:
     return cells
 
 
-def _not_converged(rows: Sequence[dict]) -> list[dict]:
-    """Where minao converged and DEQH did not."""
-    return [r for r in rows if r["baselines"]["minao"]["converged"] and not r["deqh"]["converged"]]
-
-
 def _rescued(rows: Sequence[dict]) -> list[dict]:
     """Where DEQH converged and minao did not."""
     return [r for r in rows if r["deqh"]["converged"] and not r["baselines"]["minao"]["converged"]]
-
-
-def _above(rows: Sequence[dict]) -> list[dict]:
-    """Where DEQH converged to a higher energy than minao did, or came by."""
-    return [r for r in rows if r["deqh"]["converged"] and r["energy_difference"]["minao"] > _ABOVE]
-
-
-def failed(results: Results) -> bool:
-    """Whether a run raised, did not converge, or went to a higher energy than from minao."""
-    return bool(results.failures or _not_converged(results.rows) or _above(results.rows))
 
 
 def _disappointments(results: Mapping[str, Results]) -> dict[str, list[str]]:
@@ -119,7 +103,7 @@ def _disappointments(results: Mapping[str, Results]) -> dict[str, list[str]]:
     lists: dict[str, list[str]] = {
         "Not run": [],
         "Not converged, although minao converged": [],
-        f"Energy above minao's by more than {_ABOVE:.0e} Eh": [],
+        f"Energy above minao's by more than {ABOVE:.0e} Eh": [],
         "More cycles than from minao": [],
         "Longer than from minao": [],
         "Integrals in memory with DEQH or minao alone": [],
@@ -128,12 +112,13 @@ def _disappointments(results: Mapping[str, Results]) -> dict[str, list[str]]:
     not_run, not_converged, above, more, longer, unlike, rescued = lists.values()
     for name, entry in results.items():
         not_run += [f"- {name}: {f['name']}: {f['reason']}" for f in entry.failures]
-        not_converged += [f"- {name}: {r['name']}" for r in _not_converged(entry.rows)]
+        lost = not_converged_alone(entry.rows, "minao")
+        not_converged += [f"- {name}: {r['name']}" for r in lost]
         rescued += [f"- {name}: {r['name']}" for r in _rescued(entry.rows)]
         above += [
             f"- {name}: {r['name']}: {r['energy_difference']['minao']:.1e} Eh"
             + (" (minao not converged)" if not r["baselines"]["minao"]["converged"] else "")
-            for r in _above(entry.rows)
+            for r in above_baseline(entry.rows, "minao")
         ]
         for row in entry.rows:
             deqh, minao, ratio = row["deqh"], row["baselines"]["minao"], row["ratios"]["minao"]

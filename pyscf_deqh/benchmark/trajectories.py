@@ -18,7 +18,7 @@ from pyscf.data import radii
 from ..errors import ConfigError
 from ..plugin import deqh_guess
 from ..pyscf_api import full_builds
-from .scf_runs import Method
+from .scf_runs import Method, keeps_integrals_without_pytorch
 
 FEMTOSECOND = 41.341374575751  # atomic units of time
 TIME_STEP = 0.5  # of molecular dynamics, fs
@@ -44,6 +44,9 @@ class _Counted:
         mf = method.scf(mol)
         if guess:
             deqh_guess(mf, method.model, method.device)
+        elif keeps_integrals_without_pytorch(mol, method):
+            # Not mol.incore_anyway, which PySCF's dynamics take for their own.
+            mf._is_mem_enough = lambda: True
         self.scanner = mf.nuc_grad_method().as_scanner()
         self.builds: list[int] = []
         self.seconds, self.failed = 0.0, 0
