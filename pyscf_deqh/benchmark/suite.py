@@ -98,7 +98,7 @@ def run_set(
     Raises:
         ConfigError: the folder holds results of another model.
         CheckpointError: no such model.
-        OutputError: another process runs this shard, or the folder cannot be written to.
+        OutputError: another process runs this set, or the folder cannot be written to.
         KeyboardInterrupt: the run was interrupted; what was finished is in the folder.
     """
     present = read_results(folder, entry)
