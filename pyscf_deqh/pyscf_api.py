@@ -136,6 +136,12 @@ def dispersion_energy(mf: hf.SCF) -> float:
     return float(mf.get_dispersion()) if corrected is not None and corrected() else 0.0
 
 
+def has_nonlocal_correlation(mf: hf.SCF) -> bool:
+    """Whether its functional has a nonlocal part, such as VV10."""
+    asks = attribute(mf, "do_nlc")
+    return asks is not None and bool(asks())
+
+
 def frozen_potential(mf: hf.SCF) -> Any:
     """That of a solvent which does not respond, (nao, nao), hartree; None without one."""
     solvent = attribute(mf, "with_solvent")

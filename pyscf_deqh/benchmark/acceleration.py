@@ -20,7 +20,7 @@ from ..files import write_json
 from ..guess import Guess
 from ..tasks import Failure, outcomes
 from .environment import environment
-from .ratios import PAPER_RATIOS, RATIOS, distribution, hamiltonian_mae, ratios
+from .ratios import OF_SECONDS, PAPER_RATIOS, RATIOS, distribution, hamiltonian_mae, ratios
 from .scf_runs import CLASSICAL, Method, run_classical, run_deqh, run_guess
 
 # Hartree. Convergence leaves differences of 1e-9; another state lies farther away.
@@ -125,11 +125,11 @@ def summarize(rows: Sequence[dict], init: str, model: str) -> dict:
     guess = [r["deqh"]["guess_seconds"] / _seconds(r["baselines"][init]) for r in alone]
     return {
         **{
-            name: distribution(r["ratios"][init].get(name) for r in found)
-            for names, found in ((RATIOS, alone), (PAPER_RATIOS, good))
-            for name in names
+            name: distribution(
+                r["ratios"][init].get(name) for r in (alone if name in OF_SECONDS else good)
+            )
+            for name in (*RATIOS, *PAPER_RATIOS)
         },
-        "full_builds_ratio": distribution(r["ratios"][init].get("full_builds_ratio") for r in good),
         "guess_share": distribution(guess),
         **{
             f"{name}_{run}": distribution(entry(r).get(name) for r in good)

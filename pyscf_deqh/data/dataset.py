@@ -8,9 +8,9 @@ import os
 import sqlite3
 import warnings
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import fields
 from itertools import groupby
 from multiprocessing import get_context
@@ -249,7 +249,7 @@ class GraphStore:
     def _made(self, missing: list[tuple[str, int]], workers: int) -> Iterator[list[_Made]]:
         chunks = [missing[i : i + _CHUNK] for i in range(0, len(missing), _CHUNK)]
         if len(chunks) <= 1:  # there is nothing to do side by side
-            yield from (_make(self, chunk) for chunk in chunks)
+            yield from (_make(self, chunk, open_labels) for chunk in chunks)
             return
         pool = ProcessPoolExecutor(
             min(workers, len(chunks)), get_context("spawn"), use_threads, (1,)
@@ -257,7 +257,7 @@ class GraphStore:
         running: deque[Future[list[_Made]]] = deque()
         try:
             for chunk in chunks:
-                running.append(pool.submit(_make_in_worker, self, chunk))
+                running.append(pool.submit(_make, self, chunk, _kept_open))
                 if len(running) == 2 * workers:
                     yield running.popleft().result()
             while running:
@@ -270,34 +270,25 @@ class GraphStore:
 _Made = tuple[str, int, str, tuple[int, bytes] | None]
 
 
-def _make(store: GraphStore, rows: list[tuple[str, int]]) -> list[_Made]:
+def _make(
+    store: GraphStore,
+    rows: list[tuple[str, int]],
+    opened: Callable[[str], AbstractContextManager[LabelFile]],
+) -> list[_Made]:
     """Graphs of a few rows."""
     made: list[_Made] = []
     for path, of_file in groupby(rows, key=lambda row: row[0]):
-        with open_labels(path) as file:
-            made += _of_file(store, path, file, of_file)
-    return made
-
-
-def _make_in_worker(store: GraphStore, rows: list[tuple[str, int]]) -> list[_Made]:
-    """Graphs of a few rows, in a process that is asked for others of the same files."""
-    made: list[_Made] = []
-    for path, of_file in groupby(rows, key=lambda row: row[0]):
-        made += _of_file(store, path, _kept_open(path), of_file)
+        with opened(path) as file:
+            basis = store.basis_of(path, file.settings())
+            made += [_graph(store, file, basis, path, row_id) for _, row_id in of_file]
     return made
 
 
 @functools.lru_cache(maxsize=1)  # rows come file after file
-def _kept_open(path: str) -> LabelFile:
-    # Opening a compressed file of MD17's format reads all of it.
-    return open_labels(path)
-
-
-def _of_file(
-    store: GraphStore, path: str, file: LabelFile, rows: Iterable[tuple[str, int]]
-) -> list[_Made]:
-    basis = store.basis_of(path, file.settings())
-    return [_graph(store, file, basis, path, row_id) for _, row_id in rows]
+def _kept_open(path: str) -> AbstractContextManager[LabelFile]:
+    """For a process that is asked for others of the same file: opening a compressed one of MD17's
+    format reads all of it."""
+    return nullcontext(open_labels(path))
 
 
 def _graph(store: GraphStore, file: LabelFile, basis: str, path: str, row_id: int) -> _Made:

@@ -19,14 +19,13 @@ from ..data.splits import split_ids
 from ..errors import ConfigError
 from ..graph.basis import template_of
 from ..metrics import UNITS
-from ..train.evaluate import evaluate
 from .cache import ResultCache
 from .comparison import NOTES, provenance
 from .datasets import DEFAULT_BASIS, MD17, Dataset
 from .options import Options
 from .report import Report, spread, with_spread
 from .samples import SPLIT_SIZES, make_water
-from .trainings import VARIANTS, Training, run_training
+from .trainings import VARIANTS, Training, errors_on_test, run_training
 
 _NETWORKS = ("qhnet", "qhnet+s", "deqhnet")
 _FACTOR = UNITS["mae"][0]
@@ -112,11 +111,7 @@ def _errors(
 
 
 def _mae(training: Training, dataset: Dataset, options: Options) -> list[float]:
-    return evaluate(
-        training.folder(options) / "model", dataset.databases, "test", options.out / "cache",
-        split_rule=dataset.split_rule, split_sizes=dataset.split_sizes,
-        max_molecules=options.size.max_test or None,
-    )["mae"]  # fmt: skip
+    return errors_on_test(training.folder(options) / "model", dataset, options)["mae"]
 
 
 def _least(one: Dataset, other: Dataset, n: int) -> float:

@@ -13,7 +13,6 @@ from ..benchmark.acceleration import run_benchmark
 from ..benchmark.scf_runs import Method
 from ..checkpoint import weights_hash
 from ..metrics import UNITS
-from ..train.evaluate import evaluate
 from ..train.run import export
 from .cache import ResultCache
 from .comparison import provenance
@@ -21,7 +20,7 @@ from .datasets import IN_HOUSE, QH9, Dataset
 from .options import Options
 from .published import TABLE3
 from .report import Report, spread, with_spread
-from .trainings import VARIANTS, Training, run_training
+from .trainings import VARIANTS, Training, errors_on_test, run_training
 
 _VARIANT, _INIT = "deqhnet", "minao"
 _KEPT = "kept"
@@ -41,7 +40,8 @@ def run(options: Options) -> Report:
     results = {}
     for step, model in kept.items():
         cache = ResultCache(model.parent / f"{model.name}.json", training.settings(options))
-        errors = cache(f"errors, {weights_hash(model)}", partial(_errors, model, training, options))
+        make = partial(errors_on_test, model, dataset, options)
+        errors = cache(f"errors, {weights_hash(model)}", make)["mae"]
         method = Method(model=str(model), max_cycles=0, accelerate=False, frugal=False)
         path = model.parent / f"{model.name}-scf-{len(molecules)}.json"
         found = run_benchmark(molecules, method, (_INIT,), path, resume=True)
@@ -85,14 +85,6 @@ def _kept(training: Training, options: Options) -> dict[int, Path]:
     if not (final / "config.json").is_file():
         shutil.copytree(folder / "model", final)
     return dict(sorted(found.items()))
-
-
-def _errors(model: Path, training: Training, options: Options) -> list[float]:
-    dataset = training.dataset
-    return evaluate(
-        model, dataset.databases, "test", options.out / "cache", split_rule=dataset.split_rule,
-        split_sizes=dataset.split_sizes, max_molecules=options.size.max_test or None,
-    )["mae"]  # fmt: skip
 
 
 def _row(step: str, entry: dict[str, Any]) -> list[str]:

@@ -243,12 +243,7 @@ def run_training(
             init = resolve_model(options.init) if options.init else None
             train(config, resume=True, init=init, callbacks=callbacks)
             export(config.run.folder, model)
-        dataset = training.dataset
-        errors = evaluate(
-            model, dataset.databases, "test", config.data.cache,
-            split_rule=dataset.split_rule, split_sizes=dataset.split_sizes,
-            max_molecules=options.size.max_test or None,
-        )  # fmt: skip
+        errors = errors_on_test(model, training.dataset, options)
         last = config.run.folder / "checkpoints" / "last.ckpt"
         state = torch.load(last, map_location="cpu", weights_only=True)
         return {
@@ -260,6 +255,15 @@ def run_training(
         }
 
     return cache("result", make)
+
+
+def errors_on_test(model: Path, dataset: Dataset, options: Options) -> dict[str, list[float]]:
+    """Those of a model for each test molecule of a data set."""
+    return evaluate(
+        model, dataset.databases, "test", options.out / "cache",
+        split_rule=dataset.split_rule, split_sizes=dataset.split_sizes,
+        max_molecules=options.size.max_test or None,
+    )  # fmt: skip
 
 
 def learning_curve(run: Path) -> dict[str, list[float]]:

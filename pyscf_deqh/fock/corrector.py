@@ -9,7 +9,7 @@ import numpy as np
 from pyscf import lib
 from pyscf.lib import logger
 
-from ..pyscf_api import attribute, solve
+from ..pyscf_api import attribute, has_nonlocal_correlation, solve
 from .cycles import LOST
 from .functional import STAND_IN, Functional
 from .nearby import FockNearby
@@ -93,8 +93,7 @@ class Corrector:
             logger.note(mf, "Corrected cycles with the response of %s: there is no memory for "
                         "that of exact exchange.", STAND_IN)  # fmt: skip
         self._model = FockNearby(fitted, functional, self._root)
-        has_nonlocal_part = attribute(mf, "do_nlc")
-        self._is_local = has_nonlocal_part is None or not has_nonlocal_part()
+        self._is_local = not has_nonlocal_correlation(mf)
         self._fitted, self._responds = fitted, responds
         self._known = solvent is None or problem.cavity is not None
 

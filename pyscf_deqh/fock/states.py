@@ -19,7 +19,12 @@ from pyscf import lib
 from ..engine import HOST
 from ..errors import DEQHError, own_errors
 from ..process import pyscf_threads
-from ..pyscf_api import attribute, cds_energy, dispersion_energy
+from ..pyscf_api import (
+    attribute,
+    cds_energy,
+    dispersion_energy,
+    has_nonlocal_correlation,
+)
 from .cycles import Solution
 from .density import density_of
 from .descent import MAX_DESCENT, Point, occupied_first, rotated
@@ -303,10 +308,10 @@ def _fitted_energies_are_whole(problem: Problem) -> bool:
     """Whether they lack no part that another state may have more or less of: a solvent that is no
     cavity or does not respond, nonlocal correlation, a potential of the user's or of DFT+U."""
     mf = problem.mf
-    solvent, has_nonlocal_part = (attribute(mf, name) for name in ("with_solvent", "do_nlc"))
+    solvent = attribute(mf, "with_solvent")
     if solvent is not None and (problem.cavity is None or getattr(solvent, "frozen", False)):
         return False
-    if has_nonlocal_part is not None and has_nonlocal_part():
+    if has_nonlocal_correlation(mf):
         return False
     return "get_veff" not in vars(mf) and attribute(mf, "U_val") is None
 
