@@ -16,7 +16,7 @@ import sys
 import time
 from collections import deque
 from collections.abc import Callable, Hashable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
@@ -182,7 +182,19 @@ def _client(workers: int | None, scheduler: str | None) -> Iterator[Client]:
         if not client.nthreads():
             print("waiting for the first worker", file=sys.stderr)
             client.wait_for_workers(1)
-        yield client
+        try:
+            yield client
+        finally:
+            if scheduler is None:
+                _all_restarted(client, workers or CPU_COUNT)
+
+
+def _all_restarted(client: Client, workers: int) -> None:
+    """Wait for those that died last: a cluster fails to close while it starts a process anew."""
+    from distributed import TimeoutError as DaskTimeoutError
+
+    with suppress(DaskTimeoutError, OSError):
+        client.wait_for_workers(workers, timeout=_PATIENCE)
 
 
 def _address_in(file: Path) -> str:

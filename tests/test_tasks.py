@@ -11,6 +11,7 @@ from collections import Counter, deque
 
 import pytest
 from conftest import file_size_limit
+from distributed import LocalCluster
 from worker_functions import attempt, threads
 
 from pyscf_deqh import ConfigError, tasks
@@ -60,6 +61,21 @@ def test_a_dying_worker_costs_its_own_task_alone(tmp_path):
     assert {number for number, n in counted.items() if n == 2} >= set(dies)
     # A worker has at most one task beside the one that killed it.
     assert sum(counted.values()) <= 20 + 2 * 4
+
+
+def test_no_worker_is_being_started_when_all_are_closed(tmp_path, monkeypatch):
+    """Dask fails to close such a cluster: the last death must not fail the work that is done."""
+    there = []
+    close = LocalCluster.close
+
+    def counted(self, *arguments, **options):
+        there.append(len(self.scheduler.workers))
+        return close(self, *arguments, **options)
+
+    monkeypatch.setattr(LocalCluster, "close", counted)
+    found = dict(outcomes(attempt, squares(tmp_path, 3, {2: "always"}), workers=2))
+    assert found[2].reason.startswith("the worker process died")
+    assert there[0] == 2
 
 
 def test_workers_that_are_killed_from_outside(tmp_path):
