@@ -334,6 +334,17 @@ class Stubborn(scf.diis.CDIIS):
         return -np.reshape(projectors, np.shape(f))
 
 
+def fail(monkeypatch, lost):
+    """Let all fitted cycles fail; above ``lost`` a start is far."""
+    original = corrector.refine
+
+    def wrong(build, overlap, shells, f, *args):
+        return replace(original(build, overlap, shells, f, *args), gradients=[1e9])
+
+    monkeypatch.setattr(corrector, "refine", wrong)
+    monkeypatch.setattr(corrector, "LOST", lost)
+
+
 @pytest.mark.parametrize(
     ("make", "start"),
     [(scf.RHF, "deqh"), (scf.UHF, "minao"), (scf.UHF, "density"), (scf.ROHF, "deqh"),
@@ -348,13 +359,7 @@ def test_where_pyscfs_diis_goes_nowhere_after_them_its_own_start_is_next(
     dm = scf.UHF(mol).get_init_guess(key="huckel") if start == "density" else None
     dm = dm.sum(0) if dm is not None and make is scf.RHF else dm
     expected = energies_of(plain, dm)
-    original = corrector.refine
-
-    def wrong(build, overlap, shells, f, *args):
-        return replace(original(build, overlap, shells, f, *args), gradients=[1e9])
-
-    monkeypatch.setattr(corrector, "refine", wrong)
-    monkeypatch.setattr(corrector, "LOST", 1e9)
+    fail(monkeypatch, lost=1e9)
     mf = make(mol).apply(deqh_guess if start == "deqh" else corrected_diis)
     monkeypatch.setattr(type(HOST), "diis_class", Stubborn)
     monkeypatch.setattr(Stubborn, "made", 0)
@@ -364,6 +369,31 @@ def test_where_pyscfs_diis_goes_nowhere_after_them_its_own_start_is_next(
     assert "back to the start of the SCF" in (tmp_path / "log").read_text()
     assert mf.converged
     assert Stubborn.made == 2
+    np.testing.assert_allclose(energies[-len(expected) + 2 : -2], expected[2:-2], atol=1e-9)
+    assert energies[-1] == pytest.approx(expected[-1], abs=1e-9)
+
+
+@pytest.mark.parametrize("start", ["deqh", "minao"])
+def test_a_far_guess_that_leads_nowhere_is_given_up(start, monkeypatch, tmp_path):
+    """A start of PySCF's own is what the SCF would have had: it stays."""
+    mol = make_mol(WATER)
+    expected = energies_of(scf.RHF(mol))
+    fail(monkeypatch, lost=0.0)
+    mf = scf.RHF(mol).apply(deqh_guess if start == "deqh" else corrected_diis)
+    monkeypatch.setattr(type(HOST), "diis_class", Stubborn)
+    monkeypatch.setattr(Stubborn, "made", 0)
+    with open(tmp_path / "log", "w") as mf.stdout:
+        mf.verbose = 4
+        energies = energies_of(mf)
+    log = (tmp_path / "log").read_text()
+    if start == "minao":
+        assert not mf.converged
+        assert "back to the start" not in log
+        return
+    assert "back to the start of the SCF, minao's" in log
+    assert mf.converged
+    # The first cycle is no DIIS and moves the density, the second one sees that.
+    assert [cycle.restarted for cycle in mf.deqh_cycles].index(True) == 1 + 16
     np.testing.assert_allclose(energies[-len(expected) + 2 : -2], expected[2:-2], atol=1e-9)
     assert energies[-1] == pytest.approx(expected[-1], abs=1e-9)
 

@@ -54,7 +54,8 @@ _FILES = ("qm9", "fragments", "ions", "heavy", "radicals", "counterpoise")
 _SMALL = 7  # atoms
 _WEIGHTS = {"upu23": 0.1}  # of families that take minutes for each SCF
 # Orbitals; molecules that have more in each basis set get the one with the fewest.
-_MAX_ORBITALS = 120
+_MAX_ORBITALS = 180
+_MINIMAL = 0.2  # how often STO-3G is drawn, relative to any other basis set
 _ALL_ELECTRON = 36  # last element for which other basis sets than the def2 ones are drawn
 # Hartree: where an energy counts as another one.
 _SAME = 1e-6
@@ -130,7 +131,10 @@ def _size(geometry: Geometry, basis: str) -> float:
 def _basis_for(geometry: Geometry, rng: random.Random) -> str:
     sizes = {basis: _size(geometry, basis) for basis in _BASIS}
     suitable = [basis for basis in _BASIS if sizes[basis] <= _MAX_ORBITALS]
-    return rng.choice(suitable or [min(_BASIS, key=sizes.__getitem__)])
+    if not suitable:
+        return min(_BASIS, key=sizes.__getitem__)
+    weights = [_MINIMAL if basis == "sto-3g" else 1.0 for basis in suitable]
+    return rng.choices(suitable, weights)[0]
 
 
 def cases(n: int, seed: int = 0) -> list[Case]:

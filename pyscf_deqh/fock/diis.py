@@ -32,7 +32,7 @@ from ..pyscf_api import attribute, fills_by_aufbau, numint_of
 from .corrector import Corrector, parts_of
 from .cost import too_cheap
 from .descent import MAX_DESCENT
-from .failure import Strictly, WayBack
+from .failure import PATIENCE_WHEN_FAR, Strictly, WayBack
 
 if TYPE_CHECKING:
     from pyscf.gto import Mole
@@ -211,7 +211,8 @@ class _Corrected:
     in methods that they do not serve, for single cycles, after two failures for good. Where those
     from a far start do not converge, or come to an open shell of strong spin contamination, it is
     not clear which state the SCF leads to: then the way into its neighbourhood is PySCF's, to the
-    last digit. Where PySCF's DIIS goes nowhere after failures, it begins anew from PySCF's start.
+    last digit. Where PySCF's DIIS goes nowhere after failures, or from a far guess, it begins anew
+    from PySCF's start.
     """
 
     def __init__(self, mf: Any = None, filename: str | None = None):
@@ -309,6 +310,8 @@ class _Corrected:
         logger.note(self, "PySCF's DIIS has not got on either: back to the start of the SCF, %s",
                     "minao's" if self._first is None else "without corrected cycles")  # fmt: skip
         self._way_back = None
+        if self._method is not None:
+            self._stop("they have not led on from a far start")
         self._begin_plain()
         first = self._first
         if first is None:
@@ -356,8 +359,12 @@ class _Corrected:
         accepted = gradients[-1] < min(gradient, max(enough, tolerance))
         if far and (gradients[-1] >= tolerance or method.contamination(refined) > _CONTAMINATED):
             accepted = False
-        if not accepted:
+        if accepted:
+            self._way_back = None
+        else:
             method.forget()
+            if far and self._first is None and self._way_back is None:
+                self._way_back = WayBack(method.gradient, gradient, PATIENCE_WHEN_FAR)
         self._waits = int(far and not accepted)
         if not far and not accepted and gradients[-1] >= tolerance:
             self._fail(gradient)

@@ -11,6 +11,8 @@ from typing import Any
 _BEFORE_THE_CHECK, _CYCLES_BEFORE_IT = 0.3, 2
 # What PySCF's DIIS has to leave of the gradient, and in how many cycles: as many as it combines.
 _GETS_ON, _PATIENCE = 0.5, 8
+# The same from a far start, where it takes its time.
+PATIENCE_WHEN_FAR = 16
 
 
 @dataclass
@@ -46,11 +48,13 @@ class WayBack:
     Attributes:
         norm: of the orbital gradient, of a density and its Fock matrix.
         least: what it was at last when it fell, hartree.
+        patience: in so many cycles it has to leave half of it.
         cycles: since then.
     """
 
     norm: Callable[[Any, Any], float]
     least: float
+    patience: int = _PATIENCE
     cycles: int = 0
 
     def is_due(self, d: Any, f: Any) -> bool:
@@ -64,4 +68,4 @@ class WayBack:
         self.cycles += 1
         if gradient < _GETS_ON * self.least:
             self.least, self.cycles = gradient, 0
-        return self.cycles >= _PATIENCE
+        return self.cycles >= self.patience
