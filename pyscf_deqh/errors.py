@@ -1,6 +1,7 @@
 """Exceptions that the package raises for input it cannot work with."""
 
 import sys
+import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
@@ -86,6 +87,8 @@ def exit_status(command: Callable[[], int], interrupted: str) -> int:
     except KeyboardInterrupt:
         print(interrupted, file=sys.stderr)
         return 130
+    except Exception:  # a bug: 1, as Python has it, says that the command has come to its end
+        traceback.print_exc()
     return 2
 
 

@@ -1,10 +1,13 @@
 """The ablation: the unchanged guess is the package's own, and rows survive an interruption."""
 
 import json
+import re
+from pathlib import Path
 
 import numpy as np
 import pytest
 from conftest import WATER, make_mol
+from pyscf.lib.exceptions import BasisNotFoundError
 
 from pyscf_deqh.benchmark.__main__ import main
 from pyscf_deqh.benchmark.ablation import PARTS, Variant, ablation_table
@@ -116,6 +119,28 @@ def test_command_goes_on_where_it_was_interrupted(two_variants, monkeypatch, cap
     assert f"| {second} |" in capsys.readouterr().out
     assert main(arguments) == 0
     assert len(calls) == 3
+
+
+def test_a_molecule_that_fails_does_not_stop_the_others(two_variants, monkeypatch, capsys):
+    arguments, out = two_variants
+    xyz = Path(arguments[4])
+    xyz.write_text(2 * xyz.read_text().replace("3\n\n", "3\nname=water\n"))
+    original = Method.molecule
+    calls = []
+
+    def fails(method, geometry):
+        calls.append(geometry)
+        if len(calls) == 1:
+            raise BasisNotFoundError("no such basis set")
+        return original(method, geometry)
+
+    monkeypatch.setattr(Method, "molecule", fails)
+    assert main([*arguments, "--n", "1"]) == 1
+    found = re.search(r"no rows of (water [01]): BasisNotFoundError", capsys.readouterr().out)
+    assert not out.exists()
+    assert main([*arguments, "--n", "1"]) == 0
+    names = {row["molecule"] for row in json.loads(out.read_text())["rows"]}
+    assert names == {found[1]}  # as with more of them
 
 
 def test_rows_of_something_else_are_refused(two_variants, capsys):

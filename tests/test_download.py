@@ -68,6 +68,12 @@ def packed(name, content):
     return buffer.getvalue()
 
 
+def damaged(archive):
+    """In the data of its one file, which are compressed."""
+    middle = len(archive) // 2
+    return archive[:middle] + b"\xff" * 64 + archive[middle + 64 :]
+
+
 @pytest.fixture
 def server(tmp_path, monkeypatch):
     """A server with small.tgz, known as the data set 'small'."""
@@ -179,9 +185,10 @@ def test_refusals(server, tmp_path):
         (packed("../evil.db", b"x"), "cannot unpack"),
         (packed("readme.txt", b"x"), "holds 0 databases"),
         (packed("small.db", b"<html>"), "not a database"),
+        (damaged(packed("small.db", bytes(range(256)) * 4000)), "cannot unpack"),
     ],
     # Names of their own: an archive's bytes hold the second in which it was made.
-    ids=["no archive", "outside the folder", "no database", "a web page"],
+    ids=["no archive", "outside the folder", "no database", "a web page", "damaged"],
 )
 def test_bad_archives(server, tmp_path, archive, message):
     server.files["/small.tgz"] = archive

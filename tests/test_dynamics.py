@@ -212,6 +212,27 @@ def test_frames_of_several_molecules_stay_in_their_splits(tmp_path):
     # Frames of one molecule are all that there is to split.
     simulate(starts[:1], tmp_path / "b.xyz", FAST, 2, workers=0, progress=False)
     assert len({g.molecule for g in read_xyz(tmp_path / "b.xyz")}) == 2
+    before = (tmp_path / "b.xyz").read_text()
+    with pytest.raises(DatasetError, match=r"split one by one \(qm9_id"):
+        simulate(starts, tmp_path / "b.xyz", FAST, 2, workers=0, progress=False)
+    assert (tmp_path / "b.xyz").read_text() == before
+
+
+@pytest.mark.parametrize("key", ["name", "smiles"])
+def test_an_isomers_trajectory_is_not_gone_on_with(key, tmp_path):
+    """Its elements are the same, in their order."""
+    out = tmp_path / "a.xyz"
+    simulate([hydrogen(**{key: "CCCO"})], out, FAST, 1, workers=0, progress=False)
+    with pytest.raises(DatasetError, match=f"another molecule.*{key}"):
+        simulate([hydrogen(**{key: "CC(C)O"})], out, FAST, 2, workers=0, progress=False)
+
+
+@pytest.mark.parametrize("info", [{"spin": "2"}, {"ghosts": "1"}])
+def test_open_shells_and_ghost_atoms_are_refused(info, tmp_path):
+    starts = [hydrogen(id="1", **info), hydrogen(id="2")]
+    _, failures = simulate(starts, tmp_path / "a.xyz", FAST, 1, workers=0, progress=False)
+    assert list(failures) == [0]
+    assert next(iter(info)) in failures[0]
 
 
 def test_ions(tmp_path):

@@ -96,6 +96,23 @@ def test_rows_of_other_geometries_are_not_taken_for_these(tmp_path, capsys):
     assert "--exclude needs qm9_id" in capsys.readouterr().err
 
 
+def test_published_labels_say_not_which_molecules_to_exclude(tmp_path, capsys):
+    """QH9's ids are none of QM9's."""
+    published = tmp_path / "published.db"
+    with QH9Database(published, writable=True):
+        pass
+    xyz = write_xyz(tmp_path / "a.xyz", 4)
+    command = ["label", str(xyz), "--out", str(tmp_path / "b.db"), "--exclude", str(published)]
+    assert main(command) == 2
+    assert "number their molecules in their own way" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("key", ["spin", "ghosts"])
+def test_open_shells_and_ghost_atoms_are_refused(key):
+    with pytest.raises(DatasetError, match=f"{key}=1"):
+        solve(hydrogen(0.74, **{key: "1"}), FAST)
+
+
 @pytest.mark.parametrize("key", ["id", "qm9_id"])
 def test_numbers_in_comments_that_are_none(tmp_path, key):
     with pytest.raises(DatasetError, match=f"{key}=mol_12 .* no whole number"):

@@ -10,11 +10,12 @@ import numpy as np
 import pytest
 from pyscf import gto, scf
 from pyscf.hessian import thermo
+from pyscf.lib.exceptions import BasisNotFoundError
 
 from pyscf_deqh import ConfigError
 from pyscf_deqh.benchmark import steps, trajectories
 from pyscf_deqh.benchmark.__main__ import main
-from pyscf_deqh.benchmark.steps_report import table
+from pyscf_deqh.benchmark.steps_report import is_worse, table
 from pyscf_deqh.data.geometry import Geometry
 
 BUTANE = """14
@@ -245,6 +246,41 @@ def test_molecules_of_the_same_name_are_all_run(molecules, tmp_path, monkeypatch
     assert run("dynamics", two, tmp_path / "a.json") == 1
     assert len(names) == 3
     assert run("dynamics", molecules, tmp_path / "a.json") == 2  # of other molecules
+
+
+def test_a_molecule_that_fails_does_not_stop_the_others(tmp_path, monkeypatch, capsys):
+    """It gets another chance, and names do not depend on how many are run."""
+    two = tmp_path / "two.xyz"
+    two.write_text(2 * XYZ)
+    names = []
+
+    def only_name(geometry, name, *args):
+        names.append(name)
+        if len(names) == 2:  # the one after that which warms up
+            raise BasisNotFoundError("no such basis set")
+        side = {"converged": True, "builds": [3], "seconds": 1.0, "scf_seconds": 1.0,
+                "energy": -1.0, "positions": [[0.0, 0.0, 0.0]]}  # fmt: skip
+        return {"name": name, "nao": 1, "minao": side, "deqh": side}
+
+    monkeypatch.setattr(steps, "run_molecule", only_name)
+    monkeypatch.setattr(steps, "warm_up", lambda *args: None)
+    out = tmp_path / "a.json"
+    assert run("dynamics", two, out, "--n", "1") == 1
+    assert "BasisNotFoundError: no such basis set" in capsys.readouterr().err
+    assert run("dynamics", two, out) == 0
+    assert sorted(names[2:]) == ["water", "water 0", "water 1"]
+    assert names[1] == names[3]
+    assert len(json.loads(out.read_text())["rows"]) == 2
+
+
+def test_runs_with_more_that_did_not_converge_are_worse():
+    side = {"converged": True, "scfs_not_converged": 1}
+    assert not is_worse({"minao": side, "deqh": side})
+    assert is_worse({"minao": side, "deqh": side | {"scfs_not_converged": 2}})
+    assert is_worse({"minao": side, "deqh": side | {"converged": False}})
+    assert is_worse({"minao": side, "deqh": {"converged": False, "error": "not run"}})
+    lost = side | {"converged": False}
+    assert not is_worse({"minao": lost, "deqh": lost})
 
 
 def test_the_set_of_trajectories():

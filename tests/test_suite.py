@@ -15,6 +15,7 @@ from pyscf_deqh.benchmark.sets import BUNDLED, PUBLISHED, SUITE
 from pyscf_deqh.checkpoint import DEFAULT_MODEL, weights_hash
 from pyscf_deqh.data.geometry import Geometry, read_geometries
 from pyscf_deqh.data.splits import split_of
+from pyscf_deqh.fock.cost import rates_file
 from pyscf_deqh.graph.basis import n_orbitals
 
 pytestmark = pytest.mark.usefixtures("coarse_grids")
@@ -266,8 +267,11 @@ def test_resumption(benchmarked, tmp_path):
     assert benchmarked == []
 
 
-def test_molecules_side_by_side(quick_workers, tmp_path):
+def test_molecules_side_by_side(quick_workers, tmp_path, monkeypatch):
     """Workers count the same Fock builds, and one's failure is no other's."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))  # a machine whose guesses cost nothing
+    rates_file().parent.mkdir()
+    rates_file().write_text('{"guess": 0}')
     bad = Geometry(np.array([1, 1]), np.zeros((2, 3)), {"name": "bad"})
     two = [WATER, bad, replace(WATER, info={"name": "again"})]
     results = run_benchmark(two, Method(), ["minao"], progress=False, workers=2)

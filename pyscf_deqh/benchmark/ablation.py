@@ -6,8 +6,9 @@ Cycles and errors are counted, no seconds: other work on the machine does no har
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from tqdm import tqdm
 
 from ..checkpoint import DEFAULT_MODEL, weights_hash
 from ..data.geometry import Geometry, read_geometries
+from ..errors import OutputError
 from ..fock.cycles import CONVERGED, CycleSettings
 from ..fock.grid import GRID
 from ..guess import Guess, Options
@@ -119,22 +121,35 @@ def _row(run: SCFRun, guess: Guess, converged: SCFRun) -> Row:
     }
 
 
+def _rows(
+    geometry: Geometry, method: Method, variants: Sequence[tuple[str, Variant]]
+) -> Iterator[tuple[str, Variant, Row]]:
+    mol = method.molecule(geometry)
+    converged = _solution(mol, method)
+    for part, variant in variants:
+        run, guess = run_guess(mol, method, "deqh", variant.options(method))
+        row = _row(run, guess, converged)
+        del guess  # each SCF finds the memory that the others did
+        yield part, variant, row
+
+
 def _place(row: Row) -> tuple[str, str, str]:
     """What a row is of."""
     return row["part"], row["variant"], row["molecule"]
 
 
 def run_ablation(
-    geometries: Sequence[Geometry],
+    geometries: Mapping[str, Geometry],
     method: Method,
     parts: Sequence[str],
     path: Path | None = None,
     progress: bool = True,
-) -> list[Row]:
-    """Rows of each variant and molecule, those that ``path`` holds already included.
+) -> tuple[list[Row], dict[str, str]]:
+    """Rows of each variant and molecule, those that ``path`` holds already included; and why
+    molecules failed.
 
     Args:
-        geometries: molecules of the model's elements.
+        geometries: molecules of the model's elements, by name.
         method: of the SCFs, in the model's basis set.
         parts: keys of :data:`PARTS`.
         path: JSON file, written after every row.
@@ -142,7 +157,6 @@ def run_ablation(
 
     Raises:
         ConfigError: ``path`` is another file.
-        UnsupportedMoleculeError: the model cannot describe a molecule.
     """
     settings = {"xc": method.xc, "basis": method.basis, "weights": weights_hash(method.model)}
     rows = read_rows(path, settings, _place) if path else []
@@ -150,25 +164,25 @@ def run_ablation(
     todo = [
         (geometry, name, [(part, variant) for part in parts for variant in PARTS[part]
                           if (part, variant.title, name) not in done])
-        for geometry, name in zip(geometries, distinct_names(geometries), strict=True)
+        for name, geometry in geometries.items()
     ]  # fmt: skip
+    failures = {}
     bar = tqdm(total=sum(len(entry[2]) for entry in todo), unit="SCF", disable=not progress)
     with bar:
         for geometry, name, variants in todo:
             if not variants:
                 continue
-            mol = method.molecule(geometry)
-            converged = _solution(mol, method)
-            for part, variant in variants:
-                bar.set_postfix_str(f"{name}, {variant.title}")
-                run, guess = run_guess(mol, method, "deqh", variant.options(method))
-                row = _row(run, guess, converged)
-                del guess  # each SCF finds the memory that the others did
-                rows.append({"part": part, "variant": variant.title, "molecule": name} | row)
-                if path:
-                    write_rows(path, settings, rows)
-                bar.update()
-    return rows
+            try:
+                for part, variant, row in _rows(geometry, method, variants):
+                    rows.append({"part": part, "variant": variant.title, "molecule": name} | row)
+                    if path:
+                        write_rows(path, settings, rows)
+                    bar.update()
+            except OutputError:
+                raise
+            except Exception as error:  # of one molecule: the others go on
+                failures[name] = f"{type(error).__name__}: {error}"
+    return rows, failures
 
 
 def _cell(rows: Iterable[Row], name: str, factor: float, digits: int) -> str:
@@ -225,9 +239,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     method = Method(model=args.model, device=args.device)
 
     def run() -> int:
-        geometries = in_random_order(read_geometries(args.molecules))[: args.n]
-        rows = run_ablation(geometries, method, args.parts, args.json)
+        geometries = in_random_order(read_geometries(args.molecules))
+        named = zip(distinct_names(geometries), geometries, strict=True)  # whatever --n is
+        chosen = dict(islice(named, args.n))
+        rows, failures = run_ablation(chosen, method, args.parts, args.json)
         print("\n".join([ablation_table(rows), *measured_with(rows)]))
-        return 0
+        for name, reason in failures.items():
+            print(f"- no rows of {name}: {reason}")
+        return int(bool(failures) or not all(row["converged"] for row in rows))
 
     return run_resumable(run, args.json)

@@ -105,6 +105,6 @@ def run_command(
     def command() -> int:
         rows = measure(one_molecule, args.sets, args.n, args.json, args.model, args.device, own)
         print("\n".join([table(rows), *measured_with(rows)]))
-        return int(any("reason" in row for row in rows))
+        return int(any("reason" in row or row.get("converged") is False for row in rows))
 
     return run_resumable(command, args.json)

@@ -34,7 +34,7 @@ from .report import new_figure
 from .resume import read_rows, run_resumable, write_rows
 from .scf_runs import Method
 from .sets import BUNDLED, FOLDER, distinct_names, in_random_order
-from .steps_report import SIDES, plot, table
+from .steps_report import SIDES, is_worse, plot, table
 from .trajectories import RUNS
 
 _BERNY = ("baker", "birkholz")
@@ -118,8 +118,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         if args.plot:
             new_figure()  # says now, not after all runs, that Matplotlib is missing
         rows = read_rows(args.json, settings)
-        geometries = _geometries(args.molecules)[: args.n]
-        done, names = {row["name"] for row in rows}, distinct_names(geometries)
+        geometries = _geometries(args.molecules)
+        names = distinct_names(geometries)  # of all, so that they do not depend on --n
+        geometries, done = geometries[: args.n], {row["name"] for row in rows}
         todo = [(k, g) for k, g in enumerate(geometries) if names[k] not in done]
         if todo:
             # The first calls of a process load PyTorch, the model, and libraries; water itself is
@@ -132,8 +133,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             first = SIDES[k % 2]
             try:
                 row = run_molecule(geometry, names[k], method, args.kind, args.steps, first)
-            except ConfigError as error:  # no bond to turn
-                tqdm.write(f"{names[k]}: {error}", file=sys.stderr)
+            except Exception as error:  # no bond to turn, no basis set: the others go on
+                tqdm.write(f"{names[k]}: {type(error).__name__}: {error}", file=sys.stderr)
                 left_out += 1
                 continue
             rows.append(row)
@@ -141,6 +142,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         print("\n".join([table(rows), *measured_with(rows)]))
         if args.plot:
             plot(rows, args.plot)
-        return int(bool(left_out) or any("error" in row["deqh"] for row in rows))
+        return int(bool(left_out) or any(map(is_worse, rows)))
 
     return run_resumable(run, args.json)

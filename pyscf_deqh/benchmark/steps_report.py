@@ -60,6 +60,14 @@ def _open_ends(row: dict[str, Any]) -> str:
     return f" (not converged: {', '.join(open_ends)})" if open_ends else ""
 
 
+def is_worse(row: dict[str, Any]) -> bool:
+    """Whether the run with the guess failed, or left more unconverged than that without."""
+    plain, deqh = row["minao"], row["deqh"]
+    lost = plain["converged"] and not deqh["converged"]
+    more = deqh.get("scfs_not_converged", 0) > plain.get("scfs_not_converged", 0)
+    return "error" in deqh or lost or ("error" not in plain and more)
+
+
 def table(rows: Sequence[dict[str, Any]]) -> str:
     """Each molecule, and the means of all whose two runs came to their end."""
     cells, difference, quantity = [], _displacement, "distances, angstrom"

@@ -127,7 +127,7 @@ def _disappointments(results: Mapping[str, Results]) -> dict[str, list[str]]:
             if deqh["cycles"] > minao["cycles"]:
                 cycles = f"{deqh['cycles']} instead of {minao['cycles']}"
                 more.append(f"- {name}: {row['name']}: {cycles}")
-            if ratio["wall_ratio"] > 1:
+            if row.get("alone", True) and ratio["wall_ratio"] > 1:
                 longer.append(f"- {name}: {row['name']}: {ratio['wall_ratio']:.2f} of the time")
             if deqh.get("in_memory") != minao.get("in_memory"):
                 unlike.append(f"- {name}: {row['name']}")

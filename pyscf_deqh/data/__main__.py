@@ -125,11 +125,19 @@ def _settings(args: argparse.Namespace) -> LabelSettings:
     return LabelSettings(**{name: getattr(args, name) for name in names})
 
 
+def _labelled(path: Path) -> list[int]:
+    """Molecules of a file that ``label`` has made."""
+    with open_labels(path) as file:
+        if "pyscf_version" not in file.settings():
+            raise ConfigError(
+                f"--exclude {path}: published data number their molecules in their own way; give "
+                "files that label has made"
+            )
+        return file.molecules() or []
+
+
 def _run_label(args: argparse.Namespace) -> int:
-    taken: set[int] = set()
-    for path in args.exclude:
-        with open_labels(path) as file:
-            taken |= set(file.molecules() or file.ids())
+    taken = {molecule for path in args.exclude for molecule in _labelled(path)}
     read: Any = read_recipes if args.geometries.suffix == RECIPES else read_geometries
     geometries = read(args.geometries)
     if args.exclude:

@@ -40,6 +40,16 @@ class Described:
         except ValueError as error:
             raise DatasetError(f"{key}={value} in a comment line is no whole number") from error
 
+    def check_closed_shell(self) -> None:
+        """What labels and dynamics are made of.
+
+        Raises:
+            DatasetError: by the comment it is an open shell, or has ghost atoms.
+        """
+        for key, wanted in (("spin", "closed shells"), ("ghosts", "molecules without ghost atoms")):
+            if self.whole_number(key):
+                raise DatasetError(f"{self.name} has {key}={self.info[key]}: only {wanted}")
+
     @property
     def molecule(self) -> int | None:
         """What splits know the molecule by: its index in QM9, else its ``id``."""

@@ -53,7 +53,7 @@ class Rates:
     fitted: float = 5e-9
     grid: float = 5e-8
     matrix: float = 5e-3
-    guess: float = 0.1
+    guess: float = 0.25
     imports: float = 1.9
 
 

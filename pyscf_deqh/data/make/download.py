@@ -13,6 +13,7 @@ import tarfile
 import tempfile
 import urllib.error
 import urllib.request
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -201,7 +202,7 @@ def unpacked(archive: Path, target: Path) -> Iterator[Path]:
         try:
             with tarfile.open(archive) as handle:
                 handle.extractall(folder, filter="data")
-        except (tarfile.TarError, OSError, EOFError) as error:
+        except (tarfile.TarError, OSError, EOFError, zlib.error) as error:
             if isinstance(error, OSError) and is_full(error):
                 raise OutputError(cannot_write(target, error)) from error
             record = _record(archive)

@@ -87,12 +87,11 @@ def solve(
     there. ``device`` takes the fitted part, of which so many ``steps`` are kept.
 
     Raises:
-        DatasetError: the molecule is an open shell by its comment.
+        DatasetError: the molecule is an open shell by its comment, or has ghost atoms.
         UnsupportedMoleculeError: the basis set has an effective core potential for an atom.
         RuntimeError: the SCF did not converge.
     """
-    if geometry.whole_number("spin"):
-        raise DatasetError(f"{geometry.name} has spin={geometry.info['spin']}: only closed shells")
+    geometry.check_closed_shell()
     check_all_electron(geometry.numbers, settings.basis)
     mol = gto.M(
         atom=geometry.atom(), basis=settings.basis, charge=geometry.charge, unit="angstrom",

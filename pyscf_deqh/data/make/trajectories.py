@@ -177,6 +177,7 @@ class _Plan:
 
     def frame(self, start: Geometry, trajectory: int, last: _Frame | None) -> _Frame:
         """The frame that follows ``last``; the first one if that is None."""
+        start.check_closed_shell()
         number = last.number + 1 if last else 0
         rng = np.random.default_rng([self.seed, trajectory, number])
         if last:
@@ -191,7 +192,7 @@ class _Plan:
             raise ArithmeticError(f"the trajectory diverged before frame {number}")
         info = {
             "id": str(_IDS_PER_TRAJECTORY * (trajectory + 1) + number),
-            **{k: start.info[k] for k in ("name", "qm9_id", "smiles", "charge") if k in start.info},
+            **_of_molecule(start.info),
             "trajectory": str(trajectory),
             "frame": str(number),
             **self.made_by,
@@ -245,11 +246,21 @@ def _resume(
                 f"{path} was made with other settings ({', '.join(changed)}); "
                 "write to another file or repeat its settings"
             )
-        start, charge = trajectories.get(number), int(frame.info.get("charge", 0))
-        if start and (frame.symbols != _symbols(start) or charge != start.charge):
+        start = trajectories.get(number)
+        if start and frame.symbols != _symbols(start):
             raise DatasetError(f"{path}: trajectory {number} there is of another molecule")
+        if start and (changed := differences(_of_molecule(frame.info), _of_molecule(start.info))):
+            raise DatasetError(
+                f"{path}: trajectory {number} there is of another molecule, or began alone, with "
+                f"frames that are split one by one ({', '.join(changed)}); write to another file"
+            )
     os.truncate(path, end)
     return last
+
+
+def _of_molecule(info: dict[str, str]) -> dict[str, str]:
+    """What a comment line says of the molecule, for all of its frames."""
+    return {key: info[key] for key in ("name", "qm9_id", "smiles", "charge") if key in info}
 
 
 def _symbols(geometry: Geometry) -> list[str]:
