@@ -328,7 +328,7 @@ def _left_alone(
     problem: Problem, reason: str | None, notes: tuple[str, ...], clock: _Clock
 ) -> Guess:
     """PySCF's own start, and why."""
-    hamiltonian = problem.core_hamiltonian
+    hamiltonian = problem.system.core_hamiltonian  # mf.get_hcore() may take long
     density = problem.mf.get_init_guess(problem.mol, key="minao")
     report = Report("minao", seconds=clock.seconds, notes=notes, fallback=reason)
     return Guess(density, hamiltonian, Solution(problem, hamiltonian, failure=reason), report)

@@ -29,8 +29,9 @@ from .fock import diis
 from .fock.cost import too_cheap
 from .fock.cycles import CycleSettings
 from .fock.problem import check_method
+from .fock.shells import Kind
 from .guess import ON_UNSUPPORTED, Options, cycles_after, make_guess, starts_of
-from .pyscf_api import attribute, fills_by_aufbau, full_builds
+from .pyscf_api import attribute, fills_by_aufbau, full_builds, moved
 from .report import Report, Scan, Seconds
 from .starts.previous import MAX_POINTS, Point
 
@@ -164,7 +165,8 @@ def init_guess_by_deqh(
     """Density matrix (nao, nao) of both spins; tagged with orbitals for a closed shell.
 
     The plain function beside ``pyscf.scf.hf.init_guess_by_minao``; ``xc`` is the functional of the
-    cycles after the network, or ``hf``.
+    cycles after the network, or ``hf``. Where these come to nothing it is minao's: the report says
+    so, or a warning without one.
 
     Args:
         mol: a built molecule.
@@ -191,7 +193,11 @@ def init_guess_by_deqh(
     guess = make_guess(mf, mol, _options(model, device, accelerate=False, start=start))
     dm = guess.density_matrix
     total = dm if dm.ndim == 2 else dm[0] + dm[1]
-    return (total, guess.report) if return_report else total
+    if return_report:
+        return total, guess.report
+    if guess.report.fallback is not None:
+        warnings.warn(f"minao's density, because {guess.report.fallback}", stacklevel=2)
+    return total
 
 
 def _density(mf: hf.SCF, mol: Mole, overlap: np.ndarray | None, minao: Callable[[], Any]) -> Any:
@@ -202,9 +208,11 @@ def _density(mf: hf.SCF, mol: Mole, overlap: np.ndarray | None, minao: Callable[
     mf.deqh_report, mf.deqh_cycles = None, ()
     # An SCF hands its overlap on, but for gpu4pyscf's: who only asks for a density does not.
     follows = overlap is not None and mf.max_cycle > 0
-    mf._deqh_guessed = follows or not isinstance(mf, hf.SCF)
+    mf._deqh_guessed = False
     try:
         guess = make_guess(mf, mol, options or _options(frugal=True), overlap)
+        guessed = follows or not isinstance(mf, hf.SCF)
+        mf._deqh_guessed = guessed and diis.is_corrected(mf)
     except Exception as error:
         if options is not None and options.on_unsupported == "raise":
             raise
@@ -311,10 +319,10 @@ def _know_points() -> None:
         points, self._deqh_points = _points(self), ()
         self._deqh_defect = self._deqh_orbitals = None  # of the last point
         later = self.mo_coeff is not None and "dm0" not in kwargs
-        if later and _is_worth_it(self, mol_or_geom, options):
+        worth_it = later and _is_worth_it(self, mol_or_geom, options)
+        if worth_it and _asks_for_a_guess(self, mol_or_geom, points, ours):
             self._deqh_previous = points
-            if points or (ours and not self.converged):
-                self.mo_coeff = None  # without orbitals PySCF asks for a guess
+            self.mo_coeff = None  # without orbitals PySCF asks for one
         report, started = self.deqh_report, time.perf_counter()
         start = "a density of the user's" if "dm0" in kwargs else "PySCF's"
         try:
@@ -386,6 +394,27 @@ def _is_worth_it(scanner: Any, mol_or_geom: Any, options: Options) -> bool:
         if isinstance(mol_or_geom, MoleBase) and mol_or_geom.nao != scanner.mol.nao:
             return True  # of another molecule: the guess itself will tell
         return not (options.frugal and too_cheap(scanner))
+    except Exception:  # whatever it is, it may not stop a scan
+        logger.debug(scanner, "%s", traceback.format_exc())
+        return False
+
+
+def _asks_for_a_guess(
+    scanner: Any, mol_or_geom: Any, points: tuple[Point, ...], ours: bool
+) -> bool:
+    """Whether a point is to start from a guess: from the last one's orbitals where that is near, or
+    anew. Open shells keep PySCF's way, the last density, where it is far: another start may lead to
+    another state."""
+    if not points:
+        return ours and not scanner.converged
+    last = points[-1]
+    if last.kind == Kind.CLOSED:
+        return True
+    try:
+        mol = mol_or_geom
+        if not isinstance(mol, MoleBase):
+            mol = moved(scanner.mol, mol)
+        return last.is_near_or_of_another(scanner, mol)
     except Exception:  # whatever it is, it may not stop a scan
         logger.debug(scanner, "%s", traceback.format_exc())
         return False

@@ -37,6 +37,8 @@ if TYPE_CHECKING:
 _GET_HCORE = hf.SCF.get_hcore
 _AUFBAU = {f"pyscf.scf.{name}" for name in ("hf", "uhf", "rohf", "ghf")}
 _AUFBAU |= {f"{name}_symm" for name in _AUFBAU - {"pyscf.scf.rohf"}}
+_GET_VEFF = {f"pyscf.{name}" for name in ("scf.hf", "scf.uhf", "scf.rohf", "scf.ghf", "dft.rks",
+             "dft.uks", "dft.roks", "dft.gks", "sgx.sgx", "solvent._attach_solvent")}  # fmt: skip
 
 
 def attribute(x: Any, name: str, default: Any = None) -> Any:
@@ -44,6 +46,21 @@ def attribute(x: Any, name: str, default: Any = None) -> Any:
     name that it does not find."""
     found = name in vars(x) or hasattr(type(x), name)
     return getattr(x, name) if found else default
+
+
+def has_plain_potential(mf: hf.SCF) -> bool:
+    """Whether ``mf.get_veff`` is PySCF's own: others may add to energy and Fock matrix."""
+    found = [vars(cls)["get_veff"] for cls in type(mf).__mro__ if "get_veff" in vars(cls)]
+    own = all(getattr(function, "__module__", None) in _GET_VEFF for function in found)
+    return own and "get_veff" not in vars(mf)
+
+
+def moved(mol: Mole, geometry: Any, unit: str | None = None) -> Mole:
+    """A molecule at another geometry, as ``mol.set_geom_`` takes it, without words in its log."""
+    copy = mol.copy(deep=False)
+    copy.verbose = 0
+    copy.unit = unit or mol.unit
+    return copy.set_geom_(geometry, unit, inplace=False)
 
 
 def is_periodic(mol: Mole) -> bool:

@@ -86,7 +86,8 @@ class Scan:
         seconds: of these SCFs, their guesses included.
         starts: how many points began where.
         not_converged: numbers of points, from 1 on, whose SCF did not converge.
-        switched: numbers of points that are in another state than the one before.
+        switched: numbers of points that are in another state than the one before, where no atom
+            has moved by more than 1 bohr.
     """
 
     points: int = 0

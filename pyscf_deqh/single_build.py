@@ -38,7 +38,9 @@ class SingleBuild:
     Attributes:
         energy: of the SCF's solution, estimated.
         error: that the estimate may have, if the SCF has no other solution.
-        upper: energy of the guess's density, above that of the SCF's ground state.
+        upper: energy of the guess's density, above that of the SCF's ground state; not where it is
+            PySCF's own start, as of singlets whose spin symmetry that breaks, which is of no
+            orbitals.
     """
 
     energy: float

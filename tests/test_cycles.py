@@ -34,7 +34,7 @@ def test_other_basis_sets_get_a_projected_guess(basis):
     assert mf.kernel() == pytest.approx(expected, abs=1e-8)
 
 
-@pytest.mark.parametrize("method", [scf.UHF, scf.ROHF, scf.GHF])
+@pytest.mark.parametrize("method", [scf.UHF, scf.ROHF])
 def test_projected_guesses_fit_every_class(method):
     mol = make_mol("O 0 0 0; H 0 0 .97", basis="cc-pvdz", spin=1)
     mf = method(mol)

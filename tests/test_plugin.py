@@ -1,6 +1,7 @@
 """The plug-in in PySCF: every SCF class, the log, bad input."""
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,7 @@ from conftest import FORMAMIDE, WATER, make_mol
 from pyscf import dft, gto, scf
 from pyscf.pbc import gto as pbc_gto
 from pyscf.pbc import scf as pbc_scf
+from pyscf.qmmm.itrf import mm_charge
 
 from pyscf_deqh import (
     CheckpointError,
@@ -20,9 +22,11 @@ from pyscf_deqh import (
     plugin,
     predict_hamiltonian,
 )
+from pyscf_deqh import guess as guess_module
 from pyscf_deqh import predict as predict_module
 from pyscf_deqh.checkpoint import DEFAULT_MODEL, resolve_model
 from pyscf_deqh.fock.fitted import FittedFock
+from pyscf_deqh.fock.problem import Problem
 
 pytestmark = pytest.mark.usefixtures("coarse_grids")
 
@@ -276,6 +280,52 @@ def test_guess_for_another_molecule_than_the_objects_own():
     dm = scf.RHF(make_mol(WATER)).get_init_guess(stretched, key="deqh")
     s = stretched.intor("int1e_ovlp")
     np.testing.assert_allclose(dm @ s @ dm, 2 * dm, atol=1e-8)
+
+
+def test_a_users_core_hamiltonian_is_of_his_molecule_alone():
+    """cc-pVDZ has as many orbitals as the model's basis set, in which the guess begins."""
+    mol = make_mol(WATER, basis="cc-pvdz")
+    mf = scf.RHF(mol)
+    field = 0.01 * mol.intor("int1e_r")[2]
+    hcore = mf.get_hcore() + field
+    mf.get_hcore = lambda *args: hcore
+    problem = Problem.of(mf, mol)
+    np.testing.assert_array_equal(problem.core_hamiltonian, hcore)
+    other = make_mol(WATER)
+    np.testing.assert_allclose(
+        problem.in_basis_of(other).core_hamiltonian, scf.RHF(other).get_hcore(), atol=1e-12
+    )
+    plain = scf.RHF(mol).set(get_hcore=mf.get_hcore)
+    expected = plain.kernel()
+    mf.apply(deqh_guess)
+    assert mf.kernel() == pytest.approx(expected, abs=1e-8)
+    assert mf.deqh_report.fallback is None
+    assert mf.cycles < plain.cycles
+
+
+def test_the_plain_function_says_where_it_is_minaos(monkeypatch):
+    def lost(*args):
+        return replace(original(*args)[0], failure="the orbital gradient is 1"), None
+
+    original = guess_module._cycles
+    monkeypatch.setattr(guess_module, "_cycles", lost)
+    mol = make_mol(WATER)
+    with pytest.warns(UserWarning, match="minao's density, because the orbital gradient is 1"):
+        density = init_guess_by_deqh(mol, xc="hf")
+    np.testing.assert_allclose(density, scf.hf.init_guess_by_minao(mol), atol=1e-12)
+    _, report = init_guess_by_deqh(mol, xc="hf", return_report=True)
+    assert report.fallback == "the orbital gradient is 1"
+
+
+def test_an_scf_that_is_left_alone_makes_its_core_hamiltonian_once(monkeypatch):
+    """Beside many external charges that takes long."""
+    mf = mm_charge(scf.UHF(make_mol(WATER)), [[3.0, 0.0, 0.0]], [0.5]).apply(deqh_guess)
+    made, original = [], mf.get_hcore
+    mf.get_hcore = lambda *args: made.append(1) or original(*args)
+    mf.max_cycle = 0
+    mf.kernel()
+    assert "breaks the spin symmetry" in mf.deqh_report.fallback
+    assert len(made) == 1
 
 
 def test_other_basis_sets_take_the_atoms_as_they_are(tmp_path, monkeypatch):

@@ -118,15 +118,32 @@ def test_states_are_kept():
         assert scanner.deqh_report.start == ("previous" if k else "minao")
 
 
-@pytest.mark.skipif(not breaks_symmetry(), reason="PySCF starts with the symmetry")
-def test_broken_symmetry_stays_broken_after_a_jump():
+@pytest.mark.parametrize("shape", ["molecule", "positions"])
+def test_an_open_shell_keeps_its_state_after_a_jump(shape):
+    """A state that the user has made; the guess would begin with both spins alike."""
     mols = hydrogen(3.0, 4.5)
-    scanner = scf.UHF(mols[0]).set(init_guess_breaksym="mix").apply(deqh_guess).as_scanner()
-    for mol in mols:
-        scanner(mol)
+    up, down = np.diag([1.0] * 5 + [0.0] * 5), np.diag([0.0] * 5 + [1.0] * 5)
+    broken = np.array([up, down]) / 5
+    scanner = scf.UHF(mols[0]).set(init_guess_breaksym=0).apply(deqh_guess).as_scanner()
+    plain = scf.UHF(mols[0]).set(init_guess_breaksym=0).as_scanner()
+    for mol, start in zip(mols, ({"dm0": broken}, {}), strict=True):
+        geometry = mol.atom_coords(unit="angstrom") if shape == "positions" else mol
+        assert scanner(geometry, **start) == pytest.approx(plain(mol, **start), abs=1e-8)
         assert scanner.spin_square()[0] > 0.8
-        assert "breaks the spin symmetry" in scanner.deqh_report.fallback
-    assert any("an atom has moved by" in note for note in scanner.deqh_report.notes)
+    assert scanner.deqh_scan.starts == {"a density of the user's": 1, "PySCF's": 1}
+
+
+def test_orbitals_of_the_users_are_looked_at_in_silence(tmp_path):
+    """At the last geometry, which is not the molecule's any more."""
+    mol = hydrogen(1.0)[0]
+    scanner = scf.RHF(mol).apply(deqh_guess).as_scanner()
+    scanner(mol)
+    scanner.mo_coeff = scanner.mo_coeff.copy()
+    with open(tmp_path / "log", "w") as log:
+        mol.verbose, mol.stdout = 4, log
+        assert plugin._points(scanner)[0].fits(mol.intor("int1e_ovlp"))
+        mol.stdout = None
+    assert not (tmp_path / "log").read_text()
 
 
 def test_gradients():

@@ -35,7 +35,8 @@ def test_the_energy_is_the_scfs_within_its_error(case):
     assert len(builds) == 1
     converged = make(make_mol(WATER, **options)).run(conv_tol=1e-11)
     assert abs(found.energy - converged.e_tot) < found.error + 1e-10
-    assert found.upper > converged.e_tot - 1e-10
+    if case != "GHF":  # which starts from PySCF's density, of no orbitals
+        assert found.upper > converged.e_tot - 1e-10
     assert mf.e_tot == found.energy
     assert not mf.converged
     if case not in ("GHF", "broken symmetry"):  # whose guess is of another kind

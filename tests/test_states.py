@@ -190,7 +190,14 @@ def test_energies_without_a_part_do_not_rank_states():
     frozen.with_solvent.frozen = True
     own = scf.RHF(mol)
     own.get_veff = own.get_veff
+
+    class Constrained(scf.hf.RHF):
+        def get_veff(self, *args, **kwargs):
+            return super().get_veff(*args, **kwargs)
+
     cases = [
+        (Constrained(mol), False), (Constrained(mol).PCM(), False), (scf.RHF(mol), True),
+        (scf.UHF(make_mol(WATER, symmetry=True)), True), (scf.RHF(mol).density_fit(), True),
         (dft.RKS(mol, xc="pbe"), True), (scf.RHF(mol).PCM(), True), (scf.RHF(mol).ddCOSMO(), False),
         (frozen, False), (own, False), (dft.RKS(mol, xc="wb97x-v"), False),
     ]  # fmt: skip
@@ -199,6 +206,15 @@ def test_energies_without_a_part_do_not_rank_states():
     rkspu = pytest.importorskip("pyscf.dft.rkspu")
     mf = rkspu.RKSpU(mol, xc="pbe", U_idx=["O 2p"], U_val=[4.0])
     assert not _fitted_energies_are_whole(Problem.of(mf, mol))
+
+
+def test_for_another_molecule_no_lower_state_is_looked_for():
+    """The energies would be those of the object's own."""
+    mf = scf.UHF(make_mol(WATER)).apply(deqh_guess, lowest=True)
+    mf.init_guess_breaksym = 0
+    assert mf.get_init_guess(make_mol("O 0 0 0; O 0 0 1.2", spin=2), key="deqh").shape[-1] == 28
+    assert any("not looked for elsewhere" in note for note in mf.deqh_report.notes)
+    assert mf.deqh_report.states == ()
 
 
 def test_without_virtual_orbitals_there_is_one_state():

@@ -22,15 +22,13 @@ def density_of(solution: Solution, problem: Problem) -> np.ndarray:
         problem: the SCF's.
 
     Returns:
-        In the form of the SCF's class: (nao, nao), (2, nao, nao), or (2 nao, 2 nao) for GHF; tagged
-        with orbitals where PySCF does so.
+        In the form of the SCF's class, none of generalized orbitals: (nao, nao) or (2, nao, nao);
+        tagged with orbitals where PySCF does so.
 
     Raises:
         NumericalError: it holds NaN, or another number of electrons.
     """
     overlap = problem.system.overlap
-    if _class_of(problem) == "ghf":
-        overlap = _diagonal(overlap, overlap)
     if solution.problem is problem and problem.mol is problem.mf.mol:
         density, wanted = _filled(problem, solution.hamiltonian, overlap)
     else:
@@ -49,8 +47,6 @@ def _filled(
 ) -> tuple[np.ndarray, float]:
     """Density matrix, and the electrons that the SCF's own rule has filled in."""
     mf = problem.mf
-    if _class_of(problem) == "ghf":
-        hamiltonian = _diagonal(hamiltonian, hamiltonian)
     same = _class_of(problem) == "uhf" and hamiltonian.ndim == 2
     energies, orbitals = solve(mf, (hamiltonian, hamiltonian) if same else hamiltonian, overlap)
     occupation = mf.get_occ(energies, orbitals)
@@ -61,10 +57,7 @@ def _projected(solution: Solution, problem: Problem) -> np.ndarray:
     spins = occupied_orbitals(solution, problem)
     densities = [c @ c.T for c in spins]
     name = _class_of(problem)
-    if name == "ghf":
-        density = _diagonal(*densities)
-    else:
-        density = np.stack(densities) if name in ("uhf", "rohf") else sum(densities)
+    density = np.stack(densities) if name in ("uhf", "rohf") else sum(densities)
     # gpu4pyscf's restricted open shells read no orbitals of both spins.
     if not problem.engine.factorizes or name == "rohf":
         return density
@@ -74,8 +67,6 @@ def _projected(solution: Solution, problem: Problem) -> np.ndarray:
 def _tags(name: str | None, spins: list[Any]) -> dict[str, Any]:
     """Orbitals and their occupations, of which a density is made."""
     ones = [np.ones_like(c[0]) for c in spins]
-    if name == "ghf":
-        return {"mo_coeff": _diagonal(*spins), "mo_occ": np.concatenate(ones)}
     coefficients = np.concatenate(spins, 1)
     if name == "rhf":
         return {"mo_coeff": coefficients, "mo_occ": np.concatenate(ones)}
@@ -86,9 +77,3 @@ def _tags(name: str | None, spins: list[Any]) -> dict[str, Any]:
 
 def _class_of(problem: Problem) -> str | None:
     return problem.engine.class_of(problem.mf)
-
-
-def _diagonal(above: Any, below: Any) -> Any:
-    """A matrix of spin orbitals, of those of either spin."""
-    right, left = np.zeros_like(above), np.zeros_like(below)
-    return np.concatenate([np.concatenate([above, left], 1), np.concatenate([right, below], 1)])

@@ -32,7 +32,7 @@ from ..pyscf_api import attribute, fills_by_aufbau, numint_of
 from .corrector import Corrector, parts_of
 from .cost import too_cheap
 from .descent import MAX_DESCENT
-from .failure import PATIENCE_WHEN_FAR, Strictly, WayBack
+from .failure import Strictly, WayBack
 
 if TYPE_CHECKING:
     from pyscf.gto import Mole
@@ -307,8 +307,10 @@ class _Corrected:
 
     def _begin_anew(self, f: Any, mf: Any) -> Any:
         """The Hamiltonian that PySCF's SCF would have begun with, its DIIS empty again."""
-        logger.note(self, "PySCF's DIIS has not got on either: back to the start of the SCF, %s",
-                    "minao's" if self._first is None else "without corrected cycles")  # fmt: skip
+        logger.note(self, "PySCF's DIIS has not got on either: back to the start of the SCF, %s; "
+                    "%d of %d cycles are left",
+                    "minao's" if self._first is None else "without corrected cycles",
+                    mf.max_cycle - len(self._cycles), mf.max_cycle)  # fmt: skip
         self._way_back = None
         if self._method is not None:
             self._stop("they have not led on from a far start")
@@ -364,7 +366,7 @@ class _Corrected:
         else:
             method.forget()
             if far and self._first is None and self._way_back is None:
-                self._way_back = WayBack(method.gradient, gradient, PATIENCE_WHEN_FAR)
+                self._way_back = self._way(method, gradient, far=True)
         self._waits = int(far and not accepted)
         if not far and not accepted and gradients[-1] >= tolerance:
             self._fail(gradient)
@@ -381,8 +383,13 @@ class _Corrected:
         if self._engine is HOST and mf is not None and mf.check_convergence is None:
             mf.check_convergence = Strictly()
         if self._failures >= _PATIENCE and self._method is not None:
-            self._way_back = WayBack(self._method.gradient, gradient)
+            self._way_back = self._way(self._method, gradient, far=False)
             self._stop("they did not lower the gradient twice")
+
+    def _way(self, method: Corrector, gradient: float, far: bool) -> WayBack:
+        mf = self._mf()
+        max_cycle = hf.SCF.max_cycle if mf is None else mf.max_cycle
+        return WayBack.of(method.gradient, gradient, max_cycle, far)
 
 
 class CorrectedDIIS(_Corrected, lib.diis.DIIS):

@@ -9,10 +9,11 @@ from typing import Any
 # PySCF's check after convergence is a step without DIIS. It may triple the threshold, and where
 # corrected cycles do not contract it can leave ten times the gradient and more.
 _BEFORE_THE_CHECK, _CYCLES_BEFORE_IT = 0.3, 2
-# What PySCF's DIIS has to leave of the gradient, and in how many cycles: as many as it combines.
-_GETS_ON, _PATIENCE = 0.5, 8
-# The same from a far start, where it takes its time.
-PATIENCE_WHEN_FAR = 16
+# What PySCF's DIIS has to leave of the gradient, and in how many cycles: as many as it combines, or
+# more from a far start, where it takes its time; but a part of all that there may be, so that
+# enough are left.
+_GETS_ON, _PATIENCE, _PATIENCE_WHEN_FAR = 0.5, 8, 16
+_PART, _PART_WHEN_FAR = 5, 3
 
 
 @dataclass
@@ -54,8 +55,22 @@ class WayBack:
 
     norm: Callable[[Any, Any], float]
     least: float
-    patience: int = _PATIENCE
+    patience: int
     cycles: int = 0
+
+    @classmethod
+    def of(
+        cls, norm: Callable[[Any, Any], float], least: float, max_cycle: int, far: bool
+    ) -> WayBack:
+        """With the patience that an SCF of at most so many cycles can have.
+
+        Args:
+            norm, least: see above.
+            max_cycle: of the SCF.
+            far: whether it began far from any solution.
+        """
+        usual, part = (_PATIENCE_WHEN_FAR, _PART_WHEN_FAR) if far else (_PATIENCE, _PART)
+        return cls(norm, least, max(min(usual, max_cycle // part), 2))
 
     def is_due(self, d: Any, f: Any) -> bool:
         """Whether the time has come.

@@ -113,6 +113,8 @@ class Problem:
         the same for both spins."""
         if self.engine.has_plain_hcore(self.mf):
             return self.system.core_hamiltonian
+        if self.mol is not self.mf.mol and "get_hcore" in vars(self.mf):
+            return self.system.core_hamiltonian  # a user's function may know one molecule only
         own = self.engine.array(self.mf.get_hcore(self.mol))
         n = self.mol.nao
         if own.shape == (2 * n, 2 * n):

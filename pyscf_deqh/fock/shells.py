@@ -37,15 +37,16 @@ def _electrons(mf: hf.SCF, mol: Mole) -> tuple[int, int]:
 
 
 def breaks_spin_symmetry(mf: hf.SCF, mol: Mole) -> bool:
-    """Whether PySCF breaks the spin symmetry of every guess of ``mf``: of UHF's singlets."""
-    up, down = _electrons(mf, mol)
-    unrestricted = engine_of(mf).class_of(mf) == "uhf"
-    return unrestricted and mol.spin == 0 and up == down and bool(mf.init_guess_breaksym)
+    """Whether PySCF breaks the spin symmetry of every guess of ``mf``: of UHF's singlets, and of
+    GHF, where it mixes both spins."""
+    name, (up, down) = engine_of(mf).class_of(mf), _electrons(mf, mol)
+    singlet = mol.spin == 0 and up == down
+    return name == "ghf" or (name == "uhf" and singlet and bool(mf.init_guess_breaksym))
 
 
 def _kind(mf: hf.SCF, mol: Mole) -> Kind:
     # Irreducible representations that the user filled may be no aufbau state.
-    # A generalized guess has the orbitals of both spins alike.
+    # Of generalized orbitals there is no guess.
     kind = Shells.kind_of(mf, mol)
     averaged = attribute(mf, "irrep_nelec") or kind == Kind.GENERALIZED
     return Kind.AVERAGED if averaged else kind

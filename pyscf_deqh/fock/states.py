@@ -24,6 +24,7 @@ from ..pyscf_api import (
     cds_energy,
     dispersion_energy,
     has_nonlocal_correlation,
+    has_plain_potential,
 )
 from .cycles import Solution
 from .density import density_of
@@ -271,8 +272,9 @@ def lowest_state(
     if problem.shells.kind not in (Kind.CLOSED, Kind.UNRESTRICTED, Kind.RESTRICTED_OPEN):
         note = "the lowest state is not looked for in generalized orbitals and chosen occupations"
         return replace(solution, notes=(*solution.notes, note)), fitted, ()
-    if problem.engine is not HOST:
-        note = "the lowest state is not looked for on a GPU"
+    elsewhere = problem.mol is not problem.mf.mol  # energies are those of the object's own
+    if problem.engine is not HOST or elsewhere:
+        note = f"the lowest state is not looked for {'elsewhere' if elsewhere else 'on a GPU'}"
         return replace(solution, notes=(*solution.notes, note)), fitted, ()
 
     def look(search: StateSearch) -> list[State]:
@@ -311,9 +313,7 @@ def _fitted_energies_are_whole(problem: Problem) -> bool:
     solvent = attribute(mf, "with_solvent")
     if solvent is not None and (problem.cavity is None or getattr(solvent, "frozen", False)):
         return False
-    if has_nonlocal_correlation(mf):
-        return False
-    return "get_veff" not in vars(mf) and attribute(mf, "U_val") is None
+    return has_plain_potential(mf) and not has_nonlocal_correlation(mf)
 
 
 def _own_solvent(problem: Problem) -> Any:

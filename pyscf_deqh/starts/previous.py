@@ -14,7 +14,7 @@ from ..fock.orbitals import orthonormal_basis
 from ..fock.problem import Problem
 from ..fock.shells import Kind, Shells
 from ..predict import resolve_device
-from ..pyscf_api import attribute
+from ..pyscf_api import attribute, moved
 from . import StartingPoint
 
 if TYPE_CHECKING:
@@ -83,6 +83,10 @@ class Point:
         """Whether no atom has moved far between two points of one molecule."""
         return _moved(self, other.positions) <= _FAR
 
+    def is_near_or_of_another(self, mf: hf.SCF, mol: Mole) -> bool:
+        """Whether a molecule of ``mf``'s is another one, or this one with its atoms near."""
+        return self.system != _system(mf, mol) or _moved(self, mol.atom_coords()) <= _FAR
+
     @classmethod
     def of(cls, mf: hf.SCF) -> Point | None:
         """That of a converged SCF object; None if nothing can start from it."""
@@ -92,8 +96,8 @@ class Point:
         defect = mf._deqh_defect
         spins = _occupied(mf, kind)
         if defect is not None:
-            moved = isinstance(defect, np.ndarray) != isinstance(spins[0], np.ndarray)  # to a GPU
-            defect = None if moved or defect.shape[-1] != mf.mol.nao else defect
+            elsewhere = isinstance(defect, np.ndarray) != isinstance(spins[0], np.ndarray)  # a GPU
+            defect = None if elsewhere or defect.shape[-1] != mf.mol.nao else defect
         return cls(mf.mol.atom_coords(), _system(mf, mf.mol), kind, spins, defect)
 
     def has_orbitals_of(self, mf: hf.SCF) -> bool:
@@ -106,7 +110,7 @@ class Point:
     def with_orbitals_of(self, mf: hf.SCF) -> Point | None:
         """This point in another state, whose orbitals an object holds, converged or not; None where
         they are of another geometry, molecule or kind."""
-        there = mf.mol.set_geom_(self.positions, unit="Bohr", inplace=False)
+        there = moved(mf.mol, self.positions, unit="Bohr")
         other = Shells.of(mf, there).kind != self.kind or self.system != _system(mf, there)
         if other or mf.mo_coeff is None or mf.mo_occ is None:
             return None
@@ -196,9 +200,9 @@ class PreviousStart:
         point, mol = self.points[-1], problem.mol
         if point.kind != problem.shells.kind or point.system != _system(problem.mf, mol):
             raise UnsupportedMoleculeError("the last point was of another molecule or method")
-        moved = _moved(point, mol.atom_coords())
-        if moved > _FAR:
-            raise UnsupportedMoleculeError(f"an atom has moved by {moved:.1f} bohr")
+        distance = _moved(point, mol.atom_coords())
+        if distance > _FAR:
+            raise UnsupportedMoleculeError(f"an atom has moved by {distance:.1f} bohr")
         return problem
 
     def __call__(self, problem: Problem) -> StartingPoint:
