@@ -29,6 +29,16 @@ def test_density_equals_pyscf_in_a_padded_batch(template):
         assert not d[n:].any()
 
 
+def test_mixed_precision_is_not_for_densities(template):
+    """Bfloat16 has 0.1 hartree between the neighbours of oxygen's core energy."""
+    mf = scf.RHF(make_mol("O 0 0 0; H 0 .76 .59; H 0 -.76 .59")).run()
+    batch = collate([build_graph(mf.mol, "none", mf.get_fock())], template, 20.0, torch.float32)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        density = density_matrix(batch.hamiltonian, batch.basis_vectors, batch.n_occupied)
+    assert density.dtype == torch.float32
+    np.testing.assert_allclose(density[0], mf.make_rdm1(), atol=1e-4)
+
+
 @pytest.mark.parametrize("seed", range(4))
 def test_purification_equals_the_eigenvectors_projector(seed):
     """Gapped spectra of two molecules, the smaller one padded by orbitals above all others."""

@@ -6,6 +6,7 @@ import pytest
 import torch
 from conftest import make_mol, small_model, small_qhnet
 from torch import nn
+from torchdeq.solver import anderson_solver
 
 from pyscf_deqh.errors import ConfigError
 from pyscf_deqh.graph.batch import collate
@@ -70,6 +71,13 @@ def settings(**options):
     base = {"forward_max_iterations": 60, "forward_tolerance": 1e-12, "backward_max_iterations": 60,
             "backward_tolerance": 1e-12, "start": "identity"}  # fmt: skip
     return SolverSettings(**(base | options))
+
+
+def test_andersons_iteration_is_hardly_regularized_forward_and_backward():
+    deq = DEQH(LinearBackbone(), settings(forward="anderson", backward="anderson"))._deq
+    for find in (deq.f_solver, deq.b_solver):
+        assert find.func is anderson_solver
+        assert find.keywords == {"lam": 1e-8}
 
 
 @pytest.mark.parametrize("solver", SOLVERS)

@@ -11,6 +11,7 @@ import torch
 from conftest import FORMAMIDE, WATER, make_mol, small_qhnet
 from pyscf import dft, scf
 
+from pyscf_deqh.checkpoint import DEFAULT_MODEL, load_model
 from pyscf_deqh.data.formats import open_labels
 from pyscf_deqh.data.formats.store import LabelStore
 from pyscf_deqh.data.make.convert import convert
@@ -24,6 +25,7 @@ from pyscf_deqh.experiments.cache import ResultCache
 from pyscf_deqh.experiments.datasets import Dataset, find_datasets
 from pyscf_deqh.experiments.fig4a import is_recorded
 from pyscf_deqh.experiments.fig4b import IDENTITY, MINAO, SCF
+from pyscf_deqh.experiments.held_out import data_for_testing
 from pyscf_deqh.experiments.iteration import count_iterations, iterates, relative_changes
 from pyscf_deqh.experiments.options import Options
 from pyscf_deqh.experiments.report import spread, with_spread
@@ -130,6 +132,20 @@ def test_acceleration(smoke):
             assert ratios["optimal_ratio"] < ratios["achieved_ratio"] < 1.0
     mean = np.mean([row["ratios"]["1e"]["full_builds_ratio"] for row in content["rows"]])
     assert f" {mean:.3f} ± " in (smoke / "table3.md").read_text()
+
+
+def test_models_of_other_splits_are_tested_on_their_own(smoke, tmp_path):
+    """Bundled molecules are for test by the split by molecule alone."""
+    training = smoke / "trainings"
+    water = next(training.glob("water-deqhnet-seed0*/model"))
+    assert load_model(water)[1].split_rule == "md17"
+    options = Options(size_of("full"), tmp_path, models=(str(water),))
+    with pytest.raises(ConfigError, match=r"split rule md17.*--data"):
+        data_for_testing(str(water), options)
+    with_data = replace(options, data=(smoke / "samples",), split_sizes=SPLIT_SIZES)
+    dataset = data_for_testing(str(water), with_data)
+    assert (dataset.name, dataset.split_rule) == ("water", "md17")
+    assert data_for_testing(DEFAULT_MODEL, with_data) is None
 
 
 def test_iterations_during_training(smoke):

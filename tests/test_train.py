@@ -23,6 +23,7 @@ from pyscf_deqh.data.formats import open_for_writing
 from pyscf_deqh.errors import CheckpointError, ConfigError, DatasetError, NumericalError
 from pyscf_deqh.nn.backbones import _REGISTERED
 from pyscf_deqh.nn.qhnet import QHNetConfig
+from pyscf_deqh.train import evaluate as evaluate_module
 from pyscf_deqh.train.__main__ import main
 from pyscf_deqh.train.config import OptimizerConfig, TrainConfig
 from pyscf_deqh.train.cuda_graphs import CapturedGradients
@@ -475,6 +476,14 @@ def test_a_file_of_options_makes_no_objects(tmp_path):
     assert not marker.exists()
 
 
+def test_one_iteration_has_no_implicit_gradient(config):
+    """f is applied once more after the solver: f(f(H)) would learn, and f(H) be used."""
+    config.solver = replace(config.solver, forward_max_iterations=1, gradient="implicit")
+    with pytest.raises(ConfigError, match="take random-depth"):
+        train(config)
+    assert not (config.run.folder / "checkpoints").exists()
+
+
 @pytest.mark.parametrize("limit", ["steps", "validation", "clock"])
 def test_what_a_run_ends_with_is_validated_and_exported(config, tmp_path, limit):
     """Steps that end within an epoch, epochs between validations, and a clock between them."""
@@ -505,6 +514,27 @@ def test_a_resumed_run_keeps_its_split(config, tmp_path):
         train(replace(config, data=replace(config.data, split_sizes=[10, 4])), resume=True)
     export(config.run.folder, tmp_path / "model")
     evaluate(tmp_path / "model", [database], "test", config.data.cache, max_molecules=1)
+    # The rule's own sizes, and not those of the training, would draw test rows from that.
+    named = {"split_rule": "md17", "max_molecules": 3}
+    asked = []
+    with pytest.MonkeyPatch.context() as patch:
+        original = evaluate_module.HamiltonianDataset
+        patch.setattr(
+            evaluate_module,
+            "HamiltonianDataset",
+            lambda *args, **options: asked.append(options) or original(*args, **options),
+        )
+        evaluate(tmp_path / "model", [database], "test", config.data.cache, **named)
+        assert tuple(asked[0]["split_sizes"]) == (12, 4)
+        with pytest.warns(UserWarning, match=r"split by md17 \[12, 4\]: rows of the test split"):
+            evaluate(
+                tmp_path / "model",
+                [database],
+                "test",
+                config.data.cache,
+                split_sizes=[8, 4],
+                **named,
+            )
     with open_for_writing(database) as file:
         file.add(replace(file[file.ids()[0]], id=10_000))
     with pytest.raises(DatasetError, match=r"own\.db has \d+ rows, at the training it had"):

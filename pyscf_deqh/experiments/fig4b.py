@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import random
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -13,13 +12,13 @@ import torch
 from tqdm import tqdm
 
 from ..benchmark.scf_runs import Method, run_classical
-from ..benchmark.sets import BUNDLED, PUBLISHED
 from ..checkpoint import load_model, resolve_model, weights_hash
-from ..data.geometry import Geometry, read_geometries
+from ..data.geometry import Geometry
 from ..graph.batch import collate
 from ..graph.build import build_graph
 from .cache import ResultCache
 from .datasets import IN_HOUSE, Dataset
+from .held_out import bundled, data_for_testing
 from .iteration import iterates
 from .options import Options
 from .report import Report, spread, with_spread
@@ -31,6 +30,8 @@ _MICRO = 1e6
 
 
 def _dataset(options: Options) -> Dataset | None:
+    if options.models and (dataset := data_for_testing(options.models[0], options)) is not None:
+        return dataset
     if not options.data and options.size.name != "smoke":
         return None
     found = options.need()
@@ -50,10 +51,7 @@ def _model(options: Options, dataset: Dataset | None) -> Path | None:
 
 def _molecules(options: Options, dataset: Dataset | None) -> list[Geometry]:
     n = options.n or options.size.curve_molecules
-    if dataset is not None:
-        return dataset.geometries("test", n)
-    molecules = read_geometries(BUNDLED)[:PUBLISHED]
-    return random.Random(0).sample(molecules, min(n, len(molecules)))
+    return bundled(n) if dataset is None else dataset.geometries("test", n)
 
 
 def error_curves(geometry: Geometry, method: Method, model: Path | None) -> dict[str, Any]:

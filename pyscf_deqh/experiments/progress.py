@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -42,7 +41,9 @@ def run(options: Options) -> Report:
         cache = ResultCache(model.parent / f"{model.name}.json", training.settings(options))
         make = partial(errors_on_test, model, dataset, options)
         errors = cache(f"errors, {weights_hash(model)}", make)["mae"]
-        method = Method(model=str(model), max_cycles=0, accelerate=False, frugal=False)
+        method = Method(
+            xc=dataset.xc, model=str(model), max_cycles=0, accelerate=False, frugal=False
+        )
         path = model.parent / f"{model.name}-scf-{len(molecules)}.json"
         found = run_benchmark(molecules, method, (_INIT,), path, resume=True)
         if found.interrupted:
@@ -83,7 +84,8 @@ def _kept(training: Training, options: Options) -> dict[int, Path]:
             export(checkpoint, found[step])
     final = found.setdefault(last, models / f"step-{last}")
     if not (final / "config.json").is_file():
-        shutil.copytree(folder / "model", final)
+        # The weights of this step, as all others are: the training's model are its best.
+        export(folder / "run" / "checkpoints" / "last.ckpt", final)
     return dict(sorted(found.items()))
 
 

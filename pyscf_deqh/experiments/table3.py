@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import random
 from typing import Any
 
 from ..benchmark.acceleration import run_benchmark
 from ..benchmark.scf_runs import Method
-from ..benchmark.sets import BUNDLED, PUBLISHED
+from ..benchmark.sets import PUBLISHED
 from ..checkpoint import DEFAULT_MODEL, weights_hash
-from ..data.geometry import Geometry, read_geometries
+from ..data.geometry import Geometry
 from .datasets import IN_HOUSE
+from .held_out import bundled, data_for_testing
 from .options import Options
 from .published import TABLE3
 from .report import Report
@@ -26,24 +26,40 @@ _ERIC = "full_builds_ratio"
 _MODELS = {"qhnet": "QHNet", "deqhnet": "DEQHNet"}
 
 
-def _molecules(options: Options) -> list[Geometry]:
+def _molecules(model: str, options: Options) -> tuple[list[Geometry], str, str]:
+    """Molecules that a model was not trained on, the functional of their SCFs, and whose they
+    are."""
     n = options.n or options.size.acceleration_molecules
     if options.size.name == "smoke":
-        return options.need(IN_HOUSE)[IN_HOUSE].geometries("test", n)
-    molecules = read_geometries(BUNDLED)[:PUBLISHED]
-    return random.Random(0).sample(molecules, min(n, len(molecules)))
+        molecules = options.need(IN_HOUSE)[IN_HOUSE].geometries("test", n)
+        return molecules, Method.xc, "those of the smoke run, with 4 or 5 atoms"
+    dataset = data_for_testing(model, options)
+    if dataset is None:
+        return bundled(n), Method.xc, (
+            f"from the first {PUBLISHED} of the bundled set of QM9's, with 7-9 heavy atoms, that "
+            "no model was trained on; the paper's are 50 others of the test splits of QH9"
+        )  # fmt: skip
+    return dataset.geometries("test", n), dataset.xc, (
+        f"evenly spread over the test split of {dataset.name}; the paper's are 50 of the test "
+        "splits of QH9"
+    )  # fmt: skip
 
 
 def run(options: Options) -> Report:
-    molecules = _molecules(options)
     results: dict[str, Any] = {}
+    notes = [
+        "SCFs in def2-SVP with PySCF's default settings; mean ± standard deviation over molecules; "
+        "cycles are counted from 0. ERIC: full Fock builds over those from the initial guess.",
+    ]
     for model in options.models or (DEFAULT_MODEL,):
+        molecules, xc, whose = _molecules(model, options)
         name = model_name(model)
+        notes.append(f"{name}: {xc}; {len(molecules)} molecules, {whose}.")
         file = f"{name}-{weights_hash(model)[:8]}-{len(molecules)}.json"
         path = options.out / "acceleration" / file
         path.parent.mkdir(parents=True, exist_ok=True)
         # As in the paper, the network alone.
-        method = Method(model=model, max_cycles=0, accelerate=False, frugal=False)
+        method = Method(xc=xc, model=model, max_cycles=0, accelerate=False, frugal=False)
         found = run_benchmark(molecules, method, _INITS, path, resume=True)
         if found.interrupted:
             raise KeyboardInterrupt
@@ -55,19 +71,6 @@ def run(options: Options) -> Report:
             for key, label in _MODELS.items():
                 cells = ["{:.3f} ± {:.3f}".format(*ratios[ratio][key]) for ratio in _RATIOS]
                 rows.append([f"paper: {label}, {data}", init, "50", *cells, "-"])
-    notes = [
-        f"{len(molecules)} molecules, B3LYP/def2-SVP with PySCF's default settings; mean ± "
-        "standard deviation over molecules; cycles are counted from 0. ERIC: full Fock builds over "
-        "those from the initial guess.",
-    ]
-    if options.size.name == "smoke":
-        notes.append("The molecules are those of the smoke run, with 4 or 5 atoms.")
-    else:
-        notes.append(
-            f"The molecules are from the first {PUBLISHED} of the bundled set of QM9's, with 7-9 "
-            "heavy atoms, that no model was trained on; the paper's are 50 others of the test "
-            "splits of QH9."
-        )
     for name, content in results.items():
         notes += [f"{name}: {f['name']} failed: {f['reason']}" for f in content["failures"]]
     return Report(

@@ -82,6 +82,12 @@ def density_matrix(hamiltonian: Tensor, basis_vectors: Tensor, n_occupied: Tenso
     Returns:
         (B, n, n).
     """
+    # Half precision resolves no gap between orbitals of which some lie at tens of hartree.
+    with torch.autocast(hamiltonian.device.type, enabled=False):
+        return _density_matrix(hamiltonian.to(basis_vectors.dtype), basis_vectors, n_occupied)
+
+
+def _density_matrix(hamiltonian: Tensor, basis_vectors: Tensor, n_occupied: Tensor) -> Tensor:
     n = hamiltonian.shape[-1]
     occupied = torch.arange(n, device=hamiltonian.device) < n_occupied[:, None]
     empty = (basis_vectors == 0).all(dim=1)

@@ -14,6 +14,7 @@ from __future__ import annotations
 import abc
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any, ClassVar, Protocol
 
 import torch
@@ -27,10 +28,11 @@ SOLVERS = ("fixed_point_iter", "anderson", "broyden")
 STARTS = ("identity", "reference")
 # Rows of a state at once: no second matrix of thousands of orbitals for a sum of squares.
 _ROWS = 256
-# Regularization of Anderson's iteration, hartree squared: torchdeq's own, 1e-4, is larger than a
-# difference of two states near the solution.
+# Regularization of Anderson's iteration, of squared states or gradients: torchdeq's own, 1e-4, is
+# larger than a difference of two of them near the solution.
 _ANDERSON = 1e-8
 _ANDERSON_BEGINS = 2
+_OWN_ANDERSON = "anderson of pyscf_deqh"
 GRADIENTS = ("implicit", "random-depth")
 
 
@@ -165,8 +167,9 @@ class SolverSettings:
         forward_tolerance: stop once ||f(x) - x|| / ||f(x)|| of every molecule is below this.
         gradient: how training differentiates. ``implicit``: through the fixed point (Eq. 43-44).
             ``random-depth``: f is applied a random number of times, at most
-            ``forward_max_iterations``, and only the last application is differentiated. Cheaper,
-            and it teaches f to arrive at H* from everywhere on the way, the start included.
+            ``forward_max_iterations``, and only the last application is differentiated (and what
+            reads a Hamiltonian off the state). Cheaper, and it teaches f to arrive at H* from
+            everywhere on the way, the start included.
         backward, backward_max_iterations, backward_tolerance: solver of the implicit gradient.
         start: ``identity`` (the paper) or ``reference``, where the network has one. A Hamiltonian
             given to the call (PySCF's own guess, say) overrides it.
@@ -225,14 +228,17 @@ class DEQH(nn.Module):
     def configure(self, settings: SolverSettings) -> None:
         """Change the solvers, for example for inference after training."""
         from torchdeq import get_deq
+        from torchdeq.solver import anderson_solver, register_solver
 
+        register_solver(_OWN_ANDERSON, partial(anderson_solver, lam=_ANDERSON))
+        named = {"anderson": _OWN_ANDERSON}
         self.settings = settings
         self._deq = get_deq(
-            f_solver=settings.forward,
+            f_solver=named.get(settings.forward, settings.forward),
             f_max_iter=settings.forward_max_iterations,
             f_tol=settings.forward_tolerance,
             f_stop_mode="rel",
-            b_solver=settings.backward,
+            b_solver=named.get(settings.backward, settings.backward),
             b_max_iter=settings.backward_max_iterations,
             b_tol=settings.backward_tolerance,
             b_stop_mode="rel",
@@ -265,9 +271,7 @@ class DEQH(nn.Module):
             return self._applied(state, injected, 1 + int(torch.randint(limit, ())))
         if not self.training and limit == 1:
             return self._applied(state, injected, 1)  # without a solver's copies
-        solved, info = self._deq(
-            lambda x: self.backbone.filter(x, injected), state, solver_kwargs={"lam": _ANDERSON}
-        )
+        solved, info = self._deq(lambda x: self.backbone.filter(x, injected), state)
         return Solution(
             self.backbone.hamiltonian(solved[-1], injected),
             info["nstep"].to(torch.long),
@@ -295,7 +299,8 @@ class DEQH(nn.Module):
         return found
 
     def _applied(self, state: Tensor, injected: Any, times: int) -> Solution:
-        """f applied so many times; only the last application is differentiated."""
+        """f applied so many times; only the last application is differentiated, and what reads a
+        Hamiltonian off the state."""
         with torch.no_grad():
             for _ in range(times - 1):
                 state = self.backbone.filter(state, injected)

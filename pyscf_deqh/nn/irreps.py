@@ -79,7 +79,8 @@ def add_scalars(x: Tensor, scalars: Tensor) -> Tensor:
 
 
 class NodeNonlinearity(nn.Module):
-    """Linear, gate, linear: scalars by SiLU, all else multiplied by gates made from the scalars."""
+    """Linear, gate, linear: everything, scalars too, is multiplied by gates made from the
+    scalars."""
 
     def __init__(self, lmax: int, channels: Channels):
         super().__init__()
@@ -92,7 +93,6 @@ class NodeNonlinearity(nn.Module):
         y = self.linear_in(rms_normalize(x))
         gates = torch.sigmoid(self.gates(y[:, 0, : self.channels.natural]))
         gates = gates.view(-1, self.lmax + 1, self.channels.total)
-        # SiLU(x) = x sigmoid(x) is the gate of the natural scalars.
         return self.linear_out(y * gates.index_select(1, self.linear_in.degree))
 
 

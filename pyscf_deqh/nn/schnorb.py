@@ -177,14 +177,20 @@ class SchNOrb(Predictor):
 
     @torch.no_grad()
     def standardize(self, batches: Iterable[GraphBatch]) -> None:
-        """Start the levels of each element at the means of its on-site blocks' diagonals."""
+        """Start the levels of each element at the means of its on-site blocks' diagonals, alike
+        within a shell."""
         total, count = torch.zeros_like(self.levels), self.levels.new_zeros(len(self.levels))
         for batch in batches:
             hamiltonian = batch.labels[0] - batch.reference
             blocks = batch.onsite_blocks(hamiltonian)[..., 0].unflatten(1, (self._size, -1))
             total.index_add_(0, batch.element, blocks.diagonal(dim1=1, dim2=2).to(total))
             count += torch.bincount(batch.element, minlength=len(count)).to(count)
-        self.levels.copy_(total / count.clamp(min=1)[:, None])
+        levels = (total / count.clamp(min=1)[:, None]).split(self._shell_sizes, dim=1)
+        self.levels.copy_(torch.cat([x.mean(1, keepdim=True).expand_as(x) for x in levels], dim=1))
+
+    @property
+    def _shell_sizes(self) -> list[int]:
+        return [2 * l + 1 for l in self.template.template_shells]
 
     @property
     def _size(self) -> int:
@@ -194,6 +200,7 @@ class SchNOrb(Predictor):
         graph = injected
         turns = self._random_turns(graph) if self.training else None
         onsite, between = self._blocks(self._pairs(graph, turns), graph)
+        onsite = onsite + torch.diag_embed(self.levels[graph.element])
         if turns is not None:
             of_orbitals = self._of_orbitals(turns)
             onsite, between = (
@@ -203,7 +210,7 @@ class SchNOrb(Predictor):
                     (graph.molecule[graph.edge_index[0]], between),
                 )
             )
-        onsite = (onsite + onsite.mT) / 2 + torch.diag_embed(self.levels[graph.element])
+        onsite = (onsite + onsite.mT) / 2
         between = (between + opposite(between).mT) / 2
         return graph.reference + graph.matrix(onsite, between)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import fields, replace
 from pathlib import Path
@@ -53,8 +54,8 @@ def evaluate(
         split: ``train``, ``valid``, ``test`` or ``all``.
         cache: folder of the graphs.
         iterations: limit of the fixed-point iteration, instead of the model's own.
-        split_rule, split_sizes: see :class:`~pyscf_deqh.data.dataset.HamiltonianDataset`; those
-            of the model's training if the rule is None, as far as the model knows them.
+        split_rule, split_sizes: see :class:`~pyscf_deqh.data.dataset.HamiltonianDataset`; by
+            default those of the model's training, as far as the model knows them.
         max_molecules: no more than these.
 
     Raises:
@@ -66,13 +67,21 @@ def evaluate(
     if iterations is not None:
         network.configure(replace(spec.solver, forward_max_iterations=iterations))
     store = GraphStore(cache, spec.reference, spec.basis, spec.other_bases)
-    if split_rule is None:
-        split_rule, split_sizes = spec.split_rule or "qm9-id", split_sizes or spec.split_sizes
+    split_rule = split_rule or spec.split_rule or "qm9-id"
+    if split_rule == spec.split_rule:
+        split_sizes = tuple(split_sizes) or spec.split_sizes
     dataset = HamiltonianDataset(
         databases, split, store, max_molecules, split_rule=split_rule, split_sizes=split_sizes
     )
-    if split != "all" and (split_rule, tuple(split_sizes)) == (spec.split_rule, spec.split_sizes):
-        check_rows(split_rule, spec.split_rows, dataset.rows)
+    if split != "all" and spec.split_rule is not None:
+        if (split_rule, tuple(split_sizes)) == (spec.split_rule, spec.split_sizes):
+            check_rows(split_rule, spec.split_rows, dataset.rows)
+        elif set(spec.split_rows) & set(dataset.rows):
+            warnings.warn(
+                f"{model} was trained on a file of that name, split by {spec.split_rule} "
+                f"{list(spec.split_sizes) or ''}: rows of the {split} split may be of its training",
+                stacklevel=2,
+            )
     names = [field.name for field in fields(HamiltonianErrors)]
     values: dict[str, list[float]] = {name: [] for name in (*names, "iterations", "residual")}
     for i in tqdm(range(len(dataset)), desc=f"evaluating {split}", unit="mol"):

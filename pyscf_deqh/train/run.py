@@ -220,7 +220,9 @@ def _start_from(module: HamiltonianModule, source: Path) -> _Split | None:
 
 def _damp_state(module: HamiltonianModule, source: SolverSettings) -> None:
     limit = module.config.solver.forward_max_iterations
-    if source.forward_max_iterations == 1 < limit and source.start == "reference":
+    # Of implicit gradients the last application has seen what the solver found.
+    once = source.forward_max_iterations == 1 and source.gradient == "random-depth"
+    if once and limit > 1 and source.start == "reference":
         module.model.backbone.damp_state(_DAMPED)
 
 
@@ -417,6 +419,14 @@ def train(
         logging.getLogger(name).setLevel(logging.WARNING)
     L.seed_everything(run.seed, verbose=False)
     model = build_model(config)
+    solver = config.solver
+    if solver.gradient == "implicit" and solver.forward_max_iterations == 1 and (
+        model.backbone.self_consistent
+    ):  # fmt: skip
+        raise ConfigError(
+            "solver.gradient: with implicit gradients f is applied once more after the solver, so "
+            "that a single iteration trains f(f(H)) where f(H) is used: take random-depth"
+        )
     if config.steps.target != "none" and not model.backbone.self_consistent:
         raise ConfigError(f"steps.target: {config.backbone} is a predictor, to which H is no input")
     if config.optimizer.jacobian_weight and not model.backbone.self_consistent:
