@@ -157,6 +157,9 @@ def make_guess(mf: hf.SCF, mol: Mole, options: Options, overlap: np.ndarray | No
         if settings and options.accelerate and not accelerated:
             settings = replace(settings, tolerance=min(settings.tolerance, CONVERGED))
         solution, fitted = _cycles(problem, own, point, settings)
+        if solution.failure and isinstance(start, PreviousStart):
+            note = f"the last point's orbitals without cycles, because {solution.failure}"
+            solution = replace(Solution(own, point.hamiltonian), notes=(*solution.notes, note))
         complete = not solution.notes
         states: tuple[float, ...] = ()
         if options.lowest:

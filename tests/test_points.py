@@ -13,6 +13,7 @@ from conftest import FORMAMIDE, WATER, make_mol
 from pyscf import dft, gto, lib, scf
 
 from pyscf_deqh import deqh_guess, plugin
+from pyscf_deqh.fock import cycles
 from pyscf_deqh.fock.shells import Kind
 from pyscf_deqh.starts.previous import Point, expected_defect
 
@@ -131,6 +132,21 @@ def test_an_open_shell_keeps_its_state_after_a_jump(shape):
         assert scanner(geometry, **start) == pytest.approx(plain(mol, **start), abs=1e-8)
         assert scanner.spin_square()[0] > 0.8
     assert scanner.deqh_scan.starts == {"a density of the user's": 1, "PySCF's": 1}
+
+
+def test_where_cycles_are_lost_the_last_state_is_the_start(monkeypatch):
+    """minao's density may lead to another one."""
+    mols = hydrogen(3.0, 2.9)
+    broken = np.array([np.diag([1.0] * 5 + [0.0] * 5), np.diag([0.0] * 5 + [1.0] * 5)]) / 5
+    scanner = scf.UHF(mols[0]).set(init_guess_breaksym=0).apply(deqh_guess).as_scanner()
+    plain = scf.UHF(mols[0]).set(init_guess_breaksym=0).as_scanner()
+    monkeypatch.setattr(cycles, "_failure", lambda *args: "the orbital gradient is still 1")
+    for mol, start in zip(mols, ({"dm0": broken}, {}), strict=True):
+        assert scanner(mol, **start) == pytest.approx(plain(mol, **start), abs=1e-8)
+        assert scanner.spin_square()[0] > 0.8
+    assert scanner.deqh_report.fallback is None
+    assert scanner.deqh_report.start == "previous"
+    assert any("orbitals without cycles" in note for note in scanner.deqh_report.notes)
 
 
 def test_orbitals_of_the_users_are_looked_at_in_silence(tmp_path):
