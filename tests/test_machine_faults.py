@@ -289,8 +289,8 @@ assert grown < 10
 """
 
 
-@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="needs /proc")
-def test_many_guesses(tmp_path):
+@pytest.mark.parametrize("n", [100, pytest.param(10_000, marks=pytest.mark.slow)])
+def test_many_guesses(n, tmp_path):
     """No growth of memory, of live objects, of open files or of threads."""
-    print(run(["-c", SCF + MANY, "10000"], tmp_path))
+    print(run(["-c", SCF + MANY, str(n)], tmp_path))
