@@ -13,6 +13,7 @@ import time
 import traceback
 import warnings
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, overload
 
@@ -216,12 +217,15 @@ def _density(mf: hf.SCF, mol: Mole, overlap: np.ndarray | None, minao: Callable[
     except Exception as error:
         if options is not None and options.on_unsupported == "raise":
             raise
-        reason = f"{type(error).__name__}: {error}"
+        guess, reason = None, f"{type(error).__name__}: {error}"
+        log.debug("%s", traceback.format_exc())
+    if guess is None:  # not in the handler, whose traceback keeps what the guess has held
         start = "network" if options is None else options.starts[0].name
         seconds = Seconds(total=time.perf_counter() - started)
         mf.deqh_report = Report(start, seconds=seconds, fallback=reason)
         log.warn("No DEQH guess: %s. The minao guess is used instead.", reason)
-        log.debug("%s", traceback.format_exc())
+        with suppress(UnsupportedMoleculeError):
+            engine_of(mf).give_back()
         return minao()
     report = mf.deqh_report = guess.report
     for note in report.notes:

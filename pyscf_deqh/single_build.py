@@ -109,5 +109,7 @@ def single_build(mf: hf.SCF, **options: Any) -> SingleBuild:
 
 def _by_spin(fock: Any, host: Any) -> np.ndarray:
     """Fock matrices of either spin, where the density has two."""
+    if isinstance(fock, tuple):  # gpu4pyscf's with a level shift
+        return np.stack([host(spin) for spin in fock])
     whole, *spins = parts_of(fock)
     return np.stack([host(spin) for spin in spins]) if spins else np.array(host(whole))

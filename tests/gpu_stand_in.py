@@ -170,6 +170,7 @@ class CDIIS(LibDIIS):
     def update(self, s, d, f, *args, **kwargs):
         assert all(type(x) is ndarray for x in (s, d, f))
         assert not args
+        assert self.Corth is not None  # or a solver is called that takes seconds to load
         return wrap(self._own.update(s.values, d.values, f.values))
 
 
@@ -318,13 +319,20 @@ class SCF(lib.StreamObject):
         dm = self.own.make_rdm1(mo_coeff.values, mo_occ.values)
         return ndarray(np.asarray(dm), mo_coeff=mo_coeff, mo_occ=mo_occ)
 
-    def get_fock(self, h1e=None, s1e=None, vhf=None, dm=None, cycle=-1, diis=None):
+    def get_fock(self, h1e=None, s1e=None, vhf=None, dm=None, cycle=-1, diis=None,
+                 level_shift_factor=None):  # fmt: skip
         if vhf is None:
             h1e, s1e, vhf = self.get_hcore(), self.get_ovlp(), self.get_veff(self.mol, dm)
         f = h1e + vhf
         if diis is not None and cycle >= self.diis_start_cycle:
             f = diis.update(s1e, asarray(dm), f)
         return f
+
+    def build(self, mol=None):
+        return self
+
+    def energy_tot(self, dm, h1e, vhf):
+        return self.own.energy_tot(dm.values, h1e.values, self._tagged_veff(dm))
 
     def kernel(self, dm0=None, **kwargs):
         """As ``gpu4pyscf.scf.hf._kernel``; counts its Fock matrices in ``builds``."""
@@ -375,6 +383,10 @@ class UHF(SCF):
     def nelec(self):
         return self.mol.nelec
 
+    def get_fock(self, *args, level_shift_factor=None, **kwargs):
+        f = super().get_fock(*args, **kwargs)
+        return f if level_shift_factor is None else tuple(f)
+
     def eig(self, h, s, overwrite=False, x=None):
         pairs = [super(UHF, self).eig(f, s, overwrite, x) for f in h]
         return tuple(wrap(np.stack([p[i].values for p in pairs])) for i in (0, 1))
@@ -401,7 +413,8 @@ class ROHF(RHF):
                                  mo_eb=mo_energy.mo_eb.values)  # fmt: skip
         return wrap(np.asarray(self.own.get_occ(energies)))
 
-    def get_fock(self, h1e=None, s1e=None, vhf=None, dm=None, cycle=-1, diis=None):
+    def get_fock(self, h1e=None, s1e=None, vhf=None, dm=None, cycle=-1, diis=None,
+                 level_shift_factor=None):  # fmt: skip
         if vhf is None:
             h1e, s1e, vhf = self.get_hcore(), self.get_ovlp(), self.get_veff(self.mol, dm)
         focka, fockb = h1e + vhf[0], h1e + vhf[1]

@@ -22,6 +22,7 @@ from pyscf_deqh import (
     plugin,
     predict_hamiltonian,
     predict_hamiltonians,
+    single_build,
 )
 from pyscf_deqh.benchmark.gpu4pyscf import main
 from pyscf_deqh.engine import gpu_engine
@@ -52,6 +53,7 @@ def gpu(monkeypatch):
     """gpu4pyscf, or stand-ins that the plug-in knows as it would know that after its import."""
     itself = gpu4pyscf_itself()
     if itself is not None:
+        monkeypatch.setattr("gpu4pyscf.dft.gen_grid.Grids.level", 1)  # as of PySCF's
         yield itself
         return
     module = gpu_stand_in.install(monkeypatch)
@@ -126,9 +128,8 @@ def test_the_way_back_is_to_minaos_matrix(gpu, name):
     mf.kernel()
     corrected = mf.DIIS(mf)
     corrected._cycles = [diis.CorrectedCycle(0.1)]
-    minao = gpu.ndarray(np.asarray(scf.RHF(mf.mol).get_init_guess(key="minao")))
-    expected = mf.get_fock(None, None, None, np.stack([minao, minao]) / 2 if name == "ROKS"
-                           else minao)  # fmt: skip
+    minao = gpu_engine().array(mf.get_init_guess(mf.mol, key="minao"))
+    expected = mf.get_fock(None, None, None, minao)
     found = corrected._begin_anew(mf.get_fock(None, None, None, mf.make_rdm1()), mf)
     np.testing.assert_allclose(gpu_engine().host(found), gpu_engine().host(expected), atol=1e-8)
     assert corrected._cycles[-1].restarted
@@ -153,6 +154,9 @@ def test_what_it_does_not_serve_is_refused_by_name(gpu, monkeypatch):
     with pytest.raises(UnsupportedMoleculeError, match="none of the molecular classes"):
         RKS(make_mol(WATER), xc="pbe").apply(deqh_guess)
     gpu_engine.cache_clear()
+    monkeypatch.setattr("pyscf_deqh.engine.gpu.num_devices", 2)  # each with a part of the integrals
+    with pytest.raises(UnsupportedMoleculeError, match=r"uses 2 GPUs.*CUDA_VISIBLE_DEVICES"):
+        gpu.RHF(make_mol(WATER)).apply(deqh_guess)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(UnsupportedMoleculeError, match="PyTorch sees no GPU"):
         gpu.RHF(make_mol(WATER)).apply(deqh_guess)
@@ -167,6 +171,25 @@ def test_objects_keep_their_options_when_they_move(gpu):
     assert issubclass(moved, gpu.LibDIIS)
     assert moved.to_cpu() is mf.DIIS
     assert pickle.loads(pickle.dumps(moved)) is moved
+
+
+def test_an_object_that_was_left_alone_can_move(gpu, monkeypatch):
+    """PySCF's to_gpu() calls a method of the DIIS that an object itself has."""
+    mf = scf.RHF(make_mol(WATER)).apply(deqh_guess)
+    monkeypatch.setattr("pyscf_deqh.guess.too_cheap", lambda mf, again=False: "it is small")
+    mf.kernel()
+    assert mf.deqh_report.fallback == "it is small"
+    assert "DIIS" not in vars(mf)
+
+
+@pytest.mark.parametrize("name", ["RHF", "UHF", "ROHF"])
+def test_a_single_build(gpu, name):
+    radical = {} if name == "RHF" else {"spin": 1}
+    mol = make_mol(WATER if name == "RHF" else RADICAL, **radical)
+    found = single_build(getattr(gpu, name)(mol))
+    expected = getattr(scf, name)(mol).kernel()
+    assert abs(found.energy - expected) < found.error + 1e-8
+    assert found.error < 1e-5
 
 
 def test_one_fitted_density_is_pyscfs(gpu):

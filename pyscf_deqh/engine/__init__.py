@@ -21,7 +21,7 @@ def gpu_engine() -> Engine:
     """That of gpu4pyscf's objects; raises as :func:`engine_of` does."""
     try:
         from .gpu import GPU4PySCF
-    except ImportError as error:
+    except Exception as error:  # of libraries that are not there or do not load, whatever it is
         raise UnsupportedMoleculeError(f"no guess for gpu4pyscf's objects: {error}") from error
     return GPU4PySCF()
 

@@ -48,7 +48,7 @@ class GPU4PySCF(Engine):
     """gpu4pyscf's part of the work, on CuPy's current GPU.
 
     Raises:
-        UnsupportedMoleculeError: it is too old, or PyTorch sees no GPU.
+        UnsupportedMoleculeError: it is too old or uses several GPUs, or PyTorch sees none.
     """
 
     scf: ClassVar[dict[str, Any]] = {"hf": hf, "uhf": uhf, "rohf": rohf, "ghf": ghf, "diis": diis}
@@ -58,7 +58,7 @@ class GPU4PySCF(Engine):
     goal = 1.0  # its SCF ends without a check
     block_bytes = 2**29
     in_blocks = False
-    keeps_pairs = num_devices == 1
+    keeps_pairs = True
     peak = 1.0
 
     def __init__(self) -> None:
@@ -72,6 +72,11 @@ class GPU4PySCF(Engine):
             raise UnsupportedMoleculeError(
                 "PyTorch sees no GPU, but gpu4pyscf needs a guess on one: install a build of "
                 "PyTorch for CUDA (https://pytorch.org/get-started)"
+            )
+        if num_devices > 1:  # each has a part of the fitted integrals
+            raise UnsupportedMoleculeError(
+                f"gpu4pyscf uses {num_devices} GPUs, and a guess serves one: set "
+                "CUDA_VISIBLE_DEVICES to one of them"
             )
         self._orthonormal: tuple[Any, Any] | None = None  # an overlap, and vectors
 
@@ -100,17 +105,31 @@ class GPU4PySCF(Engine):
     def tagged(self, x: Any, **tags: Any) -> Any:
         return cupy_helper.tag_array(x, **tags)
 
-    def eigh(self, matrix: Any, overlap: Any) -> tuple[Any, Any]:
-        # cuSOLVER's generalized solver takes seconds to load for some sizes, and is no faster.
+    # cuSOLVER's generalized solver takes seconds to load for some sizes, and is no faster.
+
+    def _basis(self, overlap: Any) -> Any:
+        """Orthonormal vectors in an overlap, (n, n)."""
         known = self._orthonormal  # of all threads
         if known is None or known[0] is not overlap:
             s, u = cupy.linalg.eigh(overlap)
             if not bool(s[0] > LINEAR_DEPENDENCY):
                 raise np.linalg.LinAlgError("the overlap is not positive")
             self._orthonormal = known = overlap, u / cupy.sqrt(s)
-        basis = known[1]
+        return known[1]
+
+    def eigh(self, matrix: Any, overlap: Any) -> tuple[Any, Any]:
+        basis = self._basis(overlap)
         energies, rotation = cupy.linalg.eigh(basis.T @ matrix @ basis)
         return energies, basis @ rotation
+
+    def extrapolation(self, overlap: Any) -> Any:
+        extrapolation = super().extrapolation(overlap)
+        extrapolation.Corth = self._basis(overlap)
+        return extrapolation
+
+    def empty(self, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
+        # CuPy's memory, which gpu4pyscf counts and finds again.
+        return torch.from_dlpack(cupy.empty(shape, dtype=_CUPY_TYPES[dtype]))
 
     def solve_positive(self, matrix: Any, right: Any) -> Any:
         values, vectors = cupy.linalg.eigh(matrix)
@@ -137,8 +156,7 @@ class GPU4PySCF(Engine):
         with mol.with_range_coulomb(omega), auxiliary.with_range_coulomb(omega):
             fitted.build(omega=omega or None)
         row, column = torch.tril_indices(mol.nao, mol.nao, device=device)
-        # CuPy's memory, which gpu4pyscf counts and finds again.
-        packed = torch.from_dlpack(cupy.empty((auxiliary.nao, len(row)), dtype=_CUPY_TYPES[dtype]))
+        packed = self.empty((auxiliary.nao, len(row)), dtype, device)
         first = 0
         for block, _ in fitted.loop():
             rows = torch.from_dlpack(block)[:, row, column]
@@ -194,8 +212,7 @@ class GPU4PySCF(Engine):
         for begin in range(first, n, _GRID_BLOCK):
             points = slice(begin, min(begin + _GRID_BLOCK, n))
             shape = (4, mol.nao, points.stop - begin)
-            # CuPy's memory, which gpu4pyscf counts and finds again.
-            values = torch.from_dlpack(cupy.empty(shape, dtype=_CUPY_TYPES[dtype]))
+            values = self.empty(shape, dtype, device)
             block = numint.eval_ao(mol, grids.coords[points], deriv=1, transpose=False)
             values.copy_(torch.from_dlpack(block))
             yield points, None, values
@@ -218,7 +235,9 @@ class GPU4PySCF(Engine):
     def solvent_of(self, mf: Any, build: bool = False, keep: bool = True) -> Any:
         solvent: Any = attribute(mf, "with_solvent")
         response = getattr(solvent, "_B_dot_x", None)
-        if response is None or solvent.frozen or not solvent._intermediates:
+        # With a frozen density that is the potential of this one, whatever it is asked for.
+        frozen = getattr(solvent, "frozen_dm0_for_finite_difference_without_response", None)
+        if response is None or solvent.frozen or frozen is not None or not solvent._intermediates:
             return None
         return response
 

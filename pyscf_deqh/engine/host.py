@@ -303,8 +303,8 @@ class Engine:
         """Roothaan's effective Fock matrix of those of either spin, tagged with them."""
         return self.scf["rohf"].get_roothaan_fock(focks, densities, overlap)
 
-    def extrapolation(self) -> Any:
-        """A new commutator DIIS."""
+    def extrapolation(self, overlap: Any) -> Any:
+        """A new commutator DIIS for Fock matrices in an overlap (nao, nao)."""
         extrapolation = self.scf["diis"].CDIIS()
         extrapolation.verbose = 0
         return extrapolation
@@ -313,6 +313,12 @@ class Engine:
     def diis_class(self) -> type:
         """An SCF object's ``DIIS`` that no user has changed."""
         return self.scf["diis"].SCF_DIIS
+
+    def empty(self, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
+        """A tensor that will be large, not set to anything."""
+        import torch
+
+        return torch.empty(shape, dtype=dtype, device=device)
 
     def free_bytes(self, device: torch.device) -> float:
         """Of a GPU's memory, with what is kept for new tensors."""

@@ -118,7 +118,8 @@ def is_corrected(mf: hf.SCF) -> bool:
 def plain_diis(mf: hf.SCF) -> None:
     """Undo :func:`corrected_diis`."""
     if is_corrected(mf):
-        mf.DIIS = engine_of(mf).diis_class
+        # Not in its place: PySCF's to_gpu() and gpu4pyscf's to_cpu() take it for a user's.
+        vars(mf).pop("DIIS", None)
         _start_as_before(mf)
 
 
@@ -176,6 +177,8 @@ def _unsuitable(mf: hf.SCF) -> str | None:
     module = getattr(type(mf).get_fock, "__module__", "")
     if "get_fock" in vars(mf) or module.partition(".")[0] not in _PROGRAMS:
         return "mf.get_fock is another one than PySCF's"
+    if hasattr(type(mf), "update_fock_with_constraints"):
+        return "its constraints change the Fock matrix in each cycle"
     if getattr(numint_of(mf), "collinear", "col") != "col":
         return "the functional is not collinear"
     return None
@@ -224,7 +227,7 @@ class _Corrected:
         self._mf = (lambda: None) if mf is None else weakref.ref(mf)
         self._method: Corrector | None = None
         self._cycles: list[CorrectedCycle] = []
-        self._failures = self._waits = self._moves = 0
+        self._failures = self._waits = self._moves = self._ended = 0
         self._first: list[Any] | None = None  # Fock matrix of a start that is none of ours
         self._way_back: WayBack | None = None
         self._leaves = _LEAVES
@@ -249,7 +252,8 @@ class _Corrected:
         mf = self._mf() if mf is None else mf
         before = self._cycles[-1] if self._cycles else None
         self._cycles.append(CorrectedCycle(np.nan))
-        hamiltonian = anew = None
+        hamiltonian = anew = method = None
+        ended = self._ended
         try:
             with own_errors():
                 if before is None:
@@ -270,6 +274,9 @@ class _Corrected:
         except Exception as error:  # whatever it is, it may not stop PySCF's SCF
             self._stop(f"{type(error).__name__}: {error}")
             logger.debug(self, "%s", traceback.format_exc())
+        method = None
+        if self._ended > ended:  # what held the memory is gone now
+            self._engine.give_back()
         mf.deqh_cycles = tuple(self._cycles)
         if anew is not None:
             return anew
@@ -326,7 +333,7 @@ class _Corrected:
 
     def _stop(self, reason: str) -> None:
         self._method = None
-        self._engine.give_back()
+        self._ended += 1
         logger.note(self, "No corrected cycles: %s. PySCF's DIIS goes on.", reason)
 
     def _step(

@@ -198,7 +198,9 @@ class FittedFock:
         packed = self.engine.packed_integrals(
             self.mol, self._auxiliary, self.device, self.coulomb_dtype, omega
         )
-        return PackedIntegrals(packed, self.mol.nao, self.engine.block_bytes, self.dtype)
+        return PackedIntegrals(
+            packed, self.mol.nao, self.engine.block_bytes, self.dtype, self.engine.empty
+        )
 
     @cached_property
     def integrals(self) -> Integrals:

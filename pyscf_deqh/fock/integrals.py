@@ -69,11 +69,19 @@ class PackedIntegrals(Integrals):
         nao: number of orbitals.
         block_bytes: working memory of a block.
         exchange: dtype of exchange matrices.
+        empty: an engine's, for large tensors.
     """
 
-    def __init__(self, packed: Tensor, nao: int, block_bytes: int, exchange: torch.dtype):
+    def __init__(
+        self,
+        packed: Tensor,
+        nao: int,
+        block_bytes: int,
+        exchange: torch.dtype,
+        empty: Callable[[tuple[int, ...], torch.dtype, torch.device], Tensor],
+    ):
         self.nao, self._packed, self._block_bytes = nao, packed, block_bytes
-        self._exchange = exchange
+        self._exchange, self._empty = exchange, empty
         row, column = torch.tril_indices(nao, nao, device=packed.device)
         self._diagonal = row == column
         self._row, self._column = row, column
@@ -91,7 +99,7 @@ class PackedIntegrals(Integrals):
             self._tensor = None
         elif self._tensor is None:
             shape = (len(self._packed), self.nao, self.nao)
-            whole = self._packed.new_empty(shape, dtype=self._exchange)
+            whole = self._empty(shape, self._exchange, self._packed.device)
             for part, block in zip(self._split(whole), self._blocks(), strict=True):
                 part.copy_(block)
             self._tensor = whole

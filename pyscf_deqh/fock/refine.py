@@ -75,7 +75,7 @@ def refine(
     Raises:
         NumericalError: a Fock matrix holds NaN or infinity.
     """
-    extrapolation = shells.engine.extrapolation()
+    extrapolation = shells.engine.extrapolation(overlap)
     fock = hamiltonian
 
     def extrapolate(orbitals: Orbitals) -> tuple[np.ndarray, np.ndarray]:
