@@ -220,7 +220,7 @@ class _Clock:
 
     @property
     def seconds(self) -> Seconds:
-        return Seconds(**self._stages, total=time.perf_counter() - self._began)
+        return Seconds(**self._stages, total=self._last - self._began)
 
 
 def _starts(problem: Problem, options: Options, reason: str | None) -> tuple[Start, ...]:
@@ -333,5 +333,6 @@ def _left_alone(
     """PySCF's own start, and why."""
     hamiltonian = problem.system.core_hamiltonian  # mf.get_hcore() may take long
     density = problem.mf.get_init_guess(problem.mol, key="minao")
+    clock.lap("start")
     report = Report("minao", seconds=clock.seconds, notes=notes, fallback=reason)
     return Guess(density, hamiltonian, Solution(problem, hamiltonian, failure=reason), report)

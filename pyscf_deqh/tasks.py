@@ -117,7 +117,7 @@ def _run(
     looked, slots = -_REFRESH, 0
     while tasks or running:
         if time.monotonic() > looked + _REFRESH:
-            looked, slots = time.monotonic(), sum(client.nthreads().values()) + 1
+            looked, slots = time.monotonic(), _threads(client) + 1
         while tasks and len(running) < slots:
             task = tasks.popleft()
             future = client.submit(_attempt_in_worker, function, task[1], pure=False)
@@ -126,6 +126,13 @@ def _run(
         future = next(completed)
         task = running.pop(future)
         yield task, _result(future)
+
+
+def _threads(client: Client) -> int:
+    try:
+        return sum(client.nthreads().values())
+    except Exception as error:
+        raise _no_work(error) from error
 
 
 def _result(future: Future[Any]) -> Any | Failure:
@@ -137,10 +144,14 @@ def _result(future: Future[Any]) -> Any | Failure:
         return Failure("the worker process died (out of memory?)", again=True)
     # An error of a task is its result: this one is of the way there or back.
     except Exception as error:
-        raise ConfigError(
-            f"the workers cannot do the work: {type(error).__name__}: {error}. All of them need "
-            "this package in the same version as here; the same command goes on"
-        ) from error
+        raise _no_work(error) from error
+
+
+def _no_work(error: Exception) -> ConfigError:
+    return ConfigError(
+        f"the workers cannot do the work: {type(error).__name__}: {error}. All of them need "
+        "this package in the same version as here; the same command goes on"
+    )
 
 
 def _attempt(function: Callable[..., Any], arguments: tuple[Any, ...]) -> Any | Failure:
@@ -179,7 +190,7 @@ def _client(workers: int | None, scheduler: str | None) -> Iterator[Client]:
             client = stack.enter_context(Client(**options))
         except (OSError, ValueError) as error:
             raise ConfigError(f"no Dask scheduler answers at {scheduler}: {error}") from error
-        if not client.nthreads():
+        if not _threads(client):
             print("waiting for the first worker", file=sys.stderr)
             client.wait_for_workers(1)
         try:

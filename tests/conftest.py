@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import csv
+import os
 import resource
 from contextlib import contextmanager
 from multiprocessing import get_context
+
+# Before anything loads OpenMP: sums, and where PySCF's own SCFs end, depend on the threads.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import numpy as np
 import pytest
@@ -14,6 +18,7 @@ from pyscf import dft, gto
 
 from pyscf_deqh.data.geometry import Geometry
 from pyscf_deqh.data.make.label import LabelSettings, label
+from pyscf_deqh.fock.cost import rates
 from pyscf_deqh.graph.basis import template_of
 from pyscf_deqh.graph.batch import collate
 from pyscf_deqh.graph.layout import OrbitalTemplate
@@ -70,6 +75,15 @@ def every_scf_is_worth_a_guess(monkeypatch):
     """Molecules of tests are so small that PySCF's own start would mostly be faster."""
     for module in ("pyscf_deqh.guess", "pyscf_deqh.plugin", "pyscf_deqh.fock.diis"):
         monkeypatch.setattr(f"{module}.too_cheap", lambda mf, again=False: None)
+
+
+@pytest.fixture(autouse=True)
+def a_machine_of_its_own(monkeypatch, tmp_path_factory):
+    """Without rates that were measured on it, and with random numbers that do not depend on which
+    tests ran before."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.getbasetemp() / "cache"))
+    rates.cache_clear()
+    torch.manual_seed(0)
 
 
 @pytest.fixture

@@ -130,6 +130,7 @@ def strangers_package(tmp_path_factory):
     (metadata / "entry_points.txt").write_text(
         f"[{backbones.GROUP}]\nscaled-blocks = strange:ScaledBlocks\n"
     )
+    assert "scaled-blocks" not in backbones._REGISTERED
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(folder)
         yield "scaled-blocks"
@@ -140,6 +141,7 @@ def strangers_package(tmp_path_factory):
 @pytest.mark.parametrize("check", testing.CHECKS, ids=lambda check: check.__name__)
 def test_a_strangers_backbone(strangers_package, check):
     assert strangers_package in backbones.known_backbones()
+    assert backbones.registered(strangers_package).network.__module__ == "strange"
     check(testing.untrained(strangers_package, width=8))
 
 

@@ -110,7 +110,16 @@ def core_hole(mf):
     return mf
 
 
-@pytest.mark.parametrize("rule", [fractional, dynamic, smeared, core_hole])
+def of_maximum_overlap(mf):
+    """An excited state, from the orbitals of the lowest."""
+    ground = scf.UHF(mf.mol).run()
+    occupation = np.array(ground.mo_occ)
+    highest = int(occupation[0].sum()) - 1
+    occupation[0, highest], occupation[0, highest + 1] = 0, 1
+    return scf.addons.mom_occ(scf.UHF(mf.mol), ground.mo_coeff, occupation)
+
+
+@pytest.mark.parametrize("rule", [fractional, dynamic, smeared, core_hole, of_maximum_overlap])
 def test_occupations_by_a_rule_of_the_users_keep_pyscfs_path(rule):
     """From another start they would lead to other states: C2(2+) ended 39 millihartree higher."""
     mol = make_mol("C 0 0 -.7; C 0 0 .7", basis="sto-3g", charge=2)

@@ -77,6 +77,7 @@ def damaged(archive):
 @pytest.fixture
 def server(tmp_path, monkeypatch):
     """A server with small.tgz, known as the data set 'small'."""
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
     content = database_bytes(tmp_path)
     server = Server(("127.0.0.1", 0), Handler)
     server.files, server.ranges = {"/small.tgz": packed("inside/small.db", content)}, []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import subprocess
 import sys
@@ -18,8 +19,14 @@ WATER = "3\nwater\nO 0 0 0.119\nH 0 0.763 -0.477\nH 0 -0.763 -0.477\n"
 
 
 def run(name, folder, *arguments):
+    """What a script prints, on a coarse grid and with the same velocities each time."""
+    settings = folder / "pyscf_conf.py"
+    settings.write_text("SEED = 1\ndft_gen_grid_Grids_level = 1\n")
     command = [sys.executable, str(EXAMPLES / name), *arguments]
-    done = subprocess.run(command, cwd=folder, capture_output=True, text=True)
+    done = subprocess.run(
+        command, cwd=folder, capture_output=True, text=True, timeout=600,
+        env=os.environ | {"PYSCF_CONFIG_FILE": str(settings)},
+    )  # fmt: skip
     assert done.returncode == 0, done.stderr
     return done.stdout
 
@@ -56,6 +63,15 @@ def test_dynamics(tmp_path):
     assert float(printed.rsplit("smallest ")[1].split()[0]) < 1e-3
 
 
+def test_optimization(tmp_path):
+    pytest.importorskip("geometric")
+    lines = run("optimize.py", tmp_path, "1").splitlines()
+    points = [line for line in lines if line.startswith("point ")]
+    assert "start network, 4 Fock" in points[0]
+    assert re.search("start previous, [345] Fock matrices", points[-1])
+    assert any("2 points, " in line for line in lines)
+
+
 @pytest.mark.slow
 def test_first_steps(tmp_path):
     printed = run("first_steps.py", tmp_path)
@@ -64,6 +80,7 @@ def test_first_steps(tmp_path):
     assert float(printed.rsplit("difference: ")[1].split()[0]) < 1e-8
 
 
+@pytest.mark.usefixtures("coarse_grids")
 def test_a_cluster(tmp_path):
     argon = "1\nname=argon\nAr 0 0 0\n"
     (tmp_path / "a.xyz").write_text(WATER.replace("water", "name=water") + argon)

@@ -45,6 +45,7 @@ def smoke(tmp_path_factory, quick_workers):
     folder = tmp_path_factory.mktemp("smoke")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("pyscf_deqh.experiments.samples.label", partial(label, workers=0))
+        patch.setattr("pyscf_deqh.benchmark.acceleration.warm_up", lambda *args: None)  # no times
         assert main(["all", "--out", str(folder)]) == 0
         for name in ("rivals", "losses"):
             assert main([name, "--datasets", "water", "--out", str(folder)]) == 0

@@ -20,6 +20,8 @@ from pyscf_deqh.guess import Options, make_guess
 from pyscf_deqh.pyscf_api import bytes_of_integrals, make_integrals
 from pyscf_deqh.starts.network import NetworkStart
 
+pytestmark = pytest.mark.usefixtures("coarse_grids")
+
 
 def held(fitted):
     """Bytes of all large tensors that an object keeps."""

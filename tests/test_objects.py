@@ -14,6 +14,8 @@ from pyscf_deqh import corrected_diis, deqh_guess
 from pyscf_deqh.errors import NotEnoughMemoryError
 from pyscf_deqh.fock import diis, states
 
+pytestmark = pytest.mark.usefixtures("coarse_grids")
+
 
 def test_a_conversion_keeps_the_options():
     mf = scf.RHF(make_mol(WATER)).apply(deqh_guess, accelerate=False, start="atoms")

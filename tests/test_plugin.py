@@ -27,6 +27,7 @@ from pyscf_deqh import predict as predict_module
 from pyscf_deqh.checkpoint import DEFAULT_MODEL, resolve_model
 from pyscf_deqh.fock.fitted import FittedFock
 from pyscf_deqh.fock.problem import Problem
+from pyscf_deqh.fock.shells import breaks_spin_symmetry
 
 pytestmark = pytest.mark.usefixtures("coarse_grids")
 
@@ -66,16 +67,27 @@ CASES = {
 @pytest.mark.parametrize("case", CASES)
 def test_every_scf_class_reaches_the_minao_energy(case, monkeypatch):
     make, options = CASES[case]
-    energies, used = {}, []
+    energies, reports = {}, []
     original = plugin.make_guess
-    monkeypatch.setattr(plugin, "make_guess", lambda *args: used.append(args) or original(*args))
+
+    def reported(*args):
+        guess = original(*args)
+        reports.append(guess.report)
+        return guess
+
+    monkeypatch.setattr(plugin, "make_guess", reported)
     for key in ("minao", "deqh"):
         mf = make(make_mol(WATER, **options))
         mf.conv_tol = 1e-10
         mf.init_guess = key
         energies[key] = mf.kernel()
         assert mf.converged
-    assert len(used) == 1
+    (report,) = reports
+    broken = isinstance(mf, (scf.uhf.UHF, scf.ghf.GHF)) and breaks_spin_symmetry(mf, mf.mol)
+    assert (report.start, report.fallback) == (
+        ("minao", "PySCF breaks the spin symmetry of its own density") if broken
+        else ("network", None)
+    )  # fmt: skip
     assert energies["deqh"] == pytest.approx(energies["minao"], abs=1e-7)
 
 
@@ -194,6 +206,11 @@ def _moved(position):
     return mol
 
 
+def with_omega(mol, omega):
+    mol.omega = omega
+    return mol
+
+
 BAD = {
     "element": (_silicon, "does not know the element"),
     "ghost atom": (lambda: make_mol([*WATER, ("ghost-O", (0, 0, 3.0))]), "ghost"),
@@ -207,6 +224,7 @@ BAD = {
         "2 electrons of one spin do not fit",
     ),
     "no atoms": (lambda: gto.M(verbose=0), "no atoms"),
+    "range-separated operators": (lambda: with_omega(make_mol(WATER), 0.3), "omega"),
     "NaN": (lambda: _moved(lambda r: np.full(3, np.nan)), "NaN"),
     "coincident": (lambda: _moved(lambda r: r[1]), "same place"),
     "ECP": (lambda: make_mol(WATER, basis="bfd-vdz", ecp={"O": "bfd"}), "ECP"),

@@ -205,6 +205,17 @@ def test_pytorchs_threads_are_each_threads_own():
         torch.set_num_threads(at_first)
 
 
+@pytest.fixture
+def several_threads():
+    """One each would not tell what is put back from what was never changed."""
+    torch_threads = torch.get_num_threads()
+    torch.set_num_threads(2)
+    with threadpool_limits(2):
+        yield
+    torch.set_num_threads(torch_threads)
+
+
+@pytest.mark.usefixtures("several_threads")
 def test_nothing_stays_changed():
     mf = dft.RKS(make_mol(WATER), xc="pbe")
     make_guess(mf, mf.mol, Options())
@@ -213,6 +224,7 @@ def test_nothing_stays_changed():
     assert state() == before
 
 
+@pytest.mark.usefixtures("several_threads")
 def test_nothing_stays_changed_after_an_error(monkeypatch):
     before = state()
     monkeypatch.setattr(predict_module, "_solve", lambda *args: 1 / 0)

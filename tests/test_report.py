@@ -1,5 +1,7 @@
 """The report says what happened."""
 
+import subprocess
+import sys
 from multiprocessing.reduction import ForkingPickler
 
 import pytest
@@ -86,6 +88,20 @@ def test_reports_travel_with_the_object():
     assert copy.deqh_report == mf.deqh_report
     assert copy.kernel() == pytest.approx(mf.e_tot, abs=1e-8)
     assert mf.copy().deqh_report == mf.deqh_report
+
+
+def test_an_object_brings_the_package_along(tmp_path):
+    """Into a process that has not imported it."""
+    mf = scf.RHF(make_mol(WATER)).apply(deqh_guess, start="network").run()
+    (tmp_path / "mf").write_bytes(ForkingPickler.dumps(mf))
+    code = (
+        "import pickle, sys; mf = pickle.load(open(sys.argv[1], 'rb')); energy = mf.kernel()\n"
+        "assert mf.deqh_report.fallback is None and mf.deqh_cycles; print(repr(float(energy)))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, tmp_path / "mf"], capture_output=True, text=True, check=True
+    )
+    assert float(done.stdout) == pytest.approx(mf.e_tot, abs=1e-8)
 
 
 def test_the_name_of_the_first_version_warns():

@@ -32,6 +32,13 @@ def test_every_bundled_molecule_has_a_basis_set_and_its_electrons_their_spin():
     families = robustness.molecules()
     assert sum(map(len, families.values())) > 500
     assert {"mb16-43", "f-block", "rc21", "transition-states", "cages"} <= families.keys()
+    for geometry in (g for family in families.values() for g in family.values()):
+        ghosts = geometry.whole_number("ghosts") or 0
+        real = geometry.numbers[: len(geometry.numbers) - ghosts]
+        electrons = int(real.sum()) - (geometry.whole_number("charge") or 0)
+        unpaired = geometry.whole_number("spin")  # as few as possible where it is not said
+        assert unpaired is None or (electrons - unpaired) % 2 == 0
+        assert 0 < robustness.n_orbitals(geometry.numbers, "def2-svp") < np.inf
     for family, chosen in (("f-block", "LaCl3"), ("mb16-43", "01"), ("noble-gases", "XeF4")):
         geometry = families[family][chosen]
         mol = Method().molecule(geometry)

@@ -1,11 +1,9 @@
 """Screening: rows against PySCF's own SCFs, and a table that loses none."""
 
 import json
-import os
 import signal
 import subprocess
 import sys
-import time
 
 import numpy as np
 import pytest
@@ -157,9 +155,24 @@ def test_not_converged_is_said(tmp_path, monkeypatch):
     assert run([water], tmp_path / "a.parquet")["not_converged"] == 1
 
 
+KILLED = """
+import os, signal, sys
+from pyscf_deqh.screen import main
+from pyscf_deqh.table import RowTable
+
+def add(self, row):
+    original(self, row)
+    if row["id"] == 3:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+original, RowTable.add = RowTable.add, add
+main(sys.argv[1:])
+"""
+
+
 def test_a_kill_loses_nothing_that_was_written(tmp_path):
     """The same command then ends with the content of an undisturbed run."""
-    lines = "".join(f"2\n\nH 0 0 0\nH 0 0 {0.7 + 0.002 * i}\n" for i in range(30))
+    lines = "".join(f"2\n\nH 0 0 0\nH 0 0 {0.7 + 0.002 * i}\n" for i in range(8))
     (tmp_path / "a.xyz").write_text(lines)
     command = [
         str(tmp_path / "a.xyz"),
@@ -172,16 +185,10 @@ def test_a_kill_loses_nothing_that_was_written(tmp_path):
         "--out",
     ]
     out, journal = tmp_path / "a.parquet", tmp_path / "a.parquet.journal"
-    process = subprocess.Popen(
-        [sys.executable, "-m", "pyscf_deqh.screen", *command, str(out)],
-        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-    )  # fmt: skip
-    while not journal.exists() or len(journal.read_text().splitlines()) < 4:
-        time.sleep(0.01)
-        assert process.poll() is None
-    os.kill(process.pid, signal.SIGKILL)
-    process.wait()
+    killed = [sys.executable, "-c", KILLED, *command, str(out)]
+    assert subprocess.run(killed, stderr=subprocess.DEVNULL).returncode == -signal.SIGKILL
     kept = journal.read_text()
+    assert len(kept.splitlines()) >= 4
     with journal.open("a") as file:
         file.write(kept.splitlines()[-1][:30])  # a row that was being written
     assert not out.exists()
@@ -191,7 +198,7 @@ def test_a_kill_loses_nothing_that_was_written(tmp_path):
     for line in kept.splitlines()[1:]:
         row = json.loads(line)
         assert found[row["id"]]["seconds"] == row["seconds"]
-    assert found.keys() == expected.keys() == set(range(30))
+    assert found.keys() == expected.keys() == set(range(8))
     for row_id, row in found.items():
         other = expected[row_id]
         assert all(row[name] == other[name] for name in ("name", "geometry", "formula", "error"))

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import WATER, make_mol
-from pyscf import scf
+from pyscf import scf, solvent
 from test_diis import run, some_densities
 
 from pyscf_deqh import deqh_guess
@@ -17,8 +17,8 @@ pytestmark = pytest.mark.usefixtures("coarse_grids")
 
 def in_solvent(name, mol):
     mf = scf.RHF(mol)
-    if name == "ddCOSMO":
-        return mf.ddCOSMO()
+    if name.startswith("dd"):
+        return getattr(solvent, name)(mf)
     mf = mf.SMD() if name.startswith("SMD") else mf.PCM()
     if name == "SMD in water":
         mf.with_solvent.solvent = "water"
@@ -28,7 +28,7 @@ def in_solvent(name, mol):
 
 
 # Fock matrices from the network. PySCF's SMD without a named solvent has no dielectric constant.
-SOLVENTS = {"C-PCM": 4, "IEF-PCM": 4, "SMD in water": 4, "ddCOSMO": 6, "SMD": None}
+SOLVENTS = {"C-PCM": 4, "IEF-PCM": 4, "SMD in water": 4, "ddCOSMO": 6, "ddPCM": 6, "SMD": None}
 
 
 @pytest.mark.parametrize("name", SOLVENTS)

@@ -1,10 +1,7 @@
 """Optimizations and dynamics with the guess and without."""
 
 import json
-import re
-import subprocess
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -286,14 +283,3 @@ def test_runs_with_more_that_did_not_converge_are_worse():
 def test_the_set_of_trajectories():
     names = {g.info["name"]: len(g.numbers) for g in steps._geometries("dynamics")}
     assert names == {"water hexamer": 18, "aspirin": 21, "alanine dipeptide": 22}
-
-
-def test_the_example_of_an_optimization():
-    pytest.importorskip("geometric")
-    script = Path(__file__).parents[1] / "examples" / "optimize.py"
-    done = subprocess.run([sys.executable, script, "1"], capture_output=True, text=True, check=True)
-    lines = [line for line in done.stdout.splitlines() if line.startswith("point ")]
-    # The first point alone may not be worth loading PyTorch.
-    assert "start network, 4 Fock" in lines[0] or "start minao, " in lines[0]
-    assert re.search("start previous, [345] Fock matrices", lines[-1])
-    assert "2 points, " in done.stdout

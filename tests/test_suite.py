@@ -244,8 +244,7 @@ def benchmarked(monkeypatch):
         return row(geometry.name, run(cycles=5), {init: run() for init in inits})
 
     monkeypatch.setattr(acceleration, "benchmark_molecule", pretend)
-    monkeypatch.setattr(acceleration, "run_deqh", lambda *args: None)
-    monkeypatch.setattr(acceleration, "run_classical", lambda *args: None)
+    monkeypatch.setattr(acceleration, "warm_up", lambda *args: None)
     return names
 
 

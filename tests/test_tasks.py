@@ -5,13 +5,12 @@ import signal
 import stat
 import subprocess
 import sys
-import threading
 import time
 from collections import Counter, deque
 
 import pytest
 from conftest import file_size_limit
-from distributed import LocalCluster
+from distributed import Client, LocalCluster
 from worker_functions import attempt, threads
 
 from pyscf_deqh import ConfigError, tasks
@@ -76,6 +75,16 @@ def test_no_worker_is_being_started_when_all_are_closed(tmp_path, monkeypatch):
     found = dict(outcomes(attempt, squares(tmp_path, 3, {2: "always"}), workers=2))
     assert found[2].reason.startswith("the worker process died")
     assert there[0] == 2
+
+
+def test_own_workers_are_closed_to_others():
+    """Whoever else is on the machine could run code through an open scheduler."""
+    with tasks._this_machine(1) as cluster:
+        address = cluster.scheduler_address
+        assert address.startswith("tls://127.0.0.1:")
+        for asked in (address, address.replace("tls", "tcp")):
+            with pytest.raises((OSError, TypeError)):
+                Client(asked, timeout=2, set_as_default=False)
 
 
 def test_workers_that_are_killed_from_outside(tmp_path):
@@ -187,7 +196,7 @@ def scheduler(tmp_path):
     file, processes = tmp_path / "scheduler.json", []
     for arguments in (
         ["scheduler", "--port", "0", "--no-dashboard", "--host", "127.0.0.1"],
-        ["worker", "--nthreads", "1", "--no-dashboard"],
+        ["worker", "--nthreads", "1", "--no-dashboard", "--no-nanny"],
     ):
         processes.append(subprocess.Popen(
             [sys.executable, "-m", "dask", *arguments, "--scheduler-file", str(file)],
@@ -209,6 +218,8 @@ def test_by_a_scheduler(scheduler, tmp_path):
     found = dict(outcomes(attempt, squares(work, 6), scheduler=str(file)))
     assert found == {number: number**2 for number in range(6)}
     # A scheduler that goes away is an error, and no endless wait.
-    threading.Timer(0.5, process.kill).start()
+    running = outcomes(attempt, squares(work, 10_000), scheduler=str(file))
+    next(running)
+    process.kill()
     with pytest.raises(ConfigError, match="the workers cannot do the work"):
-        dict(outcomes(attempt, squares(work, 10_000), scheduler=str(file)))
+        dict(running)

@@ -136,7 +136,7 @@ def test_another_packages_backbone_is_trained_and_predicts(config, tmp_path, mon
         assert replace(mine, options={"depth": 8}).model
     with pytest.raises(ConfigError, match="options: so2net's are in the section"):
         replace(config, options={"width": 8})
-    monkeypatch.delitem(_REGISTERED, "scaled-blocks")
+    del _REGISTERED["scaled-blocks"]
     with pytest.raises(CheckpointError, match="'scaled-blocks' is not one of"):
         load_model(tmp_path / "model")
 
