@@ -79,11 +79,12 @@ def exit_status(command: Callable[[], int], interrupted: str) -> int:
         interrupted: what to say of an interrupt.
     """
     try:
-        return command()
+        try:
+            return command()
+        except ModuleNotFoundError as error:
+            print(f"error: {missing_extra(error)}", file=sys.stderr)
     except DEQHError as error:
         print(f"error: {error}", file=sys.stderr)
-    except ModuleNotFoundError as error:
-        print(f"error: {missing_extra(error)}", file=sys.stderr)
     except KeyboardInterrupt:
         print(interrupted, file=sys.stderr)
         return 130

@@ -158,8 +158,11 @@ def make_guess(mf: hf.SCF, mol: Mole, options: Options, overlap: np.ndarray | No
             settings = replace(settings, tolerance=min(settings.tolerance, CONVERGED))
         solution, fitted = _cycles(problem, own, point, settings)
         if solution.failure and isinstance(start, PreviousStart):
-            note = f"the last point's orbitals without cycles, because {solution.failure}"
-            solution = replace(Solution(own, point.hamiltonian), notes=(*solution.notes, note))
+            note = f"one step from the last point's orbitals, because {solution.failure}"
+            solution = replace(
+                solution, hamiltonian=point.hamiltonian, minimized=False, failure=None,
+                notes=(*solution.notes, note),
+            )  # fmt: skip
         complete = not solution.notes
         states: tuple[float, ...] = ()
         if options.lowest:

@@ -213,7 +213,8 @@ def _density(mf: hf.SCF, mol: Mole, overlap: np.ndarray | None, minao: Callable[
     try:
         guess = make_guess(mf, mol, options or _options(frugal=True), overlap)
         guessed = follows or not isinstance(mf, hf.SCF)
-        mf._deqh_guessed = guessed and diis.is_corrected(mf)
+        ours = guess.report.fallback is None  # else it is where PySCF's own SCF begins
+        mf._deqh_guessed = guessed and ours and diis.is_corrected(mf)
     except Exception as error:
         if options is not None and options.on_unsupported == "raise":
             raise

@@ -136,7 +136,7 @@ def test_a_molecule_that_fails_does_not_stop_the_others(two_variants, monkeypatc
 
     monkeypatch.setattr(Method, "molecule", fails)
     assert main([*arguments, "--n", "1"]) == 1
-    found = re.search(r"no rows of (water [01]): BasisNotFoundError", capsys.readouterr().out)
+    found = re.search(r"not all rows of (water [01]): BasisNotFoundError", capsys.readouterr().out)
     assert not out.exists()
     assert main([*arguments, "--n", "1"]) == 0
     names = {row["molecule"] for row in json.loads(out.read_text())["rows"]}

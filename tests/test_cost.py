@@ -37,7 +37,7 @@ def test_small_scfs_are_pyscfs_own(by, as_for_users, monkeypatch):
     assert mf.DIIS is diis.SCF_DIIS
     assert mf.diis_start_cycle == plain.diis_start_cycle
     assert "nothing to save" in mf.deqh_report.fallback
-    monkeypatch.setattr(cost, "rates", lambda: cost.Rates(guess=0.0))
+    monkeypatch.setattr(cost, "rates", lambda: cost.Rates(fixed=0.0))
     mf.get_init_guess(key="deqh")
     assert mf.deqh_report.fallback is None
     assert mf.DIIS is not diis.SCF_DIIS
@@ -106,7 +106,7 @@ def test_rates_of_this_machine(tmp_path, monkeypatch):
 
 def test_pytorch_is_loaded_once_it_pays(monkeypatch):
     monkeypatch.setattr(cost, "_forgone", cost._Forgone())
-    monkeypatch.setattr(cost, "rates", lambda: cost.Rates(guess=0.0, imports=1.0, matrix=0.1))
+    monkeypatch.setattr(cost, "rates", lambda: cost.Rates(fixed=0.0, imports=1.0, matrix=0.1))
     monkeypatch.delitem(sys.modules, "torch")
     mf = scf.RHF(make_mol("He 0 0 0"))
     saving = 4.5 * cost.seconds_of_matrix(mf)

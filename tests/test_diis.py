@@ -16,7 +16,7 @@ from pyscf_deqh import ConfigError, corrected_diis, deqh_guess
 from pyscf_deqh.engine import HOST
 from pyscf_deqh.fock import corrector, diis
 from pyscf_deqh.fock.auxiliary import LIGHT
-from pyscf_deqh.fock.failure import Strictly, WayBack
+from pyscf_deqh.fock.failure import Strictly, WayBack, patience_when_far
 from pyscf_deqh.fock.fitted import FittedFock
 from pyscf_deqh.fock.functional import Functional
 from pyscf_deqh.fock.nearby import FockNearby
@@ -373,20 +373,22 @@ def test_where_pyscfs_diis_goes_nowhere_after_them_its_own_start_is_next(
     assert energies[-1] == pytest.approx(expected[-1], abs=1e-9)
 
 
-@pytest.mark.parametrize("start", ["deqh", "minao"])
+@pytest.mark.parametrize("start", ["deqh", "minao", "PySCF's in a guess", "few cycles"])
 def test_a_far_guess_that_leads_nowhere_is_given_up(start, monkeypatch, tmp_path):
     """A start of PySCF's own is what the SCF would have had: it stays."""
     mol = make_mol(WATER)
     expected = energies_of(scf.RHF(mol))
     fail(monkeypatch, lost=0.0)
-    mf = scf.RHF(mol).apply(deqh_guess if start == "deqh" else corrected_diis)
+    mf = (scf.UHF if start == "PySCF's in a guess" else scf.RHF)(mol)
+    mf = mf.apply(corrected_diis if start == "minao" else deqh_guess)
+    mf.max_cycle = 15 if start == "few cycles" else 50
     monkeypatch.setattr(type(HOST), "diis_class", Stubborn)
     monkeypatch.setattr(Stubborn, "made", 0)
     with open(tmp_path / "log", "w") as mf.stdout:
         mf.verbose = 4
         energies = energies_of(mf)
     log = (tmp_path / "log").read_text()
-    if start == "minao":
+    if start != "deqh":
         assert not mf.converged
         assert "back to the start" not in log
         return
@@ -400,15 +402,14 @@ def test_a_far_guess_that_leads_nowhere_is_given_up(start, monkeypatch, tmp_path
 
 def test_a_slow_diis_is_left_alone():
     gradients = iter([1e-3 * 0.9**k for k in range(100)])
-    way_back = WayBack.of(lambda d, f: next(gradients), 1e-3, 50, far=False)
+    way_back = WayBack(lambda d, f: next(gradients), 1e-3)
     assert not any(way_back.is_due(None, None) for _ in range(100))
-    way_back = WayBack.of(lambda d, f: 8e-4, 1e-3, 50, far=False)
+    way_back = WayBack(lambda d, f: 8e-4, 1e-3)
     assert [way_back.is_due(None, None) for _ in range(8)] == [False] * 7 + [True]
 
 
-def test_the_patience_leaves_cycles_for_the_way_back():
-    patience = [WayBack.of(None, 1.0, n, far).patience for far in (0, 1) for n in (5, 20, 50, 500)]
-    assert patience == [2, 4, 8, 8, 2, 6, 16, 16]
+def test_the_patience_with_a_far_start_leaves_cycles_for_the_way_back():
+    assert [patience_when_far(n) for n in (5, 20, 36, 50, 500)] == [8, 8, 12, 16, 16]
 
 
 @pytest.mark.parametrize("own", [None, lambda envs: envs["norm_gorb"] < 1e-6])

@@ -216,6 +216,9 @@ def test_frames_of_several_molecules_stay_in_their_splits(tmp_path):
     with pytest.raises(DatasetError, match=r"split one by one \(qm9_id"):
         simulate(starts, tmp_path / "b.xyz", FAST, 2, workers=0, progress=False)
     assert (tmp_path / "b.xyz").read_text() == before
+    # One of several goes on as it began.
+    assert simulate(starts[:1], tmp_path / "a.xyz", FAST, 3, workers=0, progress=False)[0] == 1
+    assert sorted(g.molecule for g in read_xyz(tmp_path / "a.xyz")) == [7, 7, 7, 12, 12]
 
 
 @pytest.mark.parametrize("key", ["name", "smiles"])

@@ -46,6 +46,7 @@ def smoke(tmp_path_factory, quick_workers):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("pyscf_deqh.experiments.samples.label", partial(label, workers=0))
         patch.setattr("pyscf_deqh.benchmark.acceleration.warm_up", lambda *args: None)  # no times
+        patch.setattr(dft.gen_grid.Grids, "level", 1)
         assert main(["all", "--out", str(folder)]) == 0
         for name in ("rivals", "losses"):
             assert main([name, "--datasets", "water", "--out", str(folder)]) == 0
@@ -147,6 +148,12 @@ def test_models_of_other_splits_are_tested_on_their_own(smoke, tmp_path):
     dataset = data_for_testing(str(water), with_data)
     assert (dataset.name, dataset.split_rule) == ("water", "md17")
     assert data_for_testing(DEFAULT_MODEL, with_data) is None
+    with pytest.raises(ConfigError, match="split rule md17 with sizes"):
+        data_for_testing(str(water), replace(with_data, split_sizes=(4, 2)))
+    ethanol = next((smoke / "samples").glob("*ethanol*"), None)
+    if ethanol is not None:
+        with pytest.raises(ConfigError, match="name its labelled files"):
+            data_for_testing(str(water), replace(with_data, data=(ethanol,)))
 
 
 def test_iterations_during_training(smoke):

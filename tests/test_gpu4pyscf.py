@@ -173,7 +173,7 @@ def test_objects_keep_their_options_when_they_move(gpu):
     assert pickle.loads(pickle.dumps(moved)) is moved
 
 
-def test_an_object_that_was_left_alone_can_move(gpu, monkeypatch):
+def test_an_object_that_was_left_alone_has_no_diis_of_its_own(monkeypatch):
     """PySCF's to_gpu() calls a method of the DIIS that an object itself has."""
     mf = scf.RHF(make_mol(WATER)).apply(deqh_guess)
     monkeypatch.setattr("pyscf_deqh.guess.too_cheap", lambda mf, again=False: "it is small")

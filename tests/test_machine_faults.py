@@ -296,7 +296,7 @@ assert grown < 10 or n < 1000  # allocators and caches still grow
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="needs /proc")
-@pytest.mark.parametrize("n", [100, pytest.param(10_000, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("n", [40, pytest.param(10_000, marks=pytest.mark.slow)])
 def test_many_guesses(n, tmp_path):
-    """No growth of memory, of live objects, of open files or of threads."""
+    """No growth of live objects, of open files or of threads; of memory, after a thousand."""
     print(run(["-c", SCF + MANY, str(n)], tmp_path))

@@ -146,7 +146,7 @@ def test_where_cycles_are_lost_the_last_state_is_the_start(monkeypatch):
         assert scanner.spin_square()[0] > 0.8
     assert scanner.deqh_report.fallback is None
     assert scanner.deqh_report.start == "previous"
-    assert any("orbitals without cycles" in note for note in scanner.deqh_report.notes)
+    assert any("one step from the last point" in note for note in scanner.deqh_report.notes)
 
 
 def test_orbitals_of_the_users_are_looked_at_in_silence(tmp_path):

@@ -76,6 +76,8 @@ def test_whose_spin_symmetry_is_broken():
     mf.nelec = (6, 4)
     assert not breaks_spin_symmetry(mf, mol)
     assert not breaks_spin_symmetry(scf.RHF(mol), mol)
+    for generalized in (scf.GHF(mol), dft.GKS(mol), scf.GHF(make_mol(WATER, **RADICAL))):
+        assert breaks_spin_symmetry(generalized, generalized.mol)
 
 
 def test_chosen_irreducible_representations_need_no_aufbau_state():

@@ -15,7 +15,6 @@ from pyscf_deqh.benchmark.sets import BUNDLED, PUBLISHED, SUITE
 from pyscf_deqh.checkpoint import DEFAULT_MODEL, weights_hash
 from pyscf_deqh.data.geometry import Geometry, read_geometries
 from pyscf_deqh.data.splits import split_of
-from pyscf_deqh.fock.cost import rates_file
 from pyscf_deqh.graph.basis import n_orbitals
 
 pytestmark = pytest.mark.usefixtures("coarse_grids")
@@ -266,17 +265,15 @@ def test_resumption(benchmarked, tmp_path):
     assert benchmarked == []
 
 
-def test_molecules_side_by_side(quick_workers, tmp_path, monkeypatch):
+def test_molecules_side_by_side(quick_workers):
     """Workers count the same Fock builds, and one's failure is no other's."""
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))  # a machine whose guesses cost nothing
-    rates_file().parent.mkdir()
-    rates_file().write_text('{"guess": 0}')
+    method = Method(frugal=False)  # workers would leave water alone
     bad = Geometry(np.array([1, 1]), np.zeros((2, 3)), {"name": "bad"})
     two = [WATER, bad, replace(WATER, info={"name": "again"})]
-    results = run_benchmark(two, Method(), ["minao"], progress=False, workers=2)
+    results = run_benchmark(two, method, ["minao"], progress=False, workers=2)
     assert {row["name"] for row in results.rows} == {"water", "again"}
     assert {row["deqh"]["full_builds"] for row in results.rows} == {
-        run_benchmark([WATER], Method(), ["minao"], progress=False).rows[0]["deqh"]["full_builds"]
+        run_benchmark([WATER], method, ["minao"], progress=False).rows[0]["deqh"]["full_builds"]
     }
     assert [failure["name"] for failure in results.failures] == ["bad"]
     assert results.environments[0]["threads"] == 1

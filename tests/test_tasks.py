@@ -72,6 +72,7 @@ def test_no_worker_is_being_started_when_all_are_closed(tmp_path, monkeypatch):
         return close(self, *arguments, **options)
 
     monkeypatch.setattr(LocalCluster, "close", counted)
+    monkeypatch.setattr(tasks, "_PATIENCE", 300)  # a busy machine
     found = dict(outcomes(attempt, squares(tmp_path, 3, {2: "always"}), workers=2))
     assert found[2].reason.startswith("the worker process died")
     assert there[0] == 2

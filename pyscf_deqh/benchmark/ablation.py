@@ -245,7 +245,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         rows, failures = run_ablation(chosen, method, args.parts, args.json)
         print("\n".join([ablation_table(rows), *measured_with(rows)]))
         for name, reason in failures.items():
-            print(f"- no rows of {name}: {reason}")
+            print(f"- not all rows of {name}: {reason}")
         return int(bool(failures) or not all(row["converged"] for row in rows))
 
     return run_resumable(run, args.json)

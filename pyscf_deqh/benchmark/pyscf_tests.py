@@ -49,7 +49,7 @@ def pytest_configure() -> None:
 
     hf.SCF.init_guess = plugin.KEY
     # A guess that costs nothing is worth it for every SCF.
-    cost.rates = lambda: cost.Rates(guess=0.0, imports=0.0)  # type: ignore[assignment]
+    cost.rates = lambda: cost.Rates(fixed=0.0, imports=0.0)  # type: ignore[assignment]
 
 
 def run_file(file: Path, default: str, seconds: float) -> dict[str, str]:

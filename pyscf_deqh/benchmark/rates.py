@@ -87,13 +87,13 @@ def measure() -> Rates:
             _seconds(lambda: ks._numint.nr_rks(mol, ks.grids, "pbe", density)) / points / n
         ),
         "imports": lambda: float(np.median([_seconds_of_import() for _ in range(3)])),
-        "guess": lambda: _seconds_of_guess(small),
+        "fixed": lambda: _seconds_of_guess(small),
     }
     progress = tqdm(steps.items(), desc="rates", unit="rate")
     rates = Rates(**{name: step() for name, step in progress})
     # A guess is a fixed time and some work that grows with the molecule.
     own = OWN * seconds_of_matrix(small, rates)
-    return Rates(**asdict(rates) | {"guess": max(rates.guess - own, rates.guess / 2)})
+    return Rates(**asdict(rates) | {"fixed": max(rates.fixed - own, rates.fixed / 2)})
 
 
 def main(argv: Sequence[str] | None = None) -> int:

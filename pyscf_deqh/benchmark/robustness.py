@@ -378,7 +378,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = _parser().parse_args(argv)
 
     def run() -> int:
-        settings = {"weights": weights_hash(args.model)}
+        settings = {"weights": weights_hash(args.model), "orbitals": _MAX_ORBITALS,
+                    "minimal": _MINIMAL}  # fmt: skip
         read = read_rows(args.json, settings, lambda row: Case(**row["case"]))
         rows = list({Case(**row["case"]): row for row in read}.values())
         done = [row["case"] for row in rows]

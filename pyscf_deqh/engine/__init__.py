@@ -30,8 +30,8 @@ def engine_of(mf: Any) -> Engine:
     """The engine of an SCF object.
 
     Raises:
-        UnsupportedMoleculeError: of gpu4pyscf, which is too old, or without CuPy, or without a GPU
-            for PyTorch.
+        UnsupportedMoleculeError: of gpu4pyscf, which is too old, or without CuPy, with several
+            GPUs, or without one for PyTorch.
     """
     base = getattr(sys.modules.get("gpu4pyscf.scf.hf"), "SCF", ())
     if isinstance(mf, base):

@@ -34,6 +34,8 @@ def _dataset(options: Options) -> Dataset | None:
         return dataset
     if not options.data and options.size.name != "smoke":
         return None
+    if options.models and options.size.name != "smoke":
+        return options.found.get(IN_HOUSE)  # split as the bundled molecules are
     found = options.need()
     return found.get(IN_HOUSE) or next(iter(found.values()))
 

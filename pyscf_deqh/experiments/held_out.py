@@ -29,14 +29,20 @@ def data_for_testing(model: str, options: Options) -> Dataset | None:
         ConfigError: its rule is another one than that of the bundled molecules, and there are no
             data for it.
     """
-    rule = load_model(model)[1].split_rule or _BY_MOLECULE
-    if rule == _BY_MOLECULE:
+    spec = load_model(model)[1]
+    if (spec.split_rule or _BY_MOLECULE) == _BY_MOLECULE:
         return None
-    found = options.found.values() if options.data else ()
-    for dataset in found:
-        if dataset.split_rule == rule:
+    smoke = options.size.name == "smoke"  # which makes its own
+    for dataset in options.found.values() if options.data or smoke else ():
+        names = {path.name for path in dataset.databases}
+        same = (spec.split_rule, tuple(spec.split_sizes)) == (
+            dataset.split_rule, tuple(dataset.split_sizes)
+        )  # fmt: skip
+        if same and (not spec.split_rows or names & spec.split_rows.keys()):
             return dataset
+    sizes = f" with sizes {list(spec.split_sizes)}" if spec.split_sizes else ""
+    files = ", ".join(spec.split_rows) or "of the same names"
     raise ConfigError(
-        f"{model_name(model)} was trained by the split rule {rule}, by which some of the bundled "
-        "molecules may be for training: name its labelled files with --data"
+        f"{model_name(model)} was trained by the split rule {spec.split_rule}{sizes}, by which "
+        f"other molecules may be for training: name its labelled files ({files}) with --data"
     )

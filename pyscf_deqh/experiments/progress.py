@@ -44,7 +44,7 @@ def run(options: Options) -> Report:
         method = Method(
             xc=dataset.xc, model=str(model), max_cycles=0, accelerate=False, frugal=False
         )
-        path = model.parent / f"{model.name}-scf-{len(molecules)}.json"
+        path = model.parent / f"{model.name}-scf-{dataset.xc}-{len(molecules)}.json"
         found = run_benchmark(molecules, method, (_INIT,), path, resume=True)
         if found.interrupted:
             raise KeyboardInterrupt
@@ -82,7 +82,7 @@ def _kept(training: Training, options: Options) -> dict[int, Path]:
         found[step] = models / f"step-{step}"
         if not (found[step] / "config.json").is_file():
             export(checkpoint, found[step])
-    final = found.setdefault(last, models / f"step-{last}")
+    final = found.setdefault(last, models / f"last-{last}")
     if not (final / "config.json").is_file():
         # The weights of this step, as all others are: the training's model are its best.
         export(folder / "run" / "checkpoints" / "last.ckpt", final)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from typing import Any
 
 from ..benchmark.acceleration import run_benchmark
@@ -55,7 +56,8 @@ def run(options: Options) -> Report:
         molecules, xc, whose = _molecules(model, options)
         name = model_name(model)
         notes.append(f"{name}: {xc}; {len(molecules)} molecules, {whose}.")
-        file = f"{name}-{weights_hash(model)[:8]}-{len(molecules)}.json"
+        kind = hashlib.sha256(repr([xc, *(g.name for g in molecules)]).encode()).hexdigest()[:8]
+        file = f"{name}-{weights_hash(model)[:8]}-{kind}.json"
         path = options.out / "acceleration" / file
         path.parent.mkdir(parents=True, exist_ok=True)
         # As in the paper, the network alone.

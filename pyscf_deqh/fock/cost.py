@@ -44,7 +44,7 @@ class Rates:
         fitted: of J and K from PySCF's fitted integrals, for each n^3 and electron.
         grid: of a GGA, for each grid point and orbital.
         matrix: of what else there is in an SCF cycle.
-        guess: of a guess and corrected cycles, whatever the size.
+        fixed: of a guess and corrected cycles, whatever the size.
         imports: of loading PyTorch.
     """
 
@@ -53,7 +53,7 @@ class Rates:
     fitted: float = 5e-9
     grid: float = 5e-8
     matrix: float = 5e-3
-    guess: float = 0.25
+    fixed: float = 0.25
     imports: float = 1.9
 
 
@@ -141,7 +141,7 @@ def too_cheap(mf: Any, again: bool = False) -> str | None:
     """
     seconds = seconds_of_matrix(mf)
     if engine_of(mf) is HOST:
-        imports, saving = rates().imports, (_SAVED - OWN) * seconds - rates().guess
+        imports, saving = rates().imports, (_SAVED - OWN) * seconds - rates().fixed
     else:
         imports, saving = _GPU_IMPORTS, _GPU_SAVED * seconds - _GPU_GUESS
     about = f"a full Fock matrix takes some {1e3 * seconds:.0f} ms"

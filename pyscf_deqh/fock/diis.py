@@ -32,7 +32,7 @@ from ..pyscf_api import attribute, fills_by_aufbau, numint_of
 from .corrector import Corrector, parts_of
 from .cost import too_cheap
 from .descent import MAX_DESCENT
-from .failure import Strictly, WayBack
+from .failure import LEAST_LEFT, Strictly, WayBack, patience_when_far
 
 if TYPE_CHECKING:
     from pyscf.gto import Mole
@@ -269,7 +269,8 @@ class _Corrected:
                             if not solved:
                                 method.know(d, f)
                             mf._deqh_defect = method.defect()  # for the next point
-                    if self._way_back is not None and self._way_back.is_due(d, f):
+                    enough = self._max_cycle - len(self._cycles) >= LEAST_LEFT
+                    if enough and self._way_back is not None and self._way_back.is_due(d, f):
                         anew = self._begin_anew(f, mf)
         except Exception as error:  # whatever it is, it may not stop PySCF's SCF
             self._stop(f"{type(error).__name__}: {error}")
@@ -317,7 +318,7 @@ class _Corrected:
         logger.note(self, "PySCF's DIIS has not got on either: back to the start of the SCF, %s; "
                     "%d of %d cycles are left",
                     "minao's" if self._first is None else "without corrected cycles",
-                    mf.max_cycle - len(self._cycles), mf.max_cycle)  # fmt: skip
+                    self._max_cycle - len(self._cycles), self._max_cycle)  # fmt: skip
         self._way_back = None
         if self._method is not None:
             self._stop("they have not led on from a far start")
@@ -373,7 +374,8 @@ class _Corrected:
         else:
             method.forget()
             if far and self._first is None and self._way_back is None:
-                self._way_back = self._way(method, gradient, far=True)
+                patience = patience_when_far(self._max_cycle)
+                self._way_back = WayBack(method.gradient, gradient, patience)
         self._waits = int(far and not accepted)
         if not far and not accepted and gradients[-1] >= tolerance:
             self._fail(gradient)
@@ -390,13 +392,13 @@ class _Corrected:
         if self._engine is HOST and mf is not None and mf.check_convergence is None:
             mf.check_convergence = Strictly()
         if self._failures >= _PATIENCE and self._method is not None:
-            self._way_back = self._way(self._method, gradient, far=False)
+            self._way_back = WayBack(self._method.gradient, gradient)
             self._stop("they did not lower the gradient twice")
 
-    def _way(self, method: Corrector, gradient: float, far: bool) -> WayBack:
+    @property
+    def _max_cycle(self) -> int:
         mf = self._mf()
-        max_cycle = hf.SCF.max_cycle if mf is None else mf.max_cycle
-        return WayBack.of(method.gradient, gradient, max_cycle, far)
+        return int(hf.SCF.max_cycle if mf is None else mf.max_cycle)
 
 
 class CorrectedDIIS(_Corrected, lib.diis.DIIS):

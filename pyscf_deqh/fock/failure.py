@@ -10,10 +10,10 @@ from typing import Any
 # corrected cycles do not contract it can leave ten times the gradient and more.
 _BEFORE_THE_CHECK, _CYCLES_BEFORE_IT = 0.3, 2
 # What PySCF's DIIS has to leave of the gradient, and in how many cycles: as many as it combines, or
-# more from a far start, where it takes its time; but a part of all that there may be, so that
-# enough are left.
-_GETS_ON, _PATIENCE, _PATIENCE_WHEN_FAR = 0.5, 8, 16
-_PART, _PART_WHEN_FAR = 5, 3
+# more from a far start, where it takes its time, but no more than this part of all.
+_GETS_ON, _PATIENCE, _PATIENCE_WHEN_FAR, _PART_WHEN_FAR = 0.5, 8, 16, 3
+# Cycles that an SCF from its beginning takes at least: with fewer there is no way back.
+LEAST_LEFT = 10
 
 
 @dataclass
@@ -42,6 +42,11 @@ class Strictly:
         return strictly or last or not self.cycles
 
 
+def patience_when_far(max_cycle: int) -> int:
+    """Of a :class:`WayBack`, in an SCF of at most so many cycles that began far from a solution."""
+    return max(_PATIENCE, min(_PATIENCE_WHEN_FAR, max_cycle // _PART_WHEN_FAR))
+
+
 @dataclass
 class WayBack:
     """Says when to begin the SCF anew, because PySCF's DIIS goes nowhere from where it is.
@@ -55,22 +60,8 @@ class WayBack:
 
     norm: Callable[[Any, Any], float]
     least: float
-    patience: int
+    patience: int = _PATIENCE
     cycles: int = 0
-
-    @classmethod
-    def of(
-        cls, norm: Callable[[Any, Any], float], least: float, max_cycle: int, far: bool
-    ) -> WayBack:
-        """With the patience that an SCF of at most so many cycles can have.
-
-        Args:
-            norm, least: see above.
-            max_cycle: of the SCF.
-            far: whether it began far from any solution.
-        """
-        usual, part = (_PATIENCE_WHEN_FAR, _PART_WHEN_FAR) if far else (_PATIENCE, _PART)
-        return cls(norm, least, max(min(usual, max_cycle // part), 2))
 
     def is_due(self, d: Any, f: Any) -> bool:
         """Whether the time has come.

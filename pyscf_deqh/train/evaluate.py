@@ -77,9 +77,10 @@ def evaluate(
         if (split_rule, tuple(split_sizes)) == (spec.split_rule, spec.split_sizes):
             check_rows(split_rule, spec.split_rows, dataset.rows)
         elif set(spec.split_rows) & set(dataset.rows):
+            by = f"{spec.split_rule} {list(spec.split_sizes) or ''}".rstrip()
             warnings.warn(
-                f"{model} was trained on a file of that name, split by {spec.split_rule} "
-                f"{list(spec.split_sizes) or ''}: rows of the {split} split may be of its training",
+                f"{model} was trained on a file of that name, split by {by}: rows of "
+                f"the {split} split may be of its training",
                 stacklevel=2,
             )
     names = [field.name for field in fields(HamiltonianErrors)]

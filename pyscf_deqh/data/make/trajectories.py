@@ -235,7 +235,8 @@ def _last_frames(path: Path) -> tuple[int, dict[int, _Frame]]:
 def _resume(
     path: Path, made_by: dict[str, str], trajectories: dict[int, Geometry]
 ) -> dict[int, _Frame]:
-    """The last frame of each trajectory; a frame that was being written is cut off."""
+    """The last frame of each trajectory; a frame that was being written is cut off. Starts know
+    their molecule where these do."""
     if not path.exists():
         return {}
     end, last = _last_frames(path)
@@ -247,6 +248,8 @@ def _resume(
                 "write to another file or repeat its settings"
             )
         start = trajectories.get(number)
+        if start and "qm9_id" in frame.info:  # it began beside others
+            start = trajectories[number] = _with_molecule(start)
         if start and frame.symbols != _symbols(start):
             raise DatasetError(f"{path}: trajectory {number} there is of another molecule")
         if start and (changed := differences(_of_molecule(frame.info), _of_molecule(start.info))):
