@@ -76,11 +76,17 @@ def assert_same(found, expected):
     assert float(mine["train/loss"]) == pytest.approx(float(theirs["train/loss"]), rel=1e-8)
 
 
+@pytest.fixture(scope="module")
+def folder_of_whole(tmp_path_factory):
+    return tmp_path_factory.mktemp("whole")
+
+
 @pytest.fixture
-def whole(config, tmp_path):
-    """Two epochs in one process."""
-    undisturbed = in_folder(config, tmp_path / "whole")
-    train(undisturbed)
+def whole(config, folder_of_whole):
+    """Two epochs in one process, trained once."""
+    undisturbed = in_folder(config, folder_of_whole / "run")
+    if not undisturbed.run.folder.exists():
+        train(undisturbed)
     return undisturbed
 
 

@@ -17,12 +17,25 @@ from conftest import (
 from pyscf_deqh.errors import ConfigError
 from pyscf_deqh.graph.basis import shells_of, template_of
 from pyscf_deqh.graph.batch import collate
-from pyscf_deqh.graph.build import build_graph
+from pyscf_deqh.graph.build import build_graph as make_graph
 from pyscf_deqh.nn import so2net
 from pyscf_deqh.nn.so2net import SO2NetConfig
 from pyscf_deqh.train.loss import hamiltonian_loss
 
 RELATIVE = 1e-10
+
+
+REFERENCES = {}
+
+
+def build_graph(mol, reference, hamiltonian=None):
+    """With the reference of each molecule made once."""
+    if reference == "none":
+        return make_graph(mol, reference, hamiltonian)
+    key = mol._atm.tobytes(), mol._bas.tobytes(), mol._env.tobytes()
+    if key not in REFERENCES:
+        REFERENCES[key] = make_graph(mol, reference).reference
+    return make_graph(mol, reference, hamiltonian, fock=REFERENCES[key].copy())
 
 
 def spectrum(hamiltonian, overlap):
