@@ -107,11 +107,14 @@ class Guess:
 
 
 def make_guess(mf: hf.SCF, mol: Mole, options: Options, overlap: np.ndarray | None = None) -> Guess:
-    """A density matrix for an SCF object to start from; minao's where the cycles came to nothing.
+    """A density matrix for an SCF object to start from.
 
-    Where another start may lead to another kind of state, the density is PySCF's own: for singlets
-    whose spin symmetry it breaks, and where the user fills the orbitals by a rule of his own. So it
-    is, if options are frugal, where the whole SCF takes no longer than a guess.
+    Where the cycles came to nothing it is minao's, and at a later point of a scan that of one step
+    from the last orbitals.
+
+    Where another start may lead to another kind of state, the density is PySCF's own: for GHF, for
+    singlets whose spin symmetry it breaks, and where the user fills the orbitals by a rule of his
+    own. So it is, if options are frugal, where the whole SCF takes no longer than a guess.
 
     Args:
         mf: any molecular SCF object of PySCF or gpu4pyscf.

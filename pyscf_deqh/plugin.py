@@ -103,8 +103,8 @@ def deqh_guess(
             negative.
         CheckpointError: there is no such model.
         UnsupportedMoleculeError: the object is no molecular SCF with spatial orbitals
-            (spinors), or another package evaluates its functional, and
-            ``on_unsupported`` is ``'raise'``.
+            (spinors), another package evaluates its functional, or gpu4pyscf is too old or
+            uses several GPUs, and ``on_unsupported`` is ``'raise'``.
 
     Example:
 

@@ -94,7 +94,7 @@ def _add_label(commands) -> None:
     _add_precision(parser)
     _add_selection(parser)
     parser.add_argument("--exclude", type=Path, nargs="*", default=[],
-                        help="files of labels whose molecules are skipped")  # fmt: skip
+                        help="files that label has made, whose molecules are skipped")  # fmt: skip
     add_options(parser)
     parser.add_argument("--retry-failed", action="store_true")
     parser.add_argument("--steps", type=int, default=0, help="so many steps of each SCF are kept, "

@@ -93,7 +93,7 @@ def corrected_diis(mf: hf.SCF) -> hf.SCF:
 
     Raises:
         ConfigError: a DIIS or its start has been chosen before.
-        UnsupportedMoleculeError: of gpu4pyscf, which does not fit.
+        UnsupportedMoleculeError: gpu4pyscf is too old, uses several GPUs, or PyTorch sees none.
 
     Example:
 

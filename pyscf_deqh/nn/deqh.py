@@ -165,7 +165,8 @@ class SolverSettings:
         forward: ``fixed_point_iter``, ``anderson`` or ``broyden``.
         forward_max_iterations: limit of the forward solver.
         forward_tolerance: stop once ||f(x) - x|| / ||f(x)|| of every molecule is below this.
-        gradient: how training differentiates. ``implicit``: through the fixed point (Eq. 43-44).
+        gradient: how training differentiates. ``implicit``: through the fixed point (Eq. 43-44);
+            with two forward iterations or more.
             ``random-depth``: f is applied a random number of times, at most
             ``forward_max_iterations``, and only the last application is differentiated (and what
             reads a Hamiltonian off the state). Cheaper, and it teaches f to arrive at H* from
