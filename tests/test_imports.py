@@ -9,7 +9,7 @@ GUESS = """
 from pyscf import dft, gto
 mol = gto.M(atom="O 0 0 .119; H 0 .763 -.477; H 0 -.763 -.477", basis="def2-svp", verbose=0)
 from pyscf_deqh.fock import cost
-cost.rates = lambda: cost.Rates(guess=0, imports=0)
+cost.rates = lambda: cost.Rates(fixed=0, imports=0)
 mf = dft.RKS(mol, xc="b3lyp")
 mf.init_guess = "deqh"
 mf.get_init_guess(key=mf.init_guess)

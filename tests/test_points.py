@@ -19,6 +19,8 @@ from pyscf_deqh.starts.previous import Point, expected_defect
 
 pytestmark = pytest.mark.usefixtures("coarse_grids")
 
+pytestmark = pytest.mark.usefixtures("coarse_grids")
+
 
 def moved(atoms, step, seed=0):
     """Atoms displaced at random, by so many angstrom on average."""
