@@ -23,7 +23,7 @@ data: $(VENV)/.data
 			--conv-tol 1e-8 --steps 4; status=$$?; test $$status -le 1 || exit $$status; \
 	done
 
-# The next default model, on two cores in eight hours; the same command goes on after an end.
+# The next default model, on two cores in seven hours; the same command goes on after an end.
 model: $(VENV)/.model
 	$(BIN)/python -m pyscf_deqh.train --config models/training-data/so2net.yaml --resume
 	$(BIN)/python -m pyscf_deqh.train export data/runs/b3lyp-def2svp data/b3lyp-def2svp --half
