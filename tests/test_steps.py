@@ -48,6 +48,15 @@ def molecules(tmp_path):
     return path
 
 
+@pytest.fixture
+def two(tmp_path, monkeypatch):
+    """Two molecules of one name, for runs that are made up."""
+    monkeypatch.setattr(steps, "warm_up", lambda *args: None)
+    path = tmp_path / "two.xyz"
+    path.write_text(2 * XYZ)
+    return path
+
+
 def run(kind, molecules, out, *options):
     return main(["steps", kind, "--molecules", str(molecules), "--json", str(out),
                  "--xc", "hf", "--basis", "def2-svp", *options])  # fmt: skip
@@ -226,9 +235,7 @@ def test_runs_that_come_to_no_end_are_rows_too(molecules, tmp_path, capsys, monk
     assert "water (not converged: minao, 1 SCFs, deqh)" in capsys.readouterr().out
 
 
-def test_molecules_of_the_same_name_are_all_run(molecules, tmp_path, monkeypatch):
-    two = tmp_path / "two.xyz"
-    two.write_text(2 * XYZ)
+def test_molecules_of_the_same_name_are_all_run(two, molecules, tmp_path, monkeypatch):
     names = []
 
     def only_name(geometry, name, *args):
@@ -237,7 +244,6 @@ def test_molecules_of_the_same_name_are_all_run(molecules, tmp_path, monkeypatch
         return {"name": name, "nao": 1, "minao": failed, "deqh": failed}
 
     monkeypatch.setattr(steps, "run_molecule", only_name)
-    monkeypatch.setattr(steps, "warm_up", lambda *args: None)
     assert run("dynamics", two, tmp_path / "a.json") == 1  # none came to an end
     assert sorted(names) == ["water", "water 0", "water 1"]  # the first one warms up
     assert run("dynamics", two, tmp_path / "a.json") == 1
@@ -245,10 +251,8 @@ def test_molecules_of_the_same_name_are_all_run(molecules, tmp_path, monkeypatch
     assert run("dynamics", molecules, tmp_path / "a.json") == 2  # of other molecules
 
 
-def test_a_molecule_that_fails_does_not_stop_the_others(tmp_path, monkeypatch, capsys):
+def test_a_molecule_that_fails_does_not_stop_the_others(two, tmp_path, monkeypatch, capsys):
     """It gets another chance, and names do not depend on how many are run."""
-    two = tmp_path / "two.xyz"
-    two.write_text(2 * XYZ)
     names = []
 
     def only_name(geometry, name, *args):
@@ -260,7 +264,6 @@ def test_a_molecule_that_fails_does_not_stop_the_others(tmp_path, monkeypatch, c
         return {"name": name, "nao": 1, "minao": side, "deqh": side}
 
     monkeypatch.setattr(steps, "run_molecule", only_name)
-    monkeypatch.setattr(steps, "warm_up", lambda *args: None)
     out = tmp_path / "a.json"
     assert run("dynamics", two, out, "--n", "1") == 1
     assert "BasisNotFoundError: no such basis set" in capsys.readouterr().err

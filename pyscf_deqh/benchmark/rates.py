@@ -13,7 +13,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict
 
 import numpy as np
 from pyscf import dft, gto, lib, scf
@@ -22,7 +22,7 @@ from tqdm import tqdm
 from ..errors import DEQHError
 from ..files import write_json
 from ..fock.cost import OWN, Rates, rates_file, seconds_of_matrix
-from ..plugin import deqh_guess
+from .scf_runs import Method, run_guess
 
 _RING = [(1.395, "C"), (2.48, "H")]  # angstrom
 _REPEATS = 5
@@ -50,18 +50,12 @@ def _seconds(function: Callable[[], object]) -> float:
     return float(np.median(times))
 
 
-def _seconds_of_guess(mf: dft.rks.RKS) -> float:
+def _seconds_of_guess(mol: gto.Mole) -> float:
     """The same of a guess and the corrected cycles of its SCF; PySCF's own integrals, which every
     SCF makes, left out."""
-    times = []
-    for _ in range(1 + _REPEATS):
-        guessed = deqh_guess(mf.copy())
-        guessed._deqh = replace(guessed._deqh, frugal=False)  # it is water
-        guessed.kernel()
-        of_guess = guessed.deqh_report.seconds
-        corrected = sum(cycle.seconds for cycle in guessed.deqh_cycles)
-        times.append(of_guess.total - of_guess.integrals + corrected)
-    return float(np.median(times[1:]))
+    method = Method(frugal=False)
+    runs = [run_guess(mol, method, "deqh", method.options())[0] for _ in range(1 + _REPEATS)]
+    return float(np.median([run.own_seconds for run in runs[1:]]))
 
 
 def _seconds_of_import() -> float:
@@ -87,7 +81,7 @@ def measure() -> Rates:
             _seconds(lambda: ks._numint.nr_rks(mol, ks.grids, "pbe", density)) / points / n
         ),
         "imports": lambda: float(np.median([_seconds_of_import() for _ in range(3)])),
-        "fixed": lambda: _seconds_of_guess(small),
+        "fixed": lambda: _seconds_of_guess(water),
     }
     progress = tqdm(steps.items(), desc="rates", unit="rate")
     rates = Rates(**{name: step() for name, step in progress})

@@ -227,7 +227,8 @@ class _Corrected:
         self._mf = (lambda: None) if mf is None else weakref.ref(mf)
         self._method: Corrector | None = None
         self._cycles: list[CorrectedCycle] = []
-        self._failures = self._waits = self._moves = self._ended = 0
+        self._failures = self._waits = self._moves = 0
+        self._gives_back = False  # memory, once nothing holds it any more
         self._first: list[Any] | None = None  # Fock matrix of a start that is none of ours
         self._way_back: WayBack | None = None
         self._leaves = _LEAVES
@@ -253,7 +254,6 @@ class _Corrected:
         before = self._cycles[-1] if self._cycles else None
         self._cycles.append(CorrectedCycle(np.nan))
         hamiltonian = anew = method = None
-        ended = self._ended
         try:
             with own_errors():
                 if before is None:
@@ -276,7 +276,8 @@ class _Corrected:
             self._stop(f"{type(error).__name__}: {error}")
             logger.debug(self, "%s", traceback.format_exc())
         method = None
-        if self._ended > ended:  # what held the memory is gone now
+        if self._gives_back:
+            self._gives_back = False
             self._engine.give_back()
         mf.deqh_cycles = tuple(self._cycles)
         if anew is not None:
@@ -334,7 +335,7 @@ class _Corrected:
 
     def _stop(self, reason: str) -> None:
         self._method = None
-        self._ended += 1
+        self._gives_back = True
         logger.note(self, "No corrected cycles: %s. PySCF's DIIS goes on.", reason)
 
     def _step(
